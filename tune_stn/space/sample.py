@@ -1,0 +1,29 @@
+"""One draw of the hyperparameters, as the readers see it: augmentation, regularisers and response layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values of all hyperparameters for one batch.
+
+    Attributes:
+        values: name -> value inside the domain (floored where discrete), detached, of shape `(rows,)`.
+            `rows` is the batch size where each example has a draw of its own and 1 where the batch shares it.
+        response_input: the input `h` of the response layers, of shape `(rows, n)` with `n` hyperparameters, or
+            None for a zero response: then a response layer is exactly its base layer.
+        linearise: whether response layers carry `J_h f(x; 0) h` as a tangent beside the base value instead of
+            evaluating `f(x; h)` (Delta-STN, arXiv 2010.13514, section 3.2).
+    """
+
+    values: Mapping[str, Tensor]
+    response_input: Tensor | None = None
+    linearise: bool = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
