@@ -1,0 +1,18 @@
+"""Search space, raw coordinates and the tunable state."""
+
+from tune_stn.space.domains import Domain, Integer, LogUniform, Normal, Uniform
+from tune_stn.space.sample import Sample
+from tune_stn.space.search_space import SearchSpace
+from tune_stn.space.tunable import Constants, Tunable
+
+__all__ = [
+    "Constants",
+    "Domain",
+    "Integer",
+    "LogUniform",
+    "Normal",
+    "Sample",
+    "SearchSpace",
+    "Tunable",
+    "Uniform",
+]

@@ -1,0 +1,7 @@
+"""Tasks: data, model, loss, search space and start values."""
+
+from tune_stn.tasks.registry import TASKS, get_task
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import Task, accuracy
+
+__all__ = ["TASKS", "Task", "Training", "accuracy", "get_task"]

@@ -1,0 +1,133 @@
+"""Fashion-MNIST: 28×28 grey images of clothes in ten classes (Xiao et al. 2017, arXiv 1708.07747)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pooch
+import torch
+from torch import Tensor
+
+from tune_stn.data.errors import DataError
+from tune_stn.data.idx import read_idx
+from tune_stn.data.splits import Split
+
+CLASSES = 10
+BASE_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+def load(folder: str | Path | None = None) -> tuple[Split, Split]:
+    """The official training and test examples.
+
+    Args:
+        folder: with the four idx files, gzipped or not; None for the first place of `find` that has them.
+
+    Returns:
+        `(train, test)`; inputs are uint8 of shape `(n, 28, 28)`, targets int64 of shape `(n,)` in `0 … 9`.
+
+    Raises:
+        DataError: the files are not found, damaged, or of other shapes or labels.
+    """
+    found = find(folder)
+    return _load_pair(found, "train"), _load_pair(found, "t10k")
+
+
+def find(folder: str | Path | None = None) -> Path:
+    """The folder that holds the four files.
+
+    A folder that is given is the only one looked at. Otherwise, in this order:
+    `$TUNE_STN_DATA/fashion-mnist`, the folder of Debian's package, the user's cache.
+
+    Raises:
+        DataError: none has them all; says where it looked and how to get them.
+    """
+    if folder is not None:
+        candidates = [Path(folder).expanduser()]
+    else:
+        candidates = [DEBIAN_FOLDER, _cache_folder()]
+        if (from_env := _env_folder()) is not None:
+            candidates.insert(0, from_env)
+    for candidate in candidates:
+        if all(_existing(candidate, name) is not None for name in SHA256):
+            return candidate
+    raise DataError(
+        f"Fashion-MNIST not found in {', '.join(map(str, candidates))}; get it by "
+        "`apt-get install dataset-fashion-mnist` or `tune-stn data fashion-mnist`, "
+        "or name a folder that has its four idx files by `--set data_dir=FOLDER`"
+    )
+
+
+def fetch(folder: str | Path | None = None, *, progress: bool = True, base_url: str = BASE_URL) -> Path:
+    """Download the four official files; those already there are not fetched again.
+
+    Each is kept only if its SHA-256 is right, so nothing is left of a download that fails half-way.
+
+    Args:
+        folder: where to; None for `$TUNE_STN_DATA/fashion-mnist` if that is set, else the user's cache.
+        progress: whether to draw a bar on stderr for each file.
+        base_url: of a mirror, if not the official one.
+
+    Returns:
+        The folder, which `find` finds.
+
+    Raises:
+        DataError: no connection, a wrong checksum, or a folder that cannot be written to.
+    """
+    target = Path(folder).expanduser() if folder is not None else _env_folder() or _cache_folder()
+    for name, sha256 in SHA256.items():
+        url = f"{base_url.rstrip('/')}/{name}"
+        try:
+            pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=target, progressbar=progress)
+        except (OSError, ValueError) as error:  # connection and file system; checksum
+            raise DataError(
+                f"{url} could not be fetched into {target}: {error}; try again, or "
+                "`apt-get install dataset-fashion-mnist`"
+            ) from error
+    return target
+
+
+def _env_folder() -> Path | None:
+    root = os.environ.get("TUNE_STN_DATA")
+    return Path(root) / "fashion-mnist" if root else None
+
+
+def _cache_folder() -> Path:
+    return Path(pooch.os_cache("tune_stn")) / "fashion-mnist"
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    """The file `name`, or the same without `.gz`."""
+    return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
+
+
+def _load_pair(folder: Path, prefix: str) -> Split:
+    images = _load_array(folder, f"{prefix}-images-idx3-ubyte.gz")
+    labels = _load_array(folder, f"{prefix}-labels-idx1-ubyte.gz")
+    problem = None
+    if images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
+        problem = f"images are {images.dtype} of shape {tuple(images.shape)}, not uint8 of (n, 28, 28)"
+    elif labels.dtype != torch.uint8 or labels.shape != images.shape[:1]:
+        problem = f"{len(images)} images, but labels are {labels.dtype} of shape {tuple(labels.shape)}"
+    elif int(labels.max()) >= CLASSES:
+        problem = f"a label is {int(labels.max())}, past the last class, {CLASSES - 1}"
+    if problem is not None:
+        raise DataError(
+            f"{folder}: the {prefix} files are not Fashion-MNIST ({problem}); fetch them again "
+            "by `tune-stn data fashion-mnist`"
+        )
+    return Split(images, labels.long())
+
+
+def _load_array(folder: Path, name: str) -> Tensor:
+    path = _existing(folder, name)
+    if path is None:  # deleted since `find`
+        raise DataError(f"{folder / name}: vanished while loading; fetch the file again")
+    return read_idx(path)

@@ -1,0 +1,88 @@
+"""Examples held as one tensor, and the three splits that a task trains, tunes and tests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """`n > 0` examples in memory, on one device.
+
+    Attributes:
+        inputs: shape `(n, ...)`.
+        targets: shape `(n, ...)`.
+
+    Raises:
+        ValueError: no examples, or not as many targets as inputs.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        _check_lengths(self.inputs, self.targets)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def to(self, device: torch.device | str) -> Split:
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+    def take(self, indices: Tensor) -> Split:
+        """A copy of the examples at `indices`, an int64 tensor of shape `(m,)` on any device."""
+        return Split(
+            self.inputs[indices.to(self.inputs.device)], self.targets[indices.to(self.targets.device)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Weights learn from `train`, hyperparameters and decisions from `valid`; `test` is only reported."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+    def to(self, device: torch.device | str) -> Splits:
+        return Splits(self.train.to(device), self.valid.to(device), self.test.to(device))
+
+
+def random_splits(inputs: Tensor, targets: Tensor, *, sizes: Sequence[int], seed: int) -> tuple[Split, ...]:
+    """Disjoint random splits, one per size; what `sizes` leave over is in none of them.
+
+    The draw depends on `seed` and the number of examples alone, never on the global random state, so that
+    all methods compared at a seed see the same splits.
+
+    Args:
+        inputs: shape `(n, ...)`.
+        targets: shape `(n, ...)`.
+        sizes: examples in each split: `(train, valid)` beside an official test set, `(train, valid, test)`
+            for `Splits(*random_splits(...))`.
+        seed: of a generator made for this draw.
+
+    Raises:
+        ValueError: a size below 1, or more examples asked for than there are.
+    """
+    _check_lengths(inputs, targets)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes={tuple(sizes)}: each split needs at least one example")
+    if sum(sizes) > len(inputs):
+        raise ValueError(f"sizes={tuple(sizes)} ask for {sum(sizes)} examples, but there are {len(inputs)}")
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    everything = Split(inputs, targets)
+    return tuple(everything.take(part) for part in torch.split(order[: sum(sizes)], list(sizes)))
+
+
+def _check_lengths(inputs: Tensor, targets: Tensor) -> None:
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise ValueError(
+            f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} "
+            "do not hold the same number of examples"
+        )
+    if len(inputs) == 0:
+        raise ValueError("a split needs at least one example")

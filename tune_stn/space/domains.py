@@ -1,0 +1,241 @@
+"""Domains of single hyperparameters and their maps to an unconstrained raw coordinate.
+
+Each domain is a frozen dataclass with the same four methods, written for tensors:
+
+* `transform(raw)` -> value inside the domain, discrete values floored; any shape, any floating dtype;
+* `inverse(value)` -> the raw coordinate at which `transform` gives `value` back;
+* `contains(value)` -> whether a number is a member of the domain;
+* `describe()` -> the domain in words, for error messages.
+
+The raw coordinate is lambda of Self-Tuning Networks (arXiv 1903.03088, section 4.2): the perturbation is Gaussian in it
+and the response layers see it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+# A continuous start value on a bound has an infinite raw coordinate. It is moved inside by this share of the
+# domain's width (in log space for log domains): far enough to have a gradient, near enough to mean the bound.
+EDGE = 1e-3
+
+
+@runtime_checkable
+class Domain(Protocol):
+    """What a search space asks of the domain of one hyperparameter."""
+
+    def transform(self, raw: Tensor) -> Tensor: ...
+    def inverse(self, value: float) -> float: ...
+    def contains(self, value: float) -> bool: ...
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A real number in [low, high]; with `step`, only the multiples of `step` in it.
+
+    Raises:
+        ValueError: the interval is empty or not finite, or its ends are no multiples of `step`.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_interval(self)
+        _check_step(self)
+
+    def transform(self, raw: Tensor) -> Tensor:
+        share = torch.sigmoid(raw)
+        if self.step is None:
+            return self.low + (self.high - self.low) * share
+        return _pick_cell(share, self.low, self.high, self.step)
+
+    def inverse(self, value: float) -> float:
+        _check_member(self, value)
+        if self.step is None:
+            return _logit(_off_the_edge((value - self.low) / (self.high - self.low)))
+        return _logit(_cell_centre(value, self.low, self.high, self.step))
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high and (self.step is None or _is_multiple(value, self.step))
+
+    def describe(self) -> str:
+        return f"[{self.low:g}, {self.high:g}]" + _step_words(self.step)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A positive real number in [low, high], uniform in its logarithm; with `step`, rounded to its multiples.
+
+    Raises:
+        ValueError: the interval is empty, not finite, or not positive.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_interval(self)
+        if self.low <= 0:
+            raise ValueError(f"a log domain must be positive, got low={self.low:g}")
+        _check_step(self)
+
+    def transform(self, raw: Tensor) -> Tensor:
+        bottom, top = math.log(self.low), math.log(self.high)
+        value = torch.exp(bottom + (top - bottom) * torch.sigmoid(raw)).clamp(self.low, self.high)
+        if self.step is None:
+            return value
+        return (torch.round(value / self.step) * self.step).clamp(self.low, self.high)
+
+    def inverse(self, value: float) -> float:
+        _check_member(self, value)
+        bottom, top = math.log(self.low), math.log(self.high)
+        return _logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high and (self.step is None or _is_multiple(value, self.step))
+
+    def describe(self) -> str:
+        return f"[{self.low:g}, {self.high:g}] on a log scale" + _step_words(self.step)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer in {low, ..., high}, both ends included; `log` spaces it logarithmically.
+
+    Every integer owns an equal share of sigmoid(raw) (of the logarithm, if `log`), so both ends are reachable, and
+    a start value sits in the middle of its share, so it comes out as itself.
+
+    Raises:
+        ValueError: the interval is empty, the ends are not integers or no multiples of `step`.
+    """
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if int(self.low) != self.low or int(self.high) != self.high:
+            raise ValueError(f"an integer domain needs integer ends, got [{self.low}, {self.high}]")
+        _check_interval(self)
+        _check_step(self)
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log domain must be positive, got low={self.low}")
+
+    def transform(self, raw: Tensor) -> Tensor:
+        share = torch.sigmoid(raw)
+        if not self.log:
+            return _pick_cell(share, self.low, self.high, self.step)
+        bottom, top = math.log(self.low), math.log(self.high + self.step)
+        value = torch.exp(bottom + (top - bottom) * share)
+        # A hair is added because exp(log(v)) may come out just under v.
+        return (torch.floor(value / self.step * (1 + 1e-6)) * self.step).clamp(self.low, self.high)
+
+    def inverse(self, value: float) -> float:
+        _check_member(self, value)
+        if not self.log:
+            return _logit(_cell_centre(value, self.low, self.high, self.step))
+        bottom, top = math.log(self.low), math.log(self.high + self.step)
+        middle = (math.log(value) + math.log(value + self.step)) / 2
+        return _logit((middle - bottom) / (top - bottom))
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high and _is_multiple(value, self.step)
+
+    def describe(self) -> str:
+        scale = " on a log scale" if self.log else ""
+        return f"the integers {self.low} to {self.high}{scale}" + _step_words(
+            None if self.step == 1 else self.step
+        )
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Any real number; methods that sample draw it from a normal distribution. The raw coordinate is the value.
+
+    Raises:
+        ValueError: `sd` is not positive.
+    """
+
+    mean: float = 0.0
+    sd: float = 1.0
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.sd > 0 and math.isfinite(self.sd) and math.isfinite(self.mean)):
+            raise ValueError(
+                f"a normal domain needs a finite mean and sd > 0, got mean={self.mean:g}, sd={self.sd:g}"
+            )
+
+    def transform(self, raw: Tensor) -> Tensor:
+        return raw if self.step is None else torch.round(raw / self.step) * self.step
+
+    def inverse(self, value: float) -> float:
+        _check_member(self, value)
+        return float(value)
+
+    def contains(self, value: float) -> bool:
+        return math.isfinite(value) and (self.step is None or _is_multiple(value, self.step))
+
+    def describe(self) -> str:
+        return "any real number" + _step_words(self.step)
+
+
+def _check_interval(domain: Uniform | LogUniform | Integer) -> None:
+    low, high = domain.low, domain.high
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"empty domain: low={low:g} must be below high={high:g}, both finite")
+
+
+def _check_step(domain: Uniform | LogUniform | Integer) -> None:
+    step = domain.step
+    if step is None:
+        return
+    if not step > 0:
+        raise ValueError(f"the step of a domain must be positive, got {step:g}")
+    if not (_is_multiple(domain.low, step) and _is_multiple(domain.high, step)):
+        raise ValueError(f"both ends of {domain.describe()} must be multiples of the step")
+
+
+def _check_member(domain: Domain, value: float) -> None:
+    if not domain.contains(value):
+        raise ValueError(f"{value:g} is outside {domain.describe()}")
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    return math.isclose(value / step, round(value / step), rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _step_words(step: float | None) -> str:
+    return "" if step is None else f" in steps of {step:g}"
+
+
+def _off_the_edge(share: float) -> float:
+    return min(max(share, EDGE), 1 - EDGE)
+
+
+def _logit(share: float) -> float:
+    return math.log(share) - math.log1p(-share)
+
+
+def _cells(low: float, high: float, step: float) -> int:
+    return round((high - low) / step) + 1
+
+
+def _pick_cell(share: Tensor, low: float, high: float, step: float) -> Tensor:
+    count = _cells(low, high, step)
+    # sigmoid reaches 1.0 in floating point: the clamp keeps that case inside the last cell.
+    return low + step * torch.floor(count * share).clamp(max=count - 1)
+
+
+def _cell_centre(value: float, low: float, high: float, step: float) -> float:
+    return (round((value - low) / step) + 0.5) / _cells(low, high, step)

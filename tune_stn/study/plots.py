@@ -1,0 +1,237 @@
+"""Pictures of a study: best-so-far, hyperparameter schedules, final values. No global matplotlib state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.results import Results
+from tune_stn.study.statistics import mean_curve
+from tune_stn.study.summary import final_values
+from tune_stn.study.tables import hp_names, whole_file
+
+# Okabe and Ito's palette, told apart by colour-blind readers, and Tol's muted colours beyond its eight.
+_COLOURS = {
+    "stn": "#0072B2",
+    "delta-stn": "#D55E00",
+    "stn-population": "#56B4E9",
+    "fixed": "#7F7F7F",
+    "random": "#E69F00",
+    "grid": "#999933",
+    "tpe": "#009E73",
+    "gp-bo": "#117733",
+    "hyperband": "#882255",
+    "asha": "#AA4499",
+    "pbt": "#CC79A7",
+    "pb2": "#000000",
+}
+_SPARE = ["#332288", "#44AA99", "#661100", "#6699CC", "#DDCC77"]
+_AXIS_LABELS = {
+    "cost_total": "cost (plain-epoch equivalents)",
+    "wall_time_s": "wall-clock time (seconds)",
+}
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """A colour per method, the same in all plots; built-in methods have the same one in all studies too."""
+    unknown = sorted(set(methods) - set(_COLOURS))
+    spare = {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(unknown)}
+    return {name: _COLOURS.get(name) or spare[name] for name in methods}
+
+
+def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
+    """Best validation loss so far against `x`, `cost_total` or `wall_time_s`.
+
+    Thin lines are single runs, each to a dot where it ended. The thick line is the mean and the band its 95 %
+    interval, from where every run has a value; a run that ended earlier holds its value.
+
+    Raises:
+        ValueError: the study holds several tasks, or `x` is something else.
+    """
+    if x not in _AXIS_LABELS:
+        raise ValueError(f"x={x!r} is not one of {', '.join(_AXIS_LABELS)}")
+    task = _only_task(results)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = _plain(figure.add_subplot())
+    ends = results.reports.groupby(RUN)[x].max()
+    for method, colour in _present(results).items():
+        runs = results.incumbent[results.incumbent["method"] == method]
+        by_run: Any = runs.groupby(RUN)
+        for key, run in by_run:
+            at, loss, end = run[x].to_numpy(), run["best_val_loss"].to_numpy(), ends.loc[key]
+            axes.step([*at, end], [*loss, loss[-1]], where="post", color=colour, lw=0.8, alpha=0.45)
+            axes.plot(end, loss[-1], ".", color=colour, alpha=0.6)
+        points = np.unique([*runs[x], ends.xs(method, level="method").max()])
+        mean, low, high = mean_curve(runs, points, axis=x)[["mean", "low", "high"]].to_numpy().T
+        axes.step(points, mean, where="post", color=colour, lw=2.4)
+        axes.fill_between(points, low, high, step="post", color=colour, alpha=0.13, linewidth=0)
+    _limit(axes, results, x)
+    axes.set(xlabel=_AXIS_LABELS[x], ylabel="best validation loss so far")
+    axes.set_title(_text(f"Best validation loss so far on {task}"), loc="left", fontweight="bold")
+    note = "thick: mean; band: its 95 % interval; thin: one run, to the dot where it ended"
+    _legend(figure, results, note)
+    return figure
+
+
+def _limit(axes: Axes, results: Results, x: str) -> None:
+    """Frame the runs, not the bands, which at three seeds may be wider than all there is to see."""
+    loss, at = results.incumbent["best_val_loss"], results.incumbent[x]
+    if loss.empty:
+        return
+    if at.min() > 0 and results.reports[x].max() > 50 * at.min():
+        axes.set_xscale("log")
+    low, high = loss.min(), loss.max()
+    if low > 0 and high > 5 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
+    elif high > low:
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+def plot_schedules(results: Results) -> Figure:
+    """Each hyperparameter over training steps, a panel each, for the best trial of each run.
+
+    Thick lines are trials that changed their hyperparameters, as steps where the method changes them now and
+    then (PBT). All self-tuned trials of a run are drawn, those that are not its best thinly. Constant values
+    are thin too.
+
+    Raises:
+        ValueError: the study holds several tasks.
+    """
+    task = _only_task(results)
+    names = hp_names(results.reports.columns)
+    figure, panels = _panels(names, height=3.2)
+    colours = _present(results)
+    best = set(last_of_each_run(results.incumbent)[[*RUN, "trial_id"]].itertuples(index=False, name=None))
+    last_step = results.reports.groupby([*RUN, "trial_id"])["step"].max()
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    curves: Any = results.schedule.groupby([*RUN, "trial_id", "hp"], sort=False)
+    for (*trial, name), rows in curves:
+        key, method = tuple(trial), trial[1]
+        self_tuned, is_best = "stn" in set(rows["source"]), key in best
+        if name not in panels or method not in colours or not (is_best or self_tuned):
+            continue
+        step, value = rows["step"].tolist(), rows["value"].tolist()
+        panels[name].plot(
+            [*step, max(step[-1], last_step.get(key, 0))],
+            [*value, value[-1]],
+            drawstyle="default" if self_tuned else "steps-post",
+            color=colours[method],
+            lw=1.8 if is_best and len(set(value)) > 1 else 0.9,
+            alpha=0.9 if is_best else 0.4,
+        )
+        drawn[name].extend(value)
+    for name, axes in panels.items():
+        _log_if_wide(axes, drawn[name])
+        axes.set(xlabel="training step (batches)", ylabel=_text(name))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.suptitle(_text(f"Hyperparameter schedules on {task}"), fontweight="bold", x=0.01, ha="left")
+    _legend(figure, results, note="the best trial of each run; thin: constant, or not the best of its run")
+    return figure
+
+
+def plot_final_values(results: Results) -> Figure:
+    """Hyperparameter values at the final incumbent, a panel each, a dot per run.
+
+    Raises:
+        ValueError: the study holds several tasks.
+    """
+    task = _only_task(results)
+    values = final_values(results)
+    colours = _present(results)
+    figure, panels = _panels(hp_names(results.reports.columns), height=1 + 0.45 * len(colours))
+    for name, axes in panels.items():
+        for row, (method, colour) in enumerate(colours.items()):
+            value = values.loc[values["method"] == method, f"hp/{name}"].to_numpy(dtype=np.float64)
+            spread = row + 0.12 * (np.arange(len(value)) - (len(value) - 1) / 2)
+            axes.plot(value, spread, "o", color=colour, ms=7, alpha=0.8, mec="white")
+        _log_if_wide(axes, values[f"hp/{name}"].to_numpy(dtype=np.float64), along="x")
+        axes.set_yticks(range(len(colours)), [_text(method) for method in colours])
+        axes.set_ylim(len(colours) - 0.5, -0.5)
+        axes.set_xlabel(_text(name))
+    title = f"Hyperparameter values each run found best on {task}"
+    figure.suptitle(_text(title), fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def write_plots(results: Results, directory: Path) -> list[Path]:
+    """Write the four pictures as PNG files into `directory`, made where missing; returns their paths."""
+    figures = {
+        "best_so_far_cost": plot_best_so_far(results, "cost_total"),
+        "best_so_far_wall_time": plot_best_so_far(results, "wall_time_s"),
+        "schedules": plot_schedules(results),
+        "final_values": plot_final_values(results),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        with whole_file(directory / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    return [directory / f"{name}.png" for name in figures]
+
+
+def _only_task(results: Results) -> str:
+    tasks = sorted({results.study["task"], *results.reports["task"]})
+    if len(tasks) > 1:
+        raise ValueError(f"plots show one task, the study holds {', '.join(tasks)}; select one")
+    return str(tasks[0])
+
+
+def _present(results: Results) -> dict[str, str]:
+    """Colour of each method that found something, in the study's order of methods."""
+    found = set(results.incumbent["method"])
+    colours = method_colours(dict.fromkeys([*results.study["methods"], *results.reports["method"]]))
+    return {method: colour for method, colour in colours.items() if method in found}
+
+
+def _panels(names: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
+    columns = min(len(names), 3) or 1
+    rows = -(-len(names) // columns) or 1
+    figure = Figure(figsize=(max(4.2 * columns, 7), height * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for empty in grid[len(names) :]:
+        empty.set_axis_off()
+    return figure, {name: _plain(axes) for name, axes in zip(names, grid, strict=False)}
+
+
+def _plain(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _log_if_wide(axes: Axes, values: Sequence[float] | np.ndarray, along: str = "y") -> None:
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+        axes.set(**{f"{along}scale": "log"})
+
+
+def _legend(figure: Figure, results: Results, note: str) -> None:
+    seeds = results.incumbent.groupby("method")["seed"].nunique()
+    asked = len(results.study["seeds"])
+    colours = _present(results)
+    lines = [Line2D([], [], color=colour, lw=2.4) for colour in colours.values()]
+    labels = [_text(f"{method} ({seeds[method]} of {asked} seeds)") for method in colours]
+    title = note if colours else "no run has a finite validation loss"
+    legend = figure.legend(
+        lines, labels, loc="outside lower center", ncols=min(len(lines), 4) or 1, frameon=False, title=title
+    )
+    legend.get_title().set_fontsize("small")
+
+
+def _text(name: str) -> str:
+    """A user's name as it is: no mathematics between dollars, no label hidden for its leading underscore."""
+    shown = name.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown

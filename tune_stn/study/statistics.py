@@ -1,0 +1,153 @@
+"""Intervals and tests that hold at three to ten seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from tune_stn.study.incumbent import RUN, last_of_each_run, value_at
+
+_EXACT_UP_TO = 16  # pairs; 2^16 sign patterns are enumerated, above that as many are drawn
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` seeds with the ends of its confidence interval; NaN where there are too few to say."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of `a - b` over `n` seeds, its confidence interval, and the two-sided sign-flip `p_value`."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Mean of one figure over seeds, with Student's t interval `mean ± t_{n-1} s / sqrt(n)`.
+
+    The t interval and not the percentile bootstrap, which is far too narrow at the few seeds there are: on
+    normal draws its "95 %" covers the mean in 73 % of cases at n = 3 and in 84 % at n = 5, the t interval in
+    95 %. Where values are skewed both fall short, the t interval by less.
+
+    Args:
+        values: one per seed, of shape `(n,)`.
+        confidence: between 0 and 1.
+
+    Returns:
+        Ends are NaN at n < 2 and where a value is not finite; the mean is NaN at n = 0.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n = x.size
+    if n < 2 or not np.isfinite(x).all():
+        return Interval(float(np.sum(x)) / n if n else nan, nan, nan, n)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n)
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), n)
+
+
+def mean_curve(incumbent: pd.DataFrame, at: ArrayLike, axis: str = "cost_total") -> pd.DataFrame:
+    """Mean best validation loss of one method over its runs, as a function of cost or time.
+
+    Args:
+        incumbent: rows of one method, as `best_so_far` gives them.
+        at: where to evaluate, of shape `(n,)`, in the unit of `axis`.
+        axis: `cost_total` (plain-epoch equivalents) or `wall_time_s` (seconds).
+
+    Returns:
+        A frame with the columns `<axis>, mean, low, high`, one row per entry of `at`. NaN where one of the
+        runs has no value yet: a mean over changing sets of runs would jump for no reason. A run holds its
+        value after its last improvement, so no run is cut to the shortest.
+    """
+    points = np.asarray(at, dtype=np.float64)
+    runs = [value_at(run, points, axis=axis) for _, run in incumbent.groupby(RUN)]
+    intervals = [mean_interval(column) for column in np.array(runs).reshape(len(runs), points.size).T]
+    ends = {name: [getattr(one, name) for one in intervals] for name in ("mean", "low", "high")}
+    return pd.DataFrame({axis: points, **ends})
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, rng: np.random.Generator | None = None
+) -> PairedDifference:
+    """Compare two methods over the seeds both ran.
+
+    The interval is a bootstrap over pairs, its deviations from the mean widened by
+    `sqrt(n / (n-1)) t_{n-1} / z`: without that factor it covers as little as `mean_interval` says of the
+    plain bootstrap, with it 93 to 95 % on normal draws at n = 3 to 10. The test asks how often a mean at
+    least as far from zero comes up when each difference may as well have had the other sign; exact up to 16
+    pairs. With n pairs p is never below `2 / 2^n`: 0.25 at three seeds, 0.06 at five.
+
+    Args:
+        a: one value per seed, of shape `(n,)`.
+        b: those of the other method, in the same order of seeds.
+        confidence: between 0 and 1.
+        rng: for the resamples; by default one with a fixed seed, so the same values give the same figures.
+
+    Raises:
+        ValueError: the shapes differ, or a value is not finite.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"pairs need one value each per seed, not shapes {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("pairs must be finite; leave out the seeds at which one method has no value")
+    difference = x - y
+    n = difference.size
+    if n == 0:
+        return PairedDifference(nan, nan, nan, nan, 0)
+    rng = np.random.default_rng(0) if rng is None else rng
+    mean = float(difference.mean())
+    low, high = _bootstrap(difference, confidence, rng) if n > 1 else (nan, nan)
+    return PairedDifference(mean, low, high, _sign_flip(difference, rng), n)
+
+
+def _bootstrap(x: NDArray[np.float64], confidence: float, rng: np.random.Generator) -> tuple[float, float]:
+    n, tail = x.size, (1 - confidence) / 2
+    means = x[rng.integers(0, n, (_RESAMPLES, n))].mean(axis=1)
+    widen = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1) / stats.norm.isf(tail)
+    low, high = x.mean() + widen * (np.quantile(means, [tail, 1 - tail]) - x.mean())
+    return float(low), float(high)
+
+
+def _sign_flip(x: NDArray[np.float64], rng: np.random.Generator) -> float:
+    n = x.size
+    exact = n <= _EXACT_UP_TO
+    bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 if exact else rng.integers(0, 2, (2**16, n))
+    flipped = np.abs((1 - 2 * bits) @ x)
+    as_far = flipped >= np.abs(x.sum()) - 1e-12 * np.abs(x).sum()  # ties must count whatever the rounding
+    return float(as_far.mean() if exact else (as_far.sum() + 1) / (as_far.size + 1))
+
+
+def differences_to_best(incumbent: pd.DataFrame, column: str = "best_val_loss") -> pd.DataFrame:
+    """Every method against the one of the lowest mean final validation loss, paired by seed.
+
+    Args:
+        incumbent: the `incumbent` table of one task.
+        column: what to compare, `best_val_loss` or `test_loss_at_best`; the best is chosen on the former.
+
+    Returns:
+        A frame with the columns `method, best, mean, low, high, p_value, n`, by increasing mean validation
+        loss; positive means are losses higher than the best method's. A seed counts where both have a value.
+    """
+    final = last_of_each_run(incumbent)
+    order = final.groupby("method")["best_val_loss"].mean().sort_values().index
+    values = final.pivot(index="seed", columns="method", values=column)
+    rows = []
+    for method in order[1:]:
+        both = values[[method, order[0]]].to_numpy(dtype=np.float64)
+        a, b = both[np.isfinite(both).all(axis=1)].T
+        rows.append({"method": method, "best": order[0]} | vars(paired_difference(a, b)))
+    return pd.DataFrame(rows, columns=["method", "best", "mean", "low", "high", "p_value", "n"])

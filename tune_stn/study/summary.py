@@ -1,0 +1,116 @@
+"""One row per method: what it found, what it cost, what went wrong."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Any
+
+import pandas as pd
+
+from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.results import Results
+from tune_stn.study.statistics import mean_interval
+from tune_stn.study.tables import hp_names
+
+_TRIAL = [*RUN, "trial_id"]
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """Sum a study up, by increasing mean best validation loss; methods without a value come last.
+
+    Returns:
+        One row per task and method, with the columns `task, method`; `seeds`, how many runs the means of the
+        losses are over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 %
+        interval of `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and
+        `device_time_s` (seconds), each the mean of what the runs spent in total; `trials`, `diverged`,
+        `failed`, counts of trials over all runs; `missing`, how many of the study's seeds gave no value.
+    """
+    final, study = last_of_each_run(results.incumbent), results.study
+    methods = dict.fromkeys((study["task"], method) for method in study["methods"])
+    methods |= dict.fromkeys(zip(results.reports["task"], results.reports["method"], strict=True))
+    rows = []
+    for task, method in methods:
+        reports, best = (
+            frame[(frame["task"] == task) & (frame["method"] == method)] for frame in (results.reports, final)
+        )
+        row: dict[str, object] = {"task": task, "method": method, "seeds": len(best)}
+        for column in ("best_val_loss", "test_loss_at_best"):
+            interval = mean_interval(best[column])
+            row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        missing = len(set(study["seeds"]) - set(best["seed"]))
+        rows.append(row | _spent(reports) | _trials(reports) | {"missing": missing})
+    frame = pd.DataFrame(rows)
+    return frame.sort_values("best_val_loss", kind="stable", na_position="last").reset_index(drop=True)
+
+
+def _spent(reports: pd.DataFrame) -> dict[str, float]:
+    runs = reports.groupby(RUN)
+    return {
+        "cost": runs["cost_total"].max().mean(),
+        "wall_time_s": runs["wall_time_s"].max().mean(),
+        "device_time_s": runs["device_time_s"].sum().mean(),
+    }
+
+
+def _trials(reports: pd.DataFrame) -> dict[str, int]:
+    counts = {"trials": reports.groupby(_TRIAL).ngroups}
+    for status in ("diverged", "failed"):
+        counts[status] = reports[reports["status"] == status].groupby(_TRIAL).ngroups
+    return counts
+
+
+def final_values(results: Results) -> pd.DataFrame:
+    """Hyperparameter values at each run's final incumbent.
+
+    Returns:
+        One row per run: `task, method, seed, trial_id, best_val_loss` and the columns `hp/<name>`.
+    """
+    keys = [*_TRIAL, "cost_total", "best_val_loss"]
+    reports = results.reports.rename(columns={"val_loss": "best_val_loss"}).drop_duplicates(keys)
+    found = last_of_each_run(results.incumbent)[keys].merge(reports, on=keys, how="left")
+    return found[[*_TRIAL, "best_val_loss", *(f"hp/{name}" for name in hp_names(found.columns))]]
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """A figure for the eye, e.g. `0.2312 [0.221, 0.240]`; without an interval the mean alone, `-` for NaN."""
+    if isnan(mean):
+        return "-"
+    return f"{mean:.4g}" if isnan(low) else f"{mean:.4g} [{low:#.3g}, {high:#.3g}]"
+
+
+def summary_cells(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows of `summary` as text for people: heading -> cell, the same for the terminal and the report."""
+    return [
+        {
+            "method": row["method"],
+            "seeds": str(row["seeds"]),
+            "best val loss": _loss(row, "best_val_loss"),
+            "its test loss": _loss(row, "test_loss_at_best"),
+            "cost": _plain(row["cost"]),
+            "wall s": _plain(row["wall_time_s"]),
+            "device s": _plain(row["device_time_s"]),
+            **{name: str(row[name]) for name in ("trials", "diverged", "failed", "missing")},
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _loss(row: dict[Any, Any], column: str) -> str:
+    return with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
+
+
+def _plain(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.1f}"
+
+
+def format_summary(frame: pd.DataFrame) -> str:
+    """The rows of `summary` as a fixed-width table for the terminal, with a line per task that heads it."""
+    blocks = []
+    for task, rows in frame.groupby("task", sort=False):
+        cells = summary_cells(rows)
+        lines = [list(cells[0]), *(list(row.values()) for row in cells)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        text.insert(1, "-" * max(map(len, text)))
+        blocks.append("\n".join([f"{task}: mean over seeds [95 % interval]; cost in plain epochs", *text]))
+    return "\n\n".join(blocks)

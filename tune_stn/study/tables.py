@@ -1,0 +1,174 @@
+"""The three result tables: their columns and types, and checked, atomic reading and writing of Parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+STUDY_SCHEMA_VERSION = 1
+"""Version of the three tables and of study.json; it goes up with any change to a column or a key."""
+
+ALLOWED = {
+    "status": ("running", "finished", "stopped", "diverged", "failed"),
+    "source": ("start", "stn", "explore", "exploit", "fixed", "replay"),
+}
+"""Columns that hold one of a few words."""
+
+_NULLABLE = {"raw", "scale", "parent_trial_id"}  # methods that have none write null
+_TEXT = {"task", "method", "trial_id", "parent_trial_id", "hp", "status", "source"}
+_INTEGER = {"seed", "report_index", "epoch", "step"}
+_RUN = ("task", "method", "seed")
+_REPORTS = (
+    *(
+        *_RUN,
+        "trial_id",
+        "report_index",
+        "epoch",
+        "step",
+        "cost",
+        "cost_total",
+        "wall_time_s",
+        "device_time_s",
+    ),
+    *("train_loss", "val_loss", "test_loss"),
+)
+_KEY_NAME, _KEY_VERSION = b"tune_stn.table", b"tune_stn.schema_version"
+
+
+def _schema(name: str, columns: Iterable[str]) -> pa.Schema:
+    def kind(column: str) -> pa.DataType:
+        return pa.string() if column in _TEXT else pa.int64() if column in _INTEGER else pa.float64()
+
+    fields = [pa.field(column, kind(column), nullable=column in _NULLABLE) for column in columns]
+    return pa.schema(fields, {_KEY_NAME: name.encode(), _KEY_VERSION: str(STUDY_SCHEMA_VERSION).encode()})
+
+
+SCHEDULE = _schema(
+    "schedule",
+    (*_RUN, "trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "raw", "scale", "source"),
+)
+"""Value of every hyperparameter over training, long: one row per change of one hyperparameter."""
+
+INCUMBENT = _schema(
+    "incumbent",
+    (*_RUN, "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"),
+)
+"""Best-so-far, as `incumbent.best_so_far` gives it."""
+
+
+def reports_schema(metrics: Sequence[str], hps: Sequence[str]) -> pa.Schema:
+    """Columns of the `reports` table of a task.
+
+    Args:
+        metrics: names of the task's own metrics, e.g. `val_accuracy`.
+        hps: names of the hyperparameters, without the `hp/` of their columns.
+
+    Raises:
+        ValueError: a metric has the name of another column.
+    """
+    columns = [*_REPORTS, *metrics, *(f"hp/{name}" for name in hps), "status"]
+    if len(set(columns)) < len(columns):
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        raise ValueError(f"reports would have two columns named {', '.join(twice)}; rename the metric or hp")
+    return _schema("reports", columns)
+
+
+def hp_names(columns: Iterable[str]) -> list[str]:
+    """Names of the hyperparameters among the columns of a `reports` table, without the `hp/`."""
+    return [name.removeprefix("hp/") for name in columns if name.startswith("hp/")]
+
+
+def metric_names(columns: Iterable[str]) -> list[str]:
+    """The task's own metrics among the columns of a `reports` table: those not otherwise known."""
+    return [name for name in columns if name not in {*_REPORTS, "status"} and not name.startswith("hp/")]
+
+
+def write_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
+    """Write rows as Parquet, with exactly the schema's columns, in the schema's order and types.
+
+    The file appears whole or not at all. NaN stays NaN in a column that may not be null, and is written as
+    null in one that may. Integers are taken where floats are due, nothing else is converted.
+
+    Raises:
+        ValueError: a column is missing, unexpected or mistyped, or holds a word that is not allowed there.
+    """
+    name = schema.metadata[_KEY_NAME].decode()
+    if isinstance(data, pd.DataFrame):
+        given = [list(data.columns)]
+    else:
+        given = [list(row) for row in data] or [schema.names]
+    for columns in given:
+        if missing := [column for column in schema.names if column not in columns]:
+            raise ValueError(f"{name} table: missing column(s) {', '.join(missing)}")
+        if unexpected := [str(column) for column in columns if column not in schema.names]:
+            raise ValueError(f"{name} table: unexpected column(s) {', '.join(unexpected)}")
+    arrays = [_array(data, field, name) for field in schema]
+    with whole_file(path) as temporary:
+        table = pa.Table.from_arrays(arrays, schema=schema)
+        pq.write_table(table, temporary, write_page_checksum=True)
+
+
+def _array(data: pd.DataFrame | Sequence[Mapping[str, Any]], field: pa.Field, table: str) -> pa.Array:
+    column = data[field.name] if isinstance(data, pd.DataFrame) else [row[field.name] for row in data]
+    from_pandas = field.nullable or not pa.types.is_floating(field.type)  # else NaN would become null
+    try:
+        array = pa.array(column, type=field.type, from_pandas=from_pandas)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{table} table: column {field.name} must be {field.type}: {reason}") from error
+    if array.null_count and not field.nullable:
+        raise ValueError(f"{table} table: column {field.name} is empty in {array.null_count} row(s)")
+    allowed = ALLOWED.get(field.name)
+    if allowed and (wrong := sorted(set(array.unique().to_pylist()) - set(allowed))):
+        raise ValueError(f"{table} table: {field.name} {wrong[0]!r} is not one of {', '.join(allowed)}")
+    return array
+
+
+def read_table(path: Path, name: str) -> pd.DataFrame:
+    """Read the table `name` (reports, schedule or incumbent) that `write_table` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no table of that name, or has another schema version. One line
+            that names the file and what to do.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {name} table at {path}; `tune-stn compare --out DIR` writes one")
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        advice = "restore it from a copy, or delete it and run `tune-stn compare --resume`"
+        raise ValueError(f"{path} is damaged or no Parquet file ({reason}); {advice}") from error
+    metadata = table.schema.metadata or {}
+    if metadata.get(_KEY_NAME) != name.encode():
+        found = metadata.get(_KEY_NAME, b"no table of tune_stn").decode(errors="replace")
+        raise ValueError(f"{path} should be the {name} table but is {found}; put the right file there")
+    version = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
+    if version != str(STUDY_SCHEMA_VERSION):
+        advice = "use the version of tune_stn that wrote it, or run the study again"
+        raise ValueError(f"{path} has schema version {version}, not {STUDY_SCHEMA_VERSION}; {advice}")
+    names = table.schema.names
+    reports = reports_schema(metric_names(names), hp_names(names))
+    expected = {"reports": reports, "schedule": SCHEDULE, "incumbent": INCUMBENT}[name]
+    if not table.schema.equals(expected):
+        raise ValueError(f"{path} lacks columns of the {name} table, or has others; run the study again")
+    return table.to_pandas(ignore_metadata=True)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""Fashion-MNIST, in the networks of the Delta-STN paper: an MLP and a small CNN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tune_stn.data import fashion_mnist
+from tune_stn.data.augment import Cutout, InputScale
+from tune_stn.data.splits import Split, Splits, random_splits
+from tune_stn.space import Integer, SearchSpace, Uniform
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import Task, accuracy
+
+# Mean and standard deviation of the training pixels, in units of the full range.
+MEAN, STD = 0.2860, 0.3530
+
+
+def fashion_mnist_mlp(
+    *,
+    train_images: int = 50_000,
+    valid_images: int = 10_000,
+    test_images: int = 10_000,
+    hidden: int = 1200,
+    data_dir: str | None = None,
+) -> Task:
+    """Fashion-MNIST, an MLP with two hidden layers, dropout on input and hidden layers and input scale."""
+    return Task(
+        name="fashion-mnist-mlp",
+        description="Fashion-MNIST, MLP",
+        model=lambda: nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(784, hidden),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden, 10),
+        ),
+        data=lambda seed: _load(train_images, valid_images, test_images, data_dir, seed),
+        space=SearchSpace(
+            {
+                "dropout_input": Uniform(0.0, 0.95),
+                "dropout_1": Uniform(0.0, 0.95),
+                "dropout_2": Uniform(0.0, 0.95),
+                "input_scale": Uniform(0.0, 1.0),
+            }
+        ),
+        start={"dropout_input": 0.05, "dropout_1": 0.05, "dropout_2": 0.05, "input_scale": 0.05},
+        dropout={"1": "dropout_input", "4": "dropout_1", "7": "dropout_2"},
+        augmentations=(InputScale("input_scale"),),
+        metrics={"accuracy": accuracy},
+        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}),
+    )
+
+
+def fashion_mnist_cnn(
+    *,
+    train_images: int = 50_000,
+    valid_images: int = 10_000,
+    test_images: int = 10_000,
+    hidden: int = 256,
+    data_dir: str | None = None,
+) -> Task:
+    """Fashion-MNIST, a small CNN, six hyperparameters: four dropouts, cutout holes and length.
+
+    `train_images=5000` makes regularisation matter and keeps a CPU run short.
+    """
+    return Task(
+        name="fashion-mnist-cnn",
+        description="Fashion-MNIST, CNN",
+        model=lambda: SimpleCNN(hidden),
+        data=lambda seed: _load(train_images, valid_images, test_images, data_dir, seed),
+        space=SearchSpace(
+            {
+                "dropout_0": Uniform(0.0, 0.95),
+                "dropout_1": Uniform(0.0, 0.95),
+                "dropout_2": Uniform(0.0, 0.95),
+                "dropout_fc": Uniform(0.0, 0.95),
+                "cutout_length": Integer(2, 24),
+                "cutout_holes": Integer(0, 5),
+            }
+        ),
+        start={
+            "dropout_0": 0.05,
+            "dropout_1": 0.05,
+            "dropout_2": 0.05,
+            "dropout_fc": 0.05,
+            "cutout_length": 4,
+            "cutout_holes": 1,
+        },
+        dropout={name: name for name in ("dropout_0", "dropout_1", "dropout_2", "dropout_fc")},
+        augmentations=(Cutout("cutout_holes", "cutout_length", max_holes=5),),
+        metrics={"accuracy": accuracy},
+        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}),
+    )
+
+
+class SimpleCNN(nn.Module):
+    """Two 5x5 convolutions with max-pooling and one hidden layer; inputs `(batch, 1, 28, 28)`."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.dropout_0 = nn.Dropout()
+        self.conv_1 = nn.Conv2d(1, 16, 5, padding=2)
+        self.dropout_1 = nn.Dropout()
+        self.conv_2 = nn.Conv2d(16, 32, 5, padding=2)
+        self.dropout_2 = nn.Dropout()
+        self.fc = nn.Linear(32 * 7 * 7, hidden)
+        self.dropout_fc = nn.Dropout()
+        self.output = nn.Linear(hidden, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.dropout_0(images)
+        # Pooling before the ReLU gives the same values with a quarter of the element-wise work.
+        maps = self.dropout_1(torch.relu(torch.max_pool2d(self.conv_1(maps), 2)))
+        maps = self.dropout_2(torch.relu(torch.max_pool2d(self.conv_2(maps), 2)))
+        features: Tensor = self.dropout_fc(torch.relu(self.fc(maps.flatten(1))))
+        return self.output(features)  # type: ignore[no-any-return]
+
+
+def _load(train_images: int, valid_images: int, test_images: int, data_dir: str | None, seed: int) -> Splits:
+    """Training and validation images are drawn from the official training set by `seed`, test images in order."""
+    training_set, test_set = fashion_mnist.load(data_dir)
+    train, valid = random_splits(
+        training_set.inputs, training_set.targets, sizes=(train_images, valid_images), seed=seed
+    )
+    if not 1 <= test_images <= len(test_set):
+        raise ValueError(f"test_images={test_images}: accepted is 1 to {len(test_set)}")
+    test = Split(test_set.inputs[:test_images], test_set.targets[:test_images])
+    return Splits(train=_normalised(train), valid=_normalised(valid), test=_normalised(test))
+
+
+def _normalised(split: Split) -> Split:
+    images = split.inputs.float().div_(255).sub_(MEAN).div_(STD)
+    return Split(images[:, None], split.targets.long())

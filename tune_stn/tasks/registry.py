@@ -1,0 +1,85 @@
+"""Finding a task by its name, with settings."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from tune_stn.tasks.digits_mlp import digits_mlp
+from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
+from tune_stn.tasks.ridge import ridge
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import Task
+
+# A new task is one file and one line here.
+TASKS: Mapping[str, Callable[..., Task]] = {
+    "ridge": ridge,
+    "digits-mlp": digits_mlp,
+    "fashion-mnist-mlp": fashion_mnist_mlp,
+    "fashion-mnist-cnn": fashion_mnist_cnn,
+}
+
+
+def get_task(name: str | Task, **settings: Any) -> Task:
+    """The task of that name, with settings of the task (`train_images=5000`) or of its training (`epochs=20`).
+
+    Args:
+        name: a built-in task, `module:attribute` naming a `Task` or a function that makes one (looked for in the
+            current directory too), or a `Task`, which is given back with its settings applied.
+        settings: keyword arguments of the task's function, and fields of `Training`.
+
+    Raises:
+        ValueError: the task or a setting is unknown, or a setting's value is not accepted.
+    """
+    made = name if isinstance(name, Task) else _find(name)
+    own = {} if isinstance(made, Task) else _parameters(made)
+    training_names = {f.name for f in fields(Training)}
+    if unknown := [key for key in settings if key not in own and key not in training_names]:
+        label = made.name if isinstance(made, Task) else name
+        accepted = ", ".join([*own, *sorted(training_names)])
+        raise ValueError(f"unknown setting {unknown[0]!r} of task {label!r}; accepted are {accepted}")
+    task = made if isinstance(made, Task) else made(**{k: v for k, v in settings.items() if k in own})
+    if not isinstance(task, Task):
+        raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
+    overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
+    return replace(task, training=replace(task.training, **overrides)) if overrides else task
+
+
+def _find(name: str) -> Callable[..., Task] | Task:
+    if name in TASKS:
+        return TASKS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"unknown task {name!r}; accepted are {', '.join(TASKS)}, or your own as module:attribute"
+        )
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the absence of the module asked for is a wrong option; one missing inside it is the user's traceback.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"task {name!r}: there is no module {module_name!r} here or on the Python path"
+        ) from None
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Task) and not callable(found):
+        raise ValueError(f"task {name!r}: {module_name} has no task or function {attribute!r}")
+    return found
+
+
+def _parameters(factory: Callable[..., Task]) -> list[str]:
+    return list(inspect.signature(factory).parameters)
+
+
+def task_descriptions() -> dict[str, str]:
+    """Built-in task -> a sentence: the first line of its docstring."""
+    return {name: (inspect.getdoc(factory) or "").splitlines()[0] for name, factory in TASKS.items()}

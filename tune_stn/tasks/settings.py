@@ -1,0 +1,147 @@
+"""How a task is trained: one frozen record, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tune_stn.nn.response import ResponseSize, check_response_size
+
+OptimizerChoice = str | Callable[..., torch.optim.Optimizer]
+ScheduleChoice = str | Callable[..., torch.optim.lr_scheduler.LRScheduler]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of one training run; the self-tuning part is ignored by `fixed`.
+
+    Attributes:
+        epochs: length of a trial, in passes over the training split.
+        batch_size: examples of a training batch, and of a validation batch in a hyper-step.
+        optimizer: a class of `torch.optim` by name, or a callable `(parameters, lr=..., **optimizer_args)`.
+        lr: learning rate of the weights.
+        optimizer_args: further keyword arguments of the optimizer.
+        lr_schedule: a class of `torch.optim.lr_scheduler` by name, a callable `(optimizer, **lr_schedule_args)`, or
+            None; stepped once an epoch.
+        lr_schedule_args: its keyword arguments.
+        clip_norm: largest norm of a step's gradient of the weights, or None.
+        eval_batch_size: examples of an evaluation batch.
+        hyper_optimizer: like `optimizer`, for the raw coordinates and scales.
+        hyper_lr: learning rate of the raw coordinates and scales.
+        hyper_optimizer_args: further keyword arguments of the hyper-optimizer.
+        hyper_clip_norm: largest norm of a hyper-step's gradient, or None.
+        train_steps: training steps of a cycle (T_train).
+        valid_steps: hyper-steps of a cycle (T_valid).
+        warmup_epochs: epochs before the first hyper-step.
+        scale: start value of the perturbation scales, in raw units.
+        tune_scales: whether the scales are tuned by the hyper-step, or stay.
+        entropy_weight: weight tau of the entropy of the perturbation in the hyper-step's loss.
+        response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
+            algorithm.
+
+    Raises:
+        ValueError: a setting is outside what it accepts; the message names it.
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    optimizer: OptimizerChoice = "SGD"
+    lr: float = 0.01
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    lr_schedule: ScheduleChoice | None = None
+    lr_schedule_args: Mapping[str, Any] = field(default_factory=dict)
+    clip_norm: float | None = None
+    eval_batch_size: int = 1000
+    hyper_optimizer: OptimizerChoice = "RMSprop"
+    hyper_lr: float = 0.01
+    hyper_optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    hyper_clip_norm: float | None = None
+    train_steps: int = 5
+    valid_steps: int = 1
+    warmup_epochs: int = 2
+    scale: float = 1.0
+    tune_scales: bool = True
+    entropy_weight: float = 1e-3
+    response: Literal["auto"] | ResponseSize | Mapping[str, ResponseSize | None] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size", "train_steps", "valid_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: accepted is an integer of 1 or more")
+        for name in ("lr", "hyper_lr", "scale"):
+            _check_number(name, getattr(self, name), least=0.0, exclusive=True)
+        _check_number("entropy_weight", self.entropy_weight, least=0.0)
+        for name in ("clip_norm", "hyper_clip_norm"):
+            if (value := getattr(self, name)) is not None:
+                _check_number(name, value, least=0.0, exclusive=True)
+        if (
+            isinstance(self.warmup_epochs, bool)
+            or not isinstance(self.warmup_epochs, int)
+            or self.warmup_epochs < 0
+        ):
+            raise ValueError(f"warmup_epochs={self.warmup_epochs!r}: accepted is an integer of 0 or more")
+        if not isinstance(self.tune_scales, bool):
+            raise ValueError(f"tune_scales={self.tune_scales!r}: accepted are true and false")
+        for name in ("optimizer", "hyper_optimizer"):
+            _check_named(name, getattr(self, name), torch.optim, torch.optim.Optimizer)
+        if self.lr_schedule is not None:
+            _check_named(
+                "lr_schedule",
+                self.lr_schedule,
+                torch.optim.lr_scheduler,
+                torch.optim.lr_scheduler.LRScheduler,
+            )
+        for name in ("optimizer_args", "lr_schedule_args", "hyper_optimizer_args"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: accepted is a mapping such as {{'momentum': 0.9}}"
+                )
+        sizes = self.response.values() if isinstance(self.response, Mapping) else [self.response]
+        for size in sizes:
+            if size is not None and size != "auto":
+                check_response_size(size)
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer of the weights over `parameters`."""
+        return _make(self.optimizer, torch.optim)(parameters, lr=self.lr, **self.optimizer_args)  # type: ignore[no-any-return]
+
+    def make_hyper_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer of the raw coordinates and scales."""
+        return _make(self.hyper_optimizer, torch.optim)(  # type: ignore[no-any-return]
+            parameters, lr=self.hyper_lr, **self.hyper_optimizer_args
+        )
+
+    def make_lr_schedule(
+        self, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """The learning-rate schedule of one optimizer, or None."""
+        if self.lr_schedule is None:
+            return None
+        return _make(self.lr_schedule, torch.optim.lr_scheduler)(optimizer, **self.lr_schedule_args)  # type: ignore[no-any-return]
+
+
+def _check_number(name: str, value: object, *, least: float, exclusive: bool = False) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
+    if not ok or not (value > least if exclusive else value >= least):  # type: ignore[operator]
+        raise ValueError(
+            f"{name}={value!r}: accepted is a finite number {'above' if exclusive else 'of at least'} {least:g}"
+        )
+
+
+def _check_named(name: str, choice: object, module: Any, base: type) -> None:
+    if callable(choice):
+        return
+    found = getattr(module, choice, None) if isinstance(choice, str) else None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"{name}={choice!r}: accepted is the name of a class in {module.__name__}, or a callable"
+        )
+
+
+def _make(choice: str | Callable[..., Any], module: Any) -> Callable[..., Any]:
+    return getattr(module, choice) if isinstance(choice, str) else choice  # type: ignore[no-any-return]

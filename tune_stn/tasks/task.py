@@ -1,0 +1,82 @@
+"""A task: data, model, loss, search space and start values, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tune_stn.data.augment import Augmentation
+from tune_stn.data.splits import Splits
+from tune_stn.space.sample import Sample
+from tune_stn.space.search_space import SearchSpace
+from tune_stn.tasks.settings import Training
+
+
+class Penalty(Protocol):
+    """Adds to the training loss, by the hyperparameters it names: one value for each row of the sample."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    def __call__(self, network: nn.Module, sample: Sample) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything a method needs to know, the same for every method.
+
+    Attributes:
+        name: as shown in tables.
+        model: makes the plain network; it may draw its weights from torch's global generator, which is seeded.
+        data: seed -> splits; every method gets the same splits at a seed.
+        space: the hyperparameters to be tuned.
+        start: their start values; of `fixed`, the values.
+        loss: `(outputs, targets)` -> mean loss of the batch, a scalar.
+        dropout: path (or pattern) of a dropout module of the model -> hyperparameter that is its rate.
+        augmentations: applied to training batches, in this order.
+        penalties: added to the training loss.
+        metrics: name -> function of `(outputs, targets)` giving the batch mean; reported as `val_<name>` and
+            `test_<name>`.
+        training: how long and with which optimizers.
+        description: one sentence.
+
+    Raises:
+        ValueError: a start value is missing or outside its domain, a binding names an unknown hyperparameter, or a
+            hyperparameter is read by nothing.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    data: Callable[[int], Splits]
+    space: SearchSpace
+    start: Mapping[str, float]
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    dropout: Mapping[str, str] = field(default_factory=dict)
+    augmentations: tuple[Augmentation, ...] = ()
+    penalties: tuple[Penalty, ...] = ()
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self.space.check_values(self.start)
+        read = set(self.dropout.values())
+        for reader in (*self.augmentations, *self.penalties):
+            read.update(reader.names)
+        if unknown := sorted(read - set(self.space)):
+            raise ValueError(
+                f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}"
+            )
+        if unread := [name for name in self.space if name not in read]:
+            raise ValueError(
+                f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "
+                "about it: bind it to a dropout module by path, an augmentation or a penalty"
+            )
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of examples whose largest output is the target class; outputs `(batch, classes)`."""
+    return (outputs.argmax(-1) == targets).float().mean()

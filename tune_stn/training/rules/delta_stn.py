@@ -1,0 +1,73 @@
+"""Delta-STN (Bae and Grosse, NeurIPS 2020, arXiv 2010.13514, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from tune_stn.data.splits import Split
+from tune_stn.nn.response import ResponseSize
+from tune_stn.training.cost import CostMeter
+from tune_stn.training.learner import Learner
+from tune_stn.training.rules.fixed import plain_step
+
+
+class DeltaSTN:
+    """The base parameters learn at the mean hyperparameters, the response by a linearised prediction around it."""
+
+    name = "delta-stn"
+    tunes = True
+    centred = True
+    response: ResponseSize | None = "full"
+
+    def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
+        with meter.step("train"):
+            loss = plain_step(learner, batch)
+        with meter.step("response"):
+            response_step(learner, batch)
+        return loss
+
+
+def response_step(learner: Learner, batch: Split) -> None:
+    """Step the response parameters on the prediction `f(x; 0) + J_h f(x; 0) (lambda_b - lambda)` (eq. 9 there).
+
+    The Jacobian product is a tangent in forward mode: response layers start it, torch carries it through everything
+    between them. Base parameters are constants, so backward runs through the tangents alone.
+    """
+    model = learner.model
+    sample = model.perturbed_sample(len(batch), linearise=True)
+    with constants(learner.base), without_running_statistics(model), forward_ad.dual_level():
+        primal, tangent = forward_ad.unpack_dual(learner.forward(batch.inputs, sample))
+        prediction = primal if tangent is None else primal + tangent
+        loss = learner.training_loss(prediction, batch.targets, sample)
+        learner.step_weights(loss, "response")
+
+
+@contextmanager
+def constants(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, the parameters need no gradient."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def without_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside the block, batch norms normalise by the batch but do not count it a second time."""
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
