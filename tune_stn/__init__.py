@@ -1,0 +1,64 @@
+"""Self-Tuning Networks for Ray Tune.
+
+The names below are loaded when first used: importing the package is fast, does not start Ray, and the core (space, nn,
+data, tasks, training) works where Ray is absent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_stn.nn.self_tuning import self_tuning
+    from tune_stn.space.domains import Integer, LogUniform, Normal, Uniform
+    from tune_stn.space.search_space import SearchSpace
+    from tune_stn.study.compare import compare
+    from tune_stn.study.results import load_results
+    from tune_stn.tasks.registry import get_task
+    from tune_stn.tasks.settings import Training
+    from tune_stn.tasks.task import Task
+    from tune_stn.tuning.cluster import Cluster
+    from tune_stn.tuning.trainable import STNTrainable
+
+_HOMES = {
+    "Cluster": "tune_stn.tuning.cluster",
+    "Integer": "tune_stn.space.domains",
+    "LogUniform": "tune_stn.space.domains",
+    "Normal": "tune_stn.space.domains",
+    "STNTrainable": "tune_stn.tuning.trainable",
+    "SearchSpace": "tune_stn.space.search_space",
+    "Task": "tune_stn.tasks.task",
+    "Training": "tune_stn.tasks.settings",
+    "Uniform": "tune_stn.space.domains",
+    "compare": "tune_stn.study.compare",
+    "get_task": "tune_stn.tasks.registry",
+    "load_results": "tune_stn.study.results",
+    "self_tuning": "tune_stn.nn.self_tuning",
+}
+
+__all__ = [
+    "Cluster",
+    "Integer",
+    "LogUniform",
+    "Normal",
+    "STNTrainable",
+    "SearchSpace",
+    "Task",
+    "Training",
+    "Uniform",
+    "compare",
+    "get_task",
+    "load_results",
+    "self_tuning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tune_stn' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

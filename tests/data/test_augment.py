@@ -97,9 +97,7 @@ def test_both_ends_of_holes_and_length_are_reached() -> None:
     """31 squares, the most there can be, and each of them in its own place."""
     diagonal = torch.arange(31).unsqueeze(0)
     for holes in (0, 1, 30, 31, 32):
-        erased = erased_pixels(
-            diagonal, diagonal, torch.tensor([[holes]]), torch.tensor([[1]]), size=(31, 31)
-        )
+        erased = erased_pixels(diagonal, diagonal, torch.tensor([[holes]]), torch.tensor([[1]]), size=(31, 31))
         assert int(erased.sum()) == min(holes, 31)
     whole = erased_pixels(diagonal, diagonal, torch.tensor([[31]]), torch.tensor([[62]]), size=(31, 31))
     assert bool(whole.all())

@@ -37,8 +37,7 @@ def test_one_batch_of_all_when_there_are_fewer_than_a_batch() -> None:
 def test_remainder_changes_from_pass_to_pass() -> None:
     generator = seeded(0)
     left_over = [
-        frozenset(range(10)) - set(torch.cat(list(epoch_batches(10, 4, generator))).tolist())
-        for _ in range(20)
+        frozenset(range(10)) - set(torch.cat(list(epoch_batches(10, 4, generator))).tolist()) for _ in range(20)
     ]
     assert len(set(left_over)) > 10
 

@@ -151,9 +151,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_fetched_files_are_found_and_loaded(
-    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fetched_files_are_found_and_loaded(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fashion_mnist.fetch(base_url=server)
     assert folder == tmp_path / "cache" / "tune_stn" / "fashion-mnist"
     assert "100%" in capsys.readouterr().err
@@ -179,9 +177,7 @@ def test_files_already_there_are_not_fetched_again(server: str, tmp_path: Path) 
     assert fashion_mnist.fetch(progress=False, base_url=server) == folder
 
 
-def test_wrong_checksum_leaves_nothing_behind(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_checksum_leaves_nothing_behind(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fashion_mnist.SHA256, "train-images-idx3-ubyte.gz", "0" * 64)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz could not be fetched .* hash") as caught:
         fashion_mnist.fetch(tmp_path / "mine", progress=False, base_url=server)

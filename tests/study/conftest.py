@@ -15,7 +15,6 @@ from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
 
-MakeStudy = Callable[..., Path]
 STEPS = 20  # per epoch
 
 
@@ -25,11 +24,11 @@ def _trial(kind: str, rng: np.random.Generator, epochs: int) -> tuple[np.ndarray
     if kind == "self-tuned":
         dropout = 0.05 + 0.4 * (1 - np.exp(-t / 4)) + rng.normal(0, 0.01, t.size)
         return dropout, 10 ** (-2 - 2 * (1 - np.exp(-t / 3)) + rng.normal(0, 0.05, t.size))
-    dropout, decay = rng.uniform(0, 0.8), 10 ** rng.uniform(-5, -1)
+    start = rng.uniform(0, 0.8), 10 ** rng.uniform(-5, -1)
     if kind == "population":
         moves = rng.choice([0.8, 1.0, 1.25], (2, t.size)) ** (t % 3 == 0)
-        return np.clip(dropout * moves[0].cumprod(), 0, 0.85), decay * moves[1].cumprod()
-    return np.full(t.size, dropout), np.full(t.size, decay)
+        return np.clip(start[0] * moves[0].cumprod(), 0, 0.85), start[1] * moves[1].cumprod()
+    return np.full(t.size, start[0]), np.full(t.size, start[1])
 
 
 def _run(
@@ -60,7 +59,7 @@ def _run(
                 trial
                 | {"report_index": epoch - 1, "epoch": epoch, "step": epoch * STEPS}
                 | {"cost": per_epoch * epoch, "cost_total": total}
-                | {"wall_time_s": 2.1 * total + rng.uniform(0, 1), "device_time_s": per_epoch * 2}
+                | {"wall_time_s": 2.1 * total + rng.uniform(0, 1), "device_time_s": 2 * per_epoch * epoch}
                 | {"train_loss": loss * 0.8, "val_loss": np.nan if diverged and ended else loss}
                 | {"test_loss": loss + 0.01 + rng.normal(0, 0.005), "val_accuracy": 1 - loss / 4}
                 | {f"hp/{hps[0]}": dropout, f"hp/{hps[1]}": decay}
@@ -78,7 +77,7 @@ def _run(
 
 
 @pytest.fixture
-def make_study(tmp_path: Path) -> MakeStudy:
+def make_study(tmp_path: Path) -> Callable[..., Path]:
     """Write a study and return its directory: `make_study(kinds={"stn": "self-tuned"}, hps=("a", "b"))`."""
 
     def make(
@@ -115,5 +114,5 @@ def make_study(tmp_path: Path) -> MakeStudy:
 
 
 @pytest.fixture
-def results(make_study: MakeStudy) -> Results:
+def results(make_study: Callable[..., Path]) -> Results:
     return load_results(make_study())

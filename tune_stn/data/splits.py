@@ -35,9 +35,7 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """A copy of the examples at `indices`, an int64 tensor of shape `(m,)` on any device."""
-        return Split(
-            self.inputs[indices.to(self.inputs.device)], self.targets[indices.to(self.targets.device)]
-        )
+        return Split(self.inputs[indices.to(self.inputs.device)], self.targets[indices.to(self.targets.device)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,9 +30,9 @@ class ResponseConv(ResponseLayer):
         self.dilation = base.dilation
         self.groups = base.groups
         self.grouped = base.groups > 1
+        self.padding = base.padding
         self.padding_mode = base.padding_mode
         # F.pad takes the last axis first; only the modes that F.conv lacks need it.
-        self.padding = base.padding
         self._around = list(base._reversed_padding_repeated_twice)
 
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

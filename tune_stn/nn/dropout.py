@@ -25,9 +25,7 @@ class UnitDropout(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training:
             return inputs
-        keep = 1 - per_row(self.slot.sample[self.rate], inputs, where=f"dropout {self.rate!r}").clamp(
-            max=MAX_RATE
-        )
+        keep = 1 - per_row(self.slot.sample[self.rate], inputs, where=f"dropout {self.rate!r}").clamp(max=MAX_RATE)
         noise = torch.rand(self.mask_shape(inputs), device=inputs.device, dtype=inputs.dtype)
         return inputs * noise.lt(keep).to(inputs.dtype).div_(keep)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ ResponseSize = Literal["full", "gate"] | int
 def check_response_size(size: object) -> ResponseSize:
     """`size` as a response size. Raises ValueError unless it is "full", "gate" or a rank >= 1."""
     if size == "full" or size == "gate":
-        return size  # type: ignore[return-value]
+        return size
     if isinstance(size, str) and size.isdigit():
         size = int(size)
     if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
@@ -61,6 +61,9 @@ class ResponseLayer(nn.Module):
         super().__init__()
         weight = base.weight
         assert isinstance(weight, nn.Parameter)
+        # A user's forward may read them (`self.fc.in_features`).
+        for name in getattr(base, "__constants__", ()):
+            setattr(self, name, getattr(base, name))
         self.slot = slot
         self.size = size
         self.weight = weight
@@ -122,10 +125,8 @@ class ResponseLayer(nn.Module):
         """Everybody shares one response input: one product with merged weights, as dear as the base layer."""
         unit, offset = self.gates(response_input)
         unit = unit.view(-1, *[1] * (self.weight.dim() - 1))
-        weight = (
-            self.weight * (1 + unit) if self.size == "gate" else self.weight + unit * self.response_matrix()
-        )
-        bias = None if self.bias is None else self.bias + offset[0]  # type: ignore[index]
+        weight = self.weight * (1 + unit) if self.size == "gate" else self.weight + unit * self.response_matrix()
+        bias = None if self.bias is None or offset is None else self.bias + offset[0]
         return self.product(inputs, weight, bias)
 
     def _per_example(self, inputs: Tensor, response_input: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class ResponseLayer(nn.Module):
         if self.size == "gate":
             outputs = self.product(inputs, self.weight, None)
             scale = self.over_units(1 + unit, outputs)
-            if self.bias is None:
+            if self.bias is None or offset is None:
                 return outputs * scale
             return torch.addcmul(self.over_units(self.bias + offset, outputs), outputs, scale)
         base, response = self._base_and_response(inputs)
@@ -148,7 +149,7 @@ class ResponseLayer(nn.Module):
         base and response products stay apart: a fused one would compute weight gradients that nobody asks for.
         """
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
-        primal, tangent = forward_ad.unpack_dual(inputs)
+        primal, tangent = forward_ad.unpack_dual(inputs)  # type: ignore[no-untyped-call]
         unit, offset = self.gates(response_input)
         outputs = self.product(primal, self.weight, self.bias)
         if self.size == "gate":
@@ -160,7 +161,7 @@ class ResponseLayer(nn.Module):
             response = response + self.over_units(offset, outputs)
         if tangent is not None:
             response = response + self.product(tangent, self.weight, None)
-        return forward_ad.make_dual(outputs, response)
+        return cast(Tensor, forward_ad.make_dual(outputs, response))  # type: ignore[no-untyped-call]
 
     def gates(self, response_input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Unit gates `u` and bias response `c * b'`, both `(rows, out)`; the latter None in a layer without bias."""
@@ -192,7 +193,7 @@ class ResponseLayer(nn.Module):
         second = self.response_weight if self.size == "full" else self.response_down
         bias = None if self.bias is None else torch.cat([self.bias, self.bias.new_zeros(second.shape[0])])
         both = self.product(inputs, torch.cat([self.weight, second]), bias)
-        base, response = both.split([out, second.shape[0]], dim=self.unit_axis)
+        base, response = torch.split(both, [out, second.shape[0]], dim=self.unit_axis)
         return base, response if self.size == "full" else self.expand_units(response)
 
     # For regularisers and optimizers ---------------------------------------------------------------------------

@@ -54,9 +54,9 @@ class Conversion:
     plain: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{path}: response {size}" for path, size in self.responding.items()]
-        lines += [f"{path}: reads {name}" for path, name in self.bound.items()]
-        lines += [f"{path}: left plain ({reason})" for path, reason in self.plain.items()]
+        lines = [f"{path or 'the model itself'}: response {size}" for path, size in self.responding.items()]
+        lines += [f"{path or 'the model itself'}: reads {name}" for path, name in self.bound.items()]
+        lines += [f"{path or 'the model itself'}: left plain ({reason})" for path, reason in self.plain.items()]
         return "\n".join(lines)
 
 
@@ -87,6 +87,7 @@ class SelfTuningModel(nn.Module):
         self.slot = slot
         self.conversion = conversion
         self.centred = centred
+        self.training = network.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.slot.is_set:
@@ -112,9 +113,7 @@ class SelfTuningModel(nn.Module):
     def perturbed_sample(self, rows: int, *, keep_graph: bool = False, linearise: bool = False) -> Sample:
         """A draw around the mean for each of `rows` examples. Needs a tunable state."""
         assert isinstance(self.hyper, Tunable)
-        return self._sample(
-            self.hyper, self.hyper.perturbed(rows), keep_graph=keep_graph, linearise=linearise
-        )
+        return self._sample(self.hyper, self.hyper.perturbed(rows), keep_graph=keep_graph, linearise=linearise)
 
     def _sample(self, hyper: Tunable, raw: Tensor, *, keep_graph: bool, linearise: bool = False) -> Sample:
         response_input = raw - hyper.raw.detach() if self.centred else raw
@@ -169,8 +168,8 @@ def self_tuning(
         seed: seeds the response parameters alone; the base parameters are those of `model`.
 
     Raises:
-        ValueError: a path matches no dropout module, a hyperparameter is unknown, or a start value is outside its
-            domain.
+        ValueError: a path matches no module, a hyperparameter is unknown, a start value is outside its domain, or a
+            dropout module to be bound has hooks.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)),
@@ -179,9 +178,7 @@ def self_tuning(
     dropout = dict(dropout or {})
     for name in dropout.values():
         if name not in space:
-            raise ValueError(
-                f"dropout binds the unknown hyperparameter {name!r}; the space has {', '.join(space)}"
-            )
+            raise ValueError(f"dropout binds the unknown hyperparameter {name!r}; the space has {', '.join(space)}")
     sizes: Mapping[str, ResponseSize | None] = response if isinstance(response, Mapping) else {"*": response}
     sizes = {path: None if size is None else check_response_size(size) for path, size in sizes.items()}
     network = copy.deepcopy(model)
@@ -215,6 +212,7 @@ class _Converter:
         # A parameter held by several modules is tied; a module met again is the same module, and no tie.
         self.holders = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
         self.unmatched = set(dropout)
+        self.unmatched_sizes = set(sizes) - {"*"}
 
     def run(self) -> nn.Module:
         """Replace what can be replaced and give the network back (a single layer is itself replaced)."""
@@ -232,6 +230,12 @@ class _Converter:
                 f"dropout path {sorted(self.unmatched)[0]!r} matches no dropout module; there "
                 + (f"are: {', '.join(found)}" if found else "is none in this model")
             )
+        if self.unmatched_sizes:
+            found = [*self.conversion.responding, *self.conversion.plain]
+            raise ValueError(
+                f"response path {sorted(self.unmatched_sizes)[0]!r} matches no module with parameters; there "
+                + (f"are: {', '.join(found)}" if found else "is none in this model")
+            )
         if id(self.network) in replaced:
             return replaced[id(self.network)]
         # With duplicates: a shared module is replaced at every place where it stands, by the same new one.
@@ -247,6 +251,7 @@ class _Converter:
             return self.bind_dropout(path, module)
         if not list(module.parameters(recurse=False)):
             return None
+        self.unmatched_sizes.difference_update(p for p in self.sizes if fnmatchcase(path, p))
         size = _first_match(self.sizes, path)
         if reason := self.why_plain(module, size, inside_opaque):
             self.conversion.plain[path] = reason
@@ -260,6 +265,11 @@ class _Converter:
         self.unmatched.difference_update(matches)
         if not matches:
             return None
+        if has_hooks(module):
+            raise ValueError(
+                f"dropout module {path!r} has hooks, which its replacement would lose: register them after the "
+                "conversion, or bind no hyperparameter to it"
+            )
         name = self.dropout[matches[0]]
         self.conversion.bound[path] = name
         return DROPOUTS[type(module)](name, self.slot).train(module.training)
@@ -268,19 +278,27 @@ class _Converter:
         """Why a module with parameters gets no response, or None if it gets one."""
         if size is None:
             return "no response asked for"
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            return "not initialised: run a batch through the model before its conversion"
         if type(module) not in RESPONSES:
             return f"no response layer for {type(module).__name__}"
         if inside_opaque:
             return "its parent reads the parameters directly"
+        if has_hooks(module):
+            return "has hooks, which a replacement would lose"
         weight = module.weight
         assert isinstance(weight, Tensor)
         if not weight.requires_grad:
             return "frozen"
         if self.holders[id(weight)] > 1:
             return "weight shared with another module"
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return "has hooks, which a replacement would lose"
         return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _first_match(sizes: Mapping[str, ResponseSize | None], path: str) -> ResponseSize | None:

@@ -24,9 +24,7 @@ class Slot:
     def sample(self) -> Sample:
         """The current sample. Raises RuntimeError outside `using`."""
         if self._sample is None:
-            raise RuntimeError(
-                "the network has no hyperparameter sample: call it inside `with model.using(sample):`"
-            )
+            raise RuntimeError("the network has no hyperparameter sample: call it inside `with model.using(sample):`")
         return self._sample
 
     @contextmanager

@@ -1,10 +1,11 @@
 """Domains of single hyperparameters and their maps to an unconstrained raw coordinate.
 
-Each domain is a frozen dataclass with the same four methods, written for tensors:
+Each domain is a frozen dataclass with the same five methods, written for tensors:
 
 * `transform(raw)` -> value inside the domain, discrete values floored; any shape, any floating dtype;
 * `inverse(value)` -> the raw coordinate at which `transform` gives `value` back;
 * `contains(value)` -> whether a number is a member of the domain;
+* `nearest(value)` -> the member nearest to a finite number;
 * `describe()` -> the domain in words, for error messages.
 
 The raw coordinate is lambda of Self-Tuning Networks (arXiv 1903.03088, section 4.2): the perturbation is Gaussian in it
@@ -23,6 +24,10 @@ from torch import Tensor
 # A continuous start value on a bound has an infinite raw coordinate. It is moved inside by this share of the
 # domain's width (in log space for log domains): far enough to have a gradient, near enough to mean the bound.
 EDGE = 1e-3
+# What counts as on the bound, as a share of the width; any other start value comes out as itself.
+ON_THE_EDGE = 1e-6
+# Relative rounding of float32, in which values are kept: a member that went through it is still one.
+ROUNDING = 2e-7
 
 
 @runtime_checkable
@@ -32,6 +37,7 @@ class Domain(Protocol):
     def transform(self, raw: Tensor) -> Tensor: ...
     def inverse(self, value: float) -> float: ...
     def contains(self, value: float) -> bool: ...
+    def nearest(self, value: float) -> float: ...
     def describe(self) -> str: ...
 
 
@@ -54,7 +60,8 @@ class Uniform:
     def transform(self, raw: Tensor) -> Tensor:
         share = torch.sigmoid(raw)
         if self.step is None:
-            return self.low + (self.high - self.low) * share
+            # Clamped for the rounding of low + (high - low) alone.
+            return (self.low + (self.high - self.low) * share).clamp(self.low, self.high)
         return _pick_cell(share, self.low, self.high, self.step)
 
     def inverse(self, value: float) -> float:
@@ -64,7 +71,10 @@ class Uniform:
         return _logit(_cell_centre(value, self.low, self.high, self.step))
 
     def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high and (self.step is None or _is_multiple(value, self.step))
+        return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
+
+    def nearest(self, value: float) -> float:
+        return min(max(_round_to(value, self.step), self.low), self.high)
 
     def describe(self) -> str:
         return f"[{self.low:g}, {self.high:g}]" + _step_words(self.step)
@@ -98,10 +108,17 @@ class LogUniform:
     def inverse(self, value: float) -> float:
         _check_member(self, value)
         bottom, top = math.log(self.low), math.log(self.high)
-        return _logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
+        if self.step is None:
+            return _logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
+        # The middle of what is rounded to the value.
+        first, last = max(value - self.step / 2, self.low), min(value + self.step / 2, self.high)
+        return _logit(((math.log(first) + math.log(last)) / 2 - bottom) / (top - bottom))
 
     def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high and (self.step is None or _is_multiple(value, self.step))
+        return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
+
+    def nearest(self, value: float) -> float:
+        return min(max(_round_to(value, self.step), self.low), self.high)
 
     def describe(self) -> str:
         return f"[{self.low:g}, {self.high:g}] on a log scale" + _step_words(self.step)
@@ -124,9 +141,11 @@ class Integer:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if int(self.low) != self.low or int(self.high) != self.high:
-            raise ValueError(f"an integer domain needs integer ends, got [{self.low}, {self.high}]")
         _check_interval(self)
+        if any(int(number) != number for number in (self.low, self.high, self.step)):
+            raise ValueError(
+                f"an integer domain needs integer ends and steps, got [{self.low}, {self.high}] in steps of {self.step}"
+            )
         _check_step(self)
         if self.log and self.low <= 0:
             raise ValueError(f"a log domain must be positive, got low={self.low}")
@@ -137,8 +156,8 @@ class Integer:
             return _pick_cell(share, self.low, self.high, self.step)
         bottom, top = math.log(self.low), math.log(self.high + self.step)
         value = torch.exp(bottom + (top - bottom) * share)
-        # A hair is added because exp(log(v)) may come out just under v.
-        return (torch.floor(value / self.step * (1 + 1e-6)) * self.step).clamp(self.low, self.high)
+        # Clamped because exp(log(low)) may come out just under low, and sigmoid reaches 1.
+        return (torch.floor(value / self.step) * self.step).clamp(self.low, self.high)
 
     def inverse(self, value: float) -> float:
         _check_member(self, value)
@@ -149,13 +168,14 @@ class Integer:
         return _logit((middle - bottom) / (top - bottom))
 
     def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high and _is_multiple(value, self.step)
+        return self.low <= value <= self.high and value % self.step == 0
+
+    def nearest(self, value: float) -> float:
+        return min(max(_round_to(value, self.step), self.low), self.high)
 
     def describe(self) -> str:
         scale = " on a log scale" if self.log else ""
-        return f"the integers {self.low} to {self.high}{scale}" + _step_words(
-            None if self.step == 1 else self.step
-        )
+        return f"the integers {self.low} to {self.high}{scale}" + _step_words(None if self.step == 1 else self.step)
 
 
 @dataclass(frozen=True)
@@ -172,9 +192,7 @@ class Normal:
 
     def __post_init__(self) -> None:
         if not (self.sd > 0 and math.isfinite(self.sd) and math.isfinite(self.mean)):
-            raise ValueError(
-                f"a normal domain needs a finite mean and sd > 0, got mean={self.mean:g}, sd={self.sd:g}"
-            )
+            raise ValueError(f"a normal domain needs a finite mean and sd > 0, got mean={self.mean:g}, sd={self.sd:g}")
 
     def transform(self, raw: Tensor) -> Tensor:
         return raw if self.step is None else torch.round(raw / self.step) * self.step
@@ -185,6 +203,9 @@ class Normal:
 
     def contains(self, value: float) -> bool:
         return math.isfinite(value) and (self.step is None or _is_multiple(value, self.step))
+
+    def nearest(self, value: float) -> float:
+        return _round_to(value, self.step)
 
     def describe(self) -> str:
         return "any real number" + _step_words(self.step)
@@ -211,8 +232,16 @@ def _check_member(domain: Domain, value: float) -> None:
         raise ValueError(f"{value:g} is outside {domain.describe()}")
 
 
+def _is_between(value: float, low: float, high: float) -> bool:
+    return low - ROUNDING * abs(low) <= value <= high + ROUNDING * abs(high)
+
+
 def _is_multiple(value: float, step: float) -> bool:
-    return math.isclose(value / step, round(value / step), rel_tol=1e-9, abs_tol=1e-9)
+    return math.isfinite(value) and math.isclose(value / step, round(value / step), rel_tol=ROUNDING, abs_tol=ROUNDING)
+
+
+def _round_to(value: float, step: float | None) -> float:
+    return value if step is None else round(value / step) * step
 
 
 def _step_words(step: float | None) -> str:
@@ -220,7 +249,9 @@ def _step_words(step: float | None) -> str:
 
 
 def _off_the_edge(share: float) -> float:
-    return min(max(share, EDGE), 1 - EDGE)
+    if share < ON_THE_EDGE:
+        return EDGE
+    return 1 - EDGE if share > 1 - ON_THE_EDGE else share
 
 
 def _logit(share: float) -> float:

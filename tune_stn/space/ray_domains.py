@@ -18,11 +18,11 @@ def domain_to_ray(domain: Domain) -> Any:
     match domain:
         case Uniform(low, high, None):
             return tune.uniform(low, high)
-        case Uniform(low, high, step):
+        case Uniform(low, high, float() | int() as step):
             return tune.quniform(low, high, step)
         case LogUniform(low, high, None):
             return tune.loguniform(low, high)
-        case LogUniform(low, high, step):
+        case LogUniform(low, high, float() | int() as step):
             return tune.qloguniform(low, high, step)
         # Ray's upper end is exclusive, except where it is quantized by more than 1.
         case Integer(low, high, 1, False):
@@ -35,31 +35,41 @@ def domain_to_ray(domain: Domain) -> Any:
             return tune.qlograndint(low, high, step)
         case Normal(mean, sd, None):
             return tune.randn(mean, sd)
-        case Normal(mean, sd, step):
+        case Normal(mean, sd, float() | int() as step):
             return tune.qrandn(mean, sd, step)
     raise TypeError(f"no Ray Tune domain is known for {domain!r}")
 
 
 def domain_from_ray(name: str, domain: Any) -> Domain:
-    """Our form of a Ray Tune domain. Raises ValueError where it has no raw coordinate (choice, grid, function)."""
+    """Our form of a Ray Tune domain.
+
+    Raises:
+        ValueError: the domain has no raw coordinate (choice, grid, function), or is empty; the message names it.
+    """
     if isinstance(domain, (Uniform, LogUniform, Integer, Normal)):
         return domain
-    if isinstance(domain, ray_sample.Domain):
-        sampler = domain.get_sampler()
-        step = None
-        if isinstance(sampler, ray_sample.Quantized):
-            sampler, step = sampler.sampler, sampler.q
-        if isinstance(domain, ray_sample.Float):
-            if isinstance(sampler, ray_sample.LogUniform):
-                return LogUniform(domain.lower, domain.upper, step)
-            if isinstance(sampler, ray_sample.Normal):
-                return Normal(sampler.mean, sampler.sd, step)
-            return Uniform(domain.lower, domain.upper, step)
-        if isinstance(domain, ray_sample.Integer):
-            high = domain.upper if step not in (None, 1) else domain.upper - 1
-            return Integer(domain.lower, high, step or 1, log=isinstance(sampler, ray_sample.LogUniform))
-    raise ValueError(
-        f"hyperparameter {name!r} has the domain {domain!r}, which has no raw coordinate for a gradient; accepted are "
-        "uniform, loguniform, randint, lograndint, randn and their quantized forms. Put a categorical choice in "
-        "param_space beside 'hp'"
-    )
+    if not isinstance(domain, (ray_sample.Float, ray_sample.Integer)):
+        kind = type(domain).__name__ if isinstance(domain, ray_sample.Domain) else repr(domain)
+        raise ValueError(
+            f"hyperparameter {name!r} has the domain {kind}, which has no raw coordinate for a gradient; accepted are "
+            "uniform, loguniform, randint, lograndint, randn and their quantized forms. Put a categorical choice in "
+            "param_space beside 'hp'"
+        )
+    try:
+        return _from_numeric(domain)
+    except ValueError as error:
+        raise ValueError(f"the domain of hyperparameter {name!r}: {error}") from None
+
+
+def _from_numeric(domain: ray_sample.Float | ray_sample.Integer) -> Domain:
+    sampler: Any = domain.get_sampler()  # type: ignore[no-untyped-call]
+    step = None
+    if isinstance(sampler, ray_sample.Quantized):
+        sampler, step = sampler.sampler, sampler.q
+    log = isinstance(sampler, ray_sample.LogUniform)
+    if isinstance(domain, ray_sample.Integer):
+        high = domain.upper if step not in (None, 1) else domain.upper - 1
+        return Integer(domain.lower, high, step or 1, log)
+    if isinstance(sampler, ray_sample.Normal):
+        return Normal(sampler.mean, sampler.sd, step)
+    return (LogUniform if log else Uniform)(domain.lower, domain.upper, step)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 from tune_stn.space.domains import Domain
 
 # They steer the training, they are not in the validation loss, so it has no gradient with respect to them.
 NOT_TUNABLE = frozenset(
-    ["lr", "learning_rate", "learningrate", "momentum", "nesterov", "betas", "batch_size", "batchsize", "optimizer", "epochs", "steps", "warmup", "warmup_steps", "warmup_epochs", "seed"]
+    [
+        "lr",
+        "learning_rate",
+        "learningrate",
+        "momentum",
+        "nesterov",
+        "betas",
+        "batch_size",
+        "batchsize",
+        "optimizer",
+        "epochs",
+        "steps",
+        "warmup",
+        "warmup_steps",
+        "warmup_epochs",
+        "seed",
+    ]
 )
 
 
@@ -79,9 +96,10 @@ class SearchSpace(Mapping[str, Domain]):
         if missing := [name for name in self._domains if name not in values]:
             raise ValueError(f"no start value for {', '.join(missing)}")
         for name, domain in self._domains.items():
-            value = values[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"start value of {name!r} is {value!r}, which is no number")
+            given: object = values[name]
+            if isinstance(given, bool) or not isinstance(given, Real):  # numpy's numbers are fine
+                raise ValueError(f"start value of {name!r} is {given!r}, which is no number")
+            value = float(given)
             if not domain.contains(value):
                 raise ValueError(f"start value {value:g} of {name!r} is outside {domain.describe()}")
         return {name: float(values[name]) for name in self._domains}
@@ -101,7 +119,7 @@ class SearchSpace(Mapping[str, Domain]):
 
 def check_tunable(name: str) -> None:
     """Raise ValueError if `name` is a thing that a self-tuning network cannot tune by construction."""
-    if name.lower().rpartition("/")[2] in NOT_TUNABLE:
+    if name.lower().rpartition("/")[2].replace("-", "_").replace(" ", "_") in NOT_TUNABLE:
         raise ValueError(
             f"{name!r} cannot be tuned inside a run: it is not in the validation loss, so that loss has no gradient "
             "with respect to it. Put it in param_space beside 'hp' (not in the search space), where any Ray Tune "

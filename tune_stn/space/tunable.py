@@ -27,6 +27,7 @@ class Tunable(nn.Module):
 
     raw: nn.Parameter
     rho: nn.Parameter
+    per_batch: Tensor
 
     def __init__(self, space: SearchSpace, start: Mapping[str, float], *, scale: float = 1.0) -> None:
         super().__init__()
@@ -43,12 +44,10 @@ class Tunable(nn.Module):
         return F.softplus(self.rho)
 
     def values(self, raw: Tensor) -> dict[str, Tensor]:
-        """Values of raw coordinates of shape `(rows, n)`: name -> shape `(rows,)`, detached."""
-        columns = raw.detach().unbind(-1)
-        return {
-            name: domain.transform(column)
-            for (name, domain), column in zip(self.space.items(), columns, strict=True)
-        }
+        """Values of raw coordinates of shape `(rows, n)`: name -> shape `(rows,)`, or `(1,)` if per batch; detached."""
+        columns = dict(zip(self.space, raw.detach().unbind(-1), strict=True))
+        shared = {name: columns[name][:1] for name in self.space.per_batch}
+        return {name: domain.transform((columns | shared)[name]) for name, domain in self.space.items()}
 
     def mean_values(self) -> dict[str, float]:
         """The value of each hyperparameter at the mean of its perturbation: what schedules record."""
@@ -57,8 +56,11 @@ class Tunable(nn.Module):
     def perturbed(self, rows: int) -> Tensor:
         """`raw + scale * noise`, shape `(rows, n)`, with gradients to raw and rho.
 
-        Columns of per-batch hyperparameters hold one draw in all rows. Draws come from torch's global generator.
+        Columns of per-batch hyperparameters hold one draw in all rows, and where all are per batch there is one row
+        only: then responses merge into plain layers. Draws come from torch's global generator.
         """
+        if self.space.per_batch == self.space.keys():
+            rows = 1
         noise = torch.randn(rows, len(self.space), device=self.raw.device, dtype=self.raw.dtype)
         noise = torch.where(self.per_batch, noise[:1], noise)
         return self.raw + self.scale() * noise

@@ -71,8 +71,8 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
             axes.plot(end, loss[-1], ".", color=colour, alpha=0.6)
         points = np.unique([*runs[x], ends.xs(method, level="method").max()])
         mean, low, high = mean_curve(runs, points, axis=x)[["mean", "low", "high"]].to_numpy().T
-        axes.step(points, mean, where="post", color=colour, lw=2.4)
-        axes.fill_between(points, low, high, step="post", color=colour, alpha=0.13, linewidth=0)
+        axes.step(points, mean, where="post", color=colour, lw=2)
+        axes.fill_between(points, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
     _limit(axes, results, x)
     axes.set(xlabel=_AXIS_LABELS[x], ylabel="best validation loss so far")
     axes.set_title(_text(f"Best validation loss so far on {task}"), loc="left", fontweight="bold")
@@ -158,7 +158,7 @@ def plot_final_values(results: Results) -> Figure:
             axes.plot(value, spread, "o", color=colour, ms=7, alpha=0.8, mec="white")
         _log_if_wide(axes, values[f"hp/{name}"].to_numpy(dtype=np.float64), along="x")
         axes.set_yticks(range(len(colours)), [_text(method) for method in colours])
-        axes.set_ylim(len(colours) - 0.5, -0.5)
+        axes.set_ylim(max(len(colours), 1) - 0.5, -0.5)
         axes.set_xlabel(_text(name))
     title = f"Hyperparameter values each run found best on {task}"
     figure.suptitle(_text(title), fontweight="bold", x=0.01, ha="left")
@@ -224,11 +224,17 @@ def _legend(figure: Figure, results: Results, note: str) -> None:
     colours = _present(results)
     lines = [Line2D([], [], color=colour, lw=2.4) for colour in colours.values()]
     labels = [_text(f"{method} ({seeds[method]} of {asked} seeds)") for method in colours]
-    title = note if colours else "no run has a finite validation loss"
-    legend = figure.legend(
-        lines, labels, loc="outside lower center", ncols=min(len(lines), 4) or 1, frameon=False, title=title
+    fitting = int(15 * figure.get_figwidth() / (8 + max(map(len, labels), default=0)))  # 15 letters an inch
+    figure.legend(
+        lines,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(len(lines), fitting)),
+        frameon=False,
+        fontsize="small",
+        title=note if colours else "no run has a finite validation loss",
+        title_fontsize="small",
     )
-    legend.get_title().set_fontsize("small")
 
 
 def _text(name: str) -> str:

@@ -71,9 +71,7 @@ def _read_study(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} describes no study: it has no schema_version")
     if study["schema_version"] != STUDY_SCHEMA_VERSION:
         advice = "use the version of tune_stn that wrote it, or run the study again"
-        raise ValueError(
-            f"{path} has schema version {study['schema_version']}, not {STUDY_SCHEMA_VERSION}; {advice}"
-        )
+        raise ValueError(f"{path} has schema version {study['schema_version']}, not {STUDY_SCHEMA_VERSION}; {advice}")
     for key, kind in _STUDY_KEYS.items():
         if not isinstance(study.get(key), kind):
             raise ValueError(f"{path} is damaged: its {key!r} is no {kind.__name__}; restore it from a copy")

@@ -94,29 +94,25 @@ def write_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], schema: pa.Sch
     """Write rows as Parquet, with exactly the schema's columns, in the schema's order and types.
 
     The file appears whole or not at all. NaN stays NaN in a column that may not be null, and is written as
-    null in one that may. Integers are taken where floats are due, nothing else is converted.
+    null in one that may. Whole numbers may stand as integers or floats; nothing else is converted.
 
     Raises:
         ValueError: a column is missing, unexpected or mistyped, or holds a word that is not allowed there.
     """
     name = schema.metadata[_KEY_NAME].decode()
-    if isinstance(data, pd.DataFrame):
-        given = [list(data.columns)]
-    else:
-        given = [list(row) for row in data] or [schema.names]
-    for columns in given:
+    for columns in [data.columns] if isinstance(data, pd.DataFrame) else data:
         if missing := [column for column in schema.names if column not in columns]:
             raise ValueError(f"{name} table: missing column(s) {', '.join(missing)}")
         if unexpected := [str(column) for column in columns if column not in schema.names]:
             raise ValueError(f"{name} table: unexpected column(s) {', '.join(unexpected)}")
-    arrays = [_array(data, field, name) for field in schema]
+    frame = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data, columns=schema.names)
+    arrays = [_array(frame[field.name], field, name) for field in schema]
     with whole_file(path) as temporary:
         table = pa.Table.from_arrays(arrays, schema=schema)
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def _array(data: pd.DataFrame | Sequence[Mapping[str, Any]], field: pa.Field, table: str) -> pa.Array:
-    column = data[field.name] if isinstance(data, pd.DataFrame) else [row[field.name] for row in data]
+def _array(column: pd.Series, field: pa.Field, table: str) -> pa.Array:
     from_pandas = field.nullable or not pa.types.is_floating(field.type)  # else NaN would become null
     try:
         array = pa.array(column, type=field.type, from_pandas=from_pandas)
@@ -141,8 +137,9 @@ def read_table(path: Path, name: str) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {name} table at {path}; `tune-stn compare --out DIR` writes one")
+    content = pa.BufferReader(path.read_bytes())
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+        table = pq.read_table(content, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         advice = "restore it from a copy, or delete it and run `tune-stn compare --resume`"

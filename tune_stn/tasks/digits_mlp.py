@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from tune_stn.data.augment import InputScale
@@ -66,6 +65,8 @@ def digits_mlp(*, train_images: int = 400, valid_images: int = 600, hidden: int 
 
 
 def _load(train_images: int, valid_images: int, seed: int) -> Splits:
+    from sklearn.datasets import load_digits  # here: it takes a second, and no other task needs it
+
     bunch = load_digits()
     images = torch.tensor(bunch.data, dtype=torch.float32) / 16 - 0.3
     sizes = (train_images, valid_images, len(images) - train_images - valid_images)

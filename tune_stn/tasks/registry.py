@@ -54,10 +54,10 @@ def _find(name: str) -> Callable[..., Task] | Task:
     if name in TASKS:
         return TASKS[name]
     if ":" not in name:
-        raise ValueError(
-            f"unknown task {name!r}; accepted are {', '.join(TASKS)}, or your own as module:attribute"
-        )
+        raise ValueError(f"unknown task {name!r}; accepted are {', '.join(TASKS)}, or your own as module:attribute")
     module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise ValueError(f"task {name!r}: accepted is module:attribute with the full name of the module")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -67,9 +67,7 @@ def _find(name: str) -> Callable[..., Task] | Task:
         # Only the absence of the module asked for is a wrong option; one missing inside it is the user's traceback.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(
-            f"task {name!r}: there is no module {module_name!r} here or on the Python path"
-        ) from None
+        raise ValueError(f"task {name!r}: there is no module {module_name!r} here or on the Python path") from None
     found = getattr(module, attribute, None)
     if not isinstance(found, Task) and not callable(found):
         raise ValueError(f"task {name!r}: {module_name} has no task or function {attribute!r}")
@@ -77,7 +75,8 @@ def _find(name: str) -> Callable[..., Task] | Task:
 
 
 def _parameters(factory: Callable[..., Task]) -> list[str]:
-    return list(inspect.signature(factory).parameters)
+    parameters = inspect.signature(factory).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def task_descriptions() -> dict[str, str]:

@@ -47,7 +47,8 @@ def best_weight(split: Split, penalty: float) -> Tensor:
     """Exact minimiser of mean half squared error plus `penalty / 2` times the squared norm, shape `(features, 1)`."""
     inputs, targets = split.inputs.double(), split.targets.double()
     gram = inputs.T @ inputs / len(inputs) + penalty * torch.eye(inputs.shape[1], dtype=torch.double)
-    return torch.linalg.solve(gram, inputs.T @ targets / len(inputs))
+    weight: Tensor = torch.linalg.solve(gram, inputs.T @ targets / len(inputs))
+    return weight
 
 
 def validation_loss(splits: Splits, penalty: float) -> float:

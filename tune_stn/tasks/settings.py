@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -79,11 +80,7 @@ class Training:
         for name in ("clip_norm", "hyper_clip_norm"):
             if (value := getattr(self, name)) is not None:
                 _check_number(name, value, least=0.0, exclusive=True)
-        if (
-            isinstance(self.warmup_epochs, bool)
-            or not isinstance(self.warmup_epochs, int)
-            or self.warmup_epochs < 0
-        ):
+        if isinstance(self.warmup_epochs, bool) or not isinstance(self.warmup_epochs, int) or self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs={self.warmup_epochs!r}: accepted is an integer of 0 or more")
         if not isinstance(self.tune_scales, bool):
             raise ValueError(f"tune_scales={self.tune_scales!r}: accepted are true and false")
@@ -98,13 +95,14 @@ class Training:
             )
         for name in ("optimizer_args", "lr_schedule_args", "hyper_optimizer_args"):
             if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: accepted is a mapping such as {{'momentum': 0.9}}"
-                )
-        sizes = self.response.values() if isinstance(self.response, Mapping) else [self.response]
-        for size in sizes:
-            if size is not None and size != "auto":
-                check_response_size(size)
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted is a mapping such as {{'momentum': 0.9}}")
+            _check_arguments(name, getattr(self, name.removesuffix("_args")), getattr(self, name))
+        if isinstance(self.response, Mapping):
+            for size in self.response.values():
+                if size is not None:
+                    check_response_size(size)
+        elif self.response != "auto":
+            check_response_size(self.response)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer of the weights over `parameters`."""
@@ -116,9 +114,7 @@ class Training:
             parameters, lr=self.hyper_lr, **self.hyper_optimizer_args
         )
 
-    def make_lr_schedule(
-        self, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+    def make_lr_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
         """The learning-rate schedule of one optimizer, or None."""
         if self.lr_schedule is None:
             return None
@@ -138,9 +134,21 @@ def _check_named(name: str, choice: object, module: Any, base: type) -> None:
         return
     found = getattr(module, choice, None) if isinstance(choice, str) else None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(
-            f"{name}={choice!r}: accepted is the name of a class in {module.__name__}, or a callable"
-        )
+        raise ValueError(f"{name}={choice!r}: accepted is the name of a class in {module.__name__}, or a callable")
+    _, *needed = inspect.signature(found.step).parameters.values()
+    if any(parameter.default is parameter.empty for parameter in needed):
+        raise ValueError(f"{name}={choice!r}: its step needs {needed[0].name!r}, which the training loop has not")
+
+
+def _check_arguments(name: str, choice: object, arguments: Mapping[str, Any]) -> None:
+    """Hold the arguments of a class of torch against its signature; those of a callable are its own affair."""
+    if not isinstance(choice, str):
+        return
+    module, given = (torch.optim.lr_scheduler, {}) if name.startswith("lr_schedule") else (torch.optim, {"lr": 1.0})
+    try:
+        inspect.signature(getattr(module, choice)).bind(None, **given, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}={dict(arguments)!r} do not fit {choice}: {error}") from None
 
 
 def _make(choice: str | Callable[..., Any], module: Any) -> Callable[..., Any]:

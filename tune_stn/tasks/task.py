@@ -64,12 +64,11 @@ class Task:
     def __post_init__(self) -> None:
         self.space.check_values(self.start)
         read = set(self.dropout.values())
-        for reader in (*self.augmentations, *self.penalties):
+        readers: list[Augmentation | Penalty] = [*self.augmentations, *self.penalties]
+        for reader in readers:
             read.update(reader.names)
         if unknown := sorted(read - set(self.space)):
-            raise ValueError(
-                f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}"
-            )
+            raise ValueError(f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}")
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
                 f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "

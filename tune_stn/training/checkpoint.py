@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import torch
 
 FORMAT = 1
+# A SHA-256 of all bytes before it ends the file: torch does not look at checksums, so it reads a flipped bit as a weight.
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CheckpointError(ValueError):
@@ -18,9 +22,12 @@ class CheckpointError(ValueError):
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write `state` to `path`, replacing it only when everything is on disk."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        file.write(content.getbuffer())
+        file.write(hashlib.sha256(content.getbuffer()).digest())
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -34,17 +41,16 @@ def load_state(path: Path, *, device: torch.device | str = "cpu") -> dict[str, A
             format.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+            raise ValueError("its checksum does not match")
+        state = torch.load(io.BytesIO(content[:-DIGEST_BYTES]), map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint of ours: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint of ours: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} is not of format {FORMAT}: written by another version or program"
-        )
+        raise CheckpointError(f"checkpoint {path} is not of format {FORMAT}: written by another version or program")
     return state
 
 

@@ -27,9 +27,7 @@ class CostMeter:
 
     def __init__(self, epoch_flops: int) -> None:
         if epoch_flops <= 0:
-            raise ValueError(
-                "the model has no product or convolution that torch's counter knows: cost is undefined"
-            )
+            raise ValueError("the model has no product or convolution that torch's counter knows: cost is undefined")
         self.epoch_flops = epoch_flops
         self.spent_flops = 0
         self._per_step: dict[str, int] = {}
@@ -61,4 +59,4 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
     with FlopCounterMode(display=False) as counter, plain.using(plain.hyper.constant_sample()):
         loss = task.loss(plain(batch.inputs), batch.targets)
         torch.autograd.grad(loss, parameters, allow_unused=True)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -23,6 +23,9 @@ class Learner:
 
     Attributes:
         optimizers: "base", and where they exist "response" and "hyper".
+
+    Raises:
+        ValueError: the hyperparameters are to be tuned, but no layer responds to them.
     """
 
     def __init__(self, task: Task, model: SelfTuningModel) -> None:
@@ -31,6 +34,12 @@ class Learner:
         self.base = model.base_parameters()
         self.response = model.response_parameters()
         self.hyper: list[nn.Parameter] = []
+        if isinstance(model.hyper, Tunable) and not self.response:
+            left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())
+            raise ValueError(
+                f"no layer of the model of task {task.name!r} has a response, so its hyperparameters have no gradient; "
+                f"left plain: {left}"
+            )
         training = task.training
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
@@ -39,9 +48,7 @@ class Learner:
             self.hyper = [model.hyper.raw] + ([model.hyper.rho] if training.tune_scales else [])
             self.optimizers["hyper"] = training.make_hyper_optimizer(self.hyper)
         schedules = {
-            name: training.make_lr_schedule(optimizer)
-            for name, optimizer in self.optimizers.items()
-            if name != "hyper"
+            name: training.make_lr_schedule(optimizer) for name, optimizer in self.optimizers.items() if name != "hyper"
         }
         self.lr_schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
 

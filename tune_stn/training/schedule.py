@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -32,37 +35,31 @@ class ScheduleBuffer:
 
     def record(self, hyper: Tunable | Constants, *, step: int, epoch: int, source: Source) -> None:
         """Add the present state. No value is read from the device here, so a GPU need not stop."""
-        raw, scale = (
-            (hyper.raw, hyper.scale()) if isinstance(hyper, Tunable) else (hyper.value, hyper.value * 0)
-        )
+        raw, scale = (hyper.raw, hyper.scale()) if isinstance(hyper, Tunable) else (hyper.value, hyper.value * 0)
         self.steps.append(step)
         self.epochs.append(epoch)
         self.sources.append(source)
         self.raw.append(raw.detach().clone())
         self.scale.append(scale.detach())
 
-    def rows(self, space: SearchSpace, *, tuned: bool) -> list[dict[str, Any]]:
-        """Long form: `step, epoch, hp, value, raw, scale, source`; raw and scale are None for constants."""
-        if not self.steps:
-            return []
+    def columns(self, space: SearchSpace, *, tuned: bool) -> dict[str, Any]:
+        """Long form, by step and then in the order of the space: equal-length columns
+        `step, epoch, hp, value, raw, scale, source`; raw and scale are None throughout for constants.
+        """
         raw, scale = torch.stack(self.raw).cpu(), torch.stack(self.scale).cpu()
-        rows = []
-        for column, (name, domain) in enumerate(space.items()):
-            values = domain.transform(raw[:, column]) if tuned else raw[:, column]
-            for i, value in enumerate(values.tolist()):
-                rows.append(
-                    {
-                        "step": self.steps[i],
-                        "epoch": self.epochs[i],
-                        "hp": name,
-                        "value": value,
-                        "raw": raw[i, column].item() if tuned else None,
-                        "scale": scale[i, column].item() if tuned else None,
-                        "source": self.sources[i],
-                    }
-                )
-        rows.sort(key=lambda row: row["step"])  # stable: hyperparameters stay in the order of the space
-        return rows
+        values = raw
+        if tuned:
+            values = torch.stack([d.transform(c) for d, c in zip(space.values(), raw.unbind(1), strict=True)], 1)
+        per_step, rows = len(space), raw.numel()
+        return {
+            "step": [step for step in self.steps for _ in range(per_step)],
+            "epoch": [epoch for epoch in self.epochs for _ in range(per_step)],
+            "hp": list(space) * len(self.steps),
+            "value": values.flatten().tolist(),
+            "raw": raw.flatten().tolist() if tuned else [None] * rows,
+            "scale": scale.flatten().tolist() if tuned else [None] * rows,
+            "source": [source for source in self.sources for _ in range(per_step)],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -73,7 +70,24 @@ class ScheduleBuffer:
             "scale": torch.stack(self.scale).cpu() if self.scale else torch.empty(0),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
+        """Go on from a state; `device` is where the records to come will be."""
         self.steps, self.epochs = list(state["steps"]), list(state["epochs"])
         self.sources = list(state["sources"])
-        self.raw, self.scale = list(state["raw"].unbind()), list(state["scale"].unbind())
+        self.raw, self.scale = (list(state[name].to(device).unbind()) for name in ("raw", "scale"))
+
+
+def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, path: Path) -> None:
+    """Write the long form of a buffer as a Parquet file."""
+    schema = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("epoch", pa.int64()),
+            ("hp", pa.string()),
+            ("value", pa.float64()),
+            ("raw", pa.float64()),
+            ("scale", pa.float64()),
+            ("source", pa.string()),
+        ]
+    )
+    pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), path)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn.self_tuning import SelfTuningModel, self_tuning
+from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import CheckpointError
 from tune_stn.training.cost import CostMeter, plain_step_flops
@@ -63,9 +65,7 @@ class Trainer:
         self.learner = Learner(task, self.model)
         self.meter = self._make_meter()
         self.schedule = ScheduleBuffer()
-        self.schedule.record(
-            self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed"
-        )
+        self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed")
         self.epoch = 0
         self.step = 0
         self.device_time_s = 0.0
@@ -87,14 +87,18 @@ class Trainer:
             train_loss = float(self._train())
             self.device_time_s += time.perf_counter() - began
             self.epoch += 1
-            for schedule in self.learner.lr_schedules.values():
-                schedule.step()
             report = self._evaluate()
+            for schedule in self.learner.lr_schedules.values():
+                if isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step(report["val_loss"])
+                else:
+                    schedule.step()
         self._look_for_divergence(train_loss, report["val_loss"])
         if self.diverged:
             report["val_loss"] = math.inf
         values = self.model.hyper.mean_values()
-        scales = self.model.hyper.scale().tolist() if self.rule.tunes else [0.0] * len(values)
+        hyper = self.model.hyper
+        scales = hyper.scale().tolist() if isinstance(hyper, Tunable) else [0.0] * len(values)
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -140,25 +144,24 @@ class Trainer:
         for key, mine in (("task", self.task.name), ("algorithm", self.rule.name)):
             if state.get(key) != mine:
                 raise CheckpointError(f"the checkpoint is of {key} {state.get(key)!r}, this run of {mine!r}")
-        constants = {} if self.rule.tunes else self.model.hyper.state_dict()
+        # Loading writes into the very tensors that state_dict gives, so what is to stay must be copied.
+        constants = {} if self.rule.tunes else {k: v.clone() for k, v in self.model.hyper.state_dict().items()}
         try:
             self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(
-                f"the checkpoint does not fit the model of {self.task.name!r}: {reason}"
-            ) from error
+            for name, optimizer in self.learner.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            for name, schedule in self.learner.lr_schedules.items():
+                schedule.load_state_dict(state["lr_schedules"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+            raise CheckpointError(f"the checkpoint does not fit the model of {self.task.name!r}: {reason}") from error
         self.model.hyper.load_state_dict({**self.model.hyper.state_dict(), **constants})
-        for name, optimizer in self.learner.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, schedule in self.learner.lr_schedules.items():
-            schedule.load_state_dict(state["lr_schedules"][name])
         self.epoch, self.step = state["epoch"], state["step"]
         self._since_hyper_step = state["since_hyper_step"]
         self.meter.spent_flops = state["spent_flops"]
         self.device_time_s = state["device_time_s"]
         self.diverged = state["diverged"]
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict(state["schedule"], device=self.device)
 
     def _make_model(self) -> SelfTuningModel:
         """The network with the seed's base weights, whatever the algorithm; responses have a stream of their own."""
@@ -220,7 +223,7 @@ class Trainer:
         functions = {"loss": self.task.loss, **self.task.metrics}
         for prefix, split in (("val", self.splits.valid), ("test", self.splits.test)):
             totals = dict.fromkeys(functions, 0.0)
-            for part in torch.arange(len(split)).split(self.task.training.eval_batch_size):
+            for part in torch.split(torch.arange(len(split)), self.task.training.eval_batch_size):
                 batch = split.take(part)
                 outputs = self.learner.forward(batch.inputs, self.model.mean_sample())
                 for name, function in functions.items():

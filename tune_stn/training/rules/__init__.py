@@ -7,7 +7,8 @@ from tune_stn.training.rules.fixed import Fixed
 from tune_stn.training.rules.rule import Rule
 from tune_stn.training.rules.stn import STN
 
-RULES: Mapping[str, Rule] = {rule.name: rule for rule in (Fixed(), STN(), DeltaSTN())}
+_RULES: tuple[Rule, ...] = (Fixed(), STN(), DeltaSTN())
+RULES: Mapping[str, Rule] = {rule.name: rule for rule in _RULES}
 
 
 def get_rule(name: str) -> Rule:

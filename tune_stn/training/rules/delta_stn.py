@@ -40,7 +40,9 @@ def response_step(learner: Learner, batch: Split) -> None:
     model = learner.model
     sample = model.perturbed_sample(len(batch), linearise=True)
     with constants(learner.base), without_running_statistics(model), forward_ad.dual_level():
-        primal, tangent = forward_ad.unpack_dual(learner.forward(batch.inputs, sample))
+        primal, tangent = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
+            learner.forward(batch.inputs, sample)
+        )
         prediction = primal if tangent is None else primal + tangent
         loss = learner.training_loss(prediction, batch.targets, sample)
         learner.step_weights(loss, "response")
@@ -61,9 +63,7 @@ def constants(parameters: list[nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def without_running_statistics(model: nn.Module) -> Iterator[None]:
     """Inside the block, batch norms normalise by the batch but do not count it a second time."""
-    norms = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tune_stn.data.splits import Split
+from tune_stn.nn.response import ResponseSize
 from tune_stn.training.cost import CostMeter
 from tune_stn.training.learner import Learner
 
@@ -15,7 +16,7 @@ class Fixed:
     name = "fixed"
     tunes = False
     centred = False
-    response = None
+    response: ResponseSize | None = None
 
     def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
         with meter.step("train"):

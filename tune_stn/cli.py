@@ -1,0 +1,211 @@
+"""The command line: `tune-stn`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+# Heavy imports (torch, Ray) wait inside the commands, so that --help answers at once.
+
+
+class Command(click.Command):
+    """A command whose user errors are one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            if not _is_user_error(error):
+                raise
+            click.echo(f"tune-stn: {' '.join(str(error).split())}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("tune-stn: interrupted; the same command with --resume goes on from here", err=True)
+            sys.exit(130)
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Whether the error was raised by this package's checks: another's is a defect, and keeps its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tune_stn")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tune_stn")
+def main() -> None:
+    """Self-Tuning Networks for Ray Tune: hyperparameters tuned by gradient inside one training run."""
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs trials."""
+    options = [
+        click.option("--task", required=True, help="A built-in task, or your own as module:attribute."),
+        click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the results."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting of the task."),
+        click.option("--address", help="A running Ray cluster; default: start a local Ray."),
+        click.option("--cpus-per-trial", type=float, default=1, show_default=True),
+        click.option("--gpus-per-trial", type=float, default=0, show_default=True, help="Fractions share a GPU."),
+        click.option("--max-concurrent", type=int, help="Trials at a time; default: as many as fit."),
+        click.option("--storage-path", help="For Ray Tune's checkpoints; default: inside the results directory."),
+        click.option("--resume", is_flag=True, help="Go on with what was cut off in the results directory."),
+        click.option("--quiet", is_flag=True, help="Say nothing but errors."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command(cls=Command)
+def tasks() -> None:
+    """List the built-in tasks."""
+    from tune_stn.tasks.registry import task_descriptions
+
+    _list(task_descriptions())
+
+
+@main.command(cls=Command)
+def methods() -> None:
+    """List the methods of a comparison."""
+    from tune_stn.methods import METHODS
+
+    _list({name: method.description for name, method in METHODS.items()})
+
+
+@main.command(cls=Command)
+@click.option("--algorithm", required=True, help="stn, delta-stn or fixed.")
+@click.option("--trials", type=int, default=1, show_default=True, help="After the first, from random start values.")
+@click.option("--epochs", type=int, help="Length of a trial; default: the task's.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_common
+def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool, **options: Any) -> None:
+    """Train a task by one algorithm."""
+    from tune_stn.methods import get_method
+    from tune_stn.study.compare import run_study
+    from tune_stn.training.rules import get_rule
+
+    get_rule(algorithm)
+    if trials < 1:
+        raise ValueError(f"--trials {trials}: accepted is an integer of 1 or more")
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: accepted is an integer of 0 or more")
+    study = _study_arguments(options)
+    if epochs is not None:
+        study["settings"]["epochs"] = epochs
+    results = run_study(
+        methods=[get_method(algorithm)], seeds=[seed], budget=math.inf, trials=trials, say=_say(quiet), **study
+    )
+    _show(results, quiet)
+
+
+@main.command(cls=Command)
+@click.option("--methods", required=True, help="Comma-separated; see `tune-stn methods`.")
+@click.option("--budget", required=True, type=float, help="Cost of each run, in plain-epoch equivalents.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="How many seeds.")
+@_common
+def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any) -> None:
+    """Compare methods on a task at equal cost."""
+    from tune_stn.study.compare import compare as compare_methods
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    results = compare_methods(methods=names, budget=budget, seeds=seeds, say=_say(quiet), **_study_arguments(options))
+    _show(results, quiet)
+
+
+@main.command(cls=Command)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--to", "out", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
+@click.option("--format", "file_format", default="parquet", show_default=True, help="parquet or csv.")
+def export(directory: Path, out: Path, file_format: str) -> None:
+    """Export a study's tables."""
+    from tune_stn.study.results import export_results, load_results
+
+    for path in export_results(load_results(directory), out, file_format):
+        click.echo(path)
+
+
+@main.command(cls=Command)
+@click.argument("directory", type=click.Path(path_type=Path))
+def report(directory: Path) -> None:
+    """Write a study's report.html and plots."""
+    from tune_stn.study.report import write_report
+    from tune_stn.study.results import load_results
+
+    click.echo(write_report(load_results(directory)))
+
+
+@main.command(cls=Command)
+@click.argument("name")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder; default: the user's cache.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def data(name: str, folder: Path | None, quiet: bool) -> None:
+    """Fetch a data set, checksummed."""
+    from tune_stn.data import fashion_mnist
+
+    if name != "fashion-mnist":
+        raise ValueError(f"unknown data set {name!r}; accepted is fashion-mnist (digits-mlp and ridge need none)")
+    click.echo(fashion_mnist.fetch(folder, progress=not quiet))
+
+
+def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Common options in the terms of `run_study`."""
+    from tune_stn.tuning.cluster import Cluster
+
+    return {
+        "task": options["task"],
+        "out": options["out"],
+        "resume": options["resume"],
+        "settings": dict(_setting(text) for text in options["settings"]),
+        "cluster": Cluster(
+            address=options["address"],
+            cpus_per_trial=options["cpus_per_trial"],
+            gpus_per_trial=options["gpus_per_trial"],
+            max_concurrent=options["max_concurrent"],
+            storage_path=options["storage_path"],
+        ),
+    }
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as JSON where it is JSON, else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {text}: accepted is key=value, such as epochs=20")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else click.echo
+
+
+def _show(results: Any, quiet: bool) -> None:
+    """The table of a finished study, and where everything is."""
+    from tune_stn.study.summary import format_summary, summary
+
+    if quiet:
+        return
+    click.echo()
+    click.echo(format_summary(summary(results)))
+    click.echo()
+    for entry in results.study["missing"]:
+        click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}")
+    tables = ", ".join(f"{name}.parquet" for name in ("reports", "schedule", "incumbent"))
+    click.echo(f"frames: {results.path}/{{{tables}}}")
+    click.echo(f"plots:  {results.path}/plots")
+    click.echo(f"report: {results.path}/report.html")
+
+
+def _list(entries: dict[str, str]) -> None:
+    width = max(map(len, entries))
+    for name, description in entries.items():
+        click.echo(f"{name:{width}}  {description}")

@@ -1,0 +1,28 @@
+"""HyperBand (Li et al. 2018, arXiv 1603.06560), Ray Tune's scheduler."""
+
+from __future__ import annotations
+
+from ray.tune.schedulers import HyperBandScheduler
+
+from tune_stn.methods.method import METRIC, MODE, Context, Method, Plan, random_draws
+
+REDUCTION_FACTOR = 3  # the paper's eta
+
+
+def _plan(context: Context) -> Plan:
+    scheduler = HyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode=MODE,
+        max_t=context.epochs,
+        reduction_factor=REDUCTION_FACTOR,
+    )
+    return Plan(
+        search_alg=random_draws(context),
+        samples=context.samples(1),
+        hp=context.task.space.to_tune(),
+        scheduler=scheduler,
+    )
+
+
+HYPERBAND = Method("hyperband", "HyperBand over random draws, halving by epochs", "fixed", _plan, restores=False)

@@ -1,0 +1,103 @@
+"""What a method is: how Ray Tune is to search and schedule the trials of one study run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+
+from tune_stn.tasks.task import Task
+
+METRIC, MODE = "best_val_loss", "min"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use to plan a run.
+
+    Attributes:
+        task: what is tuned.
+        budget: cost of the whole run, in plain-epoch equivalents; may be infinite where `trials` is given.
+        seed: of the run; the method's own draws derive from it.
+        slots: trials that run at a time.
+        trials: number of trials asked for, or None for as many as the budget pays.
+    """
+
+    task: Task
+    budget: float
+    seed: int
+    slots: int
+    trials: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a full trial."""
+        return self.task.training.epochs
+
+    @property
+    def full_trials(self) -> int:
+        """Full plain trials that the budget pays, at least one."""
+        return max(1, int(self.budget // self.epochs)) if math.isfinite(self.budget) else (self.trials or 1)
+
+    def samples(self, least_epochs: int) -> int:
+        """Trials enough to spend the budget if each lasts only `least_epochs`: the budget ends the run, not this."""
+        return self.trials or math.ceil(self.budget / least_epochs) + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Arguments of `tune.run` that make the method.
+
+    Attributes:
+        search_alg: proposes the trials' hyperparameters, under `config["hp"]`.
+        samples: number of trials at most; the budget usually ends the run before.
+        scheduler: stops, pauses or clones trials.
+        hp: `config["hp"]`: constants, or Tune domains for `search_alg` to sample.
+    """
+
+    search_alg: Searcher | SearchAlgorithm
+    samples: int
+    hp: dict[str, Any]
+    scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to spend a budget on a task.
+
+    Attributes:
+        name: as in tables and on the command line.
+        description: one sentence.
+        algorithm: update rule of its trials.
+        plan: makes the plan of one run. Raises ValueError where the method cannot search the task's space.
+        restores: whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves
+            no scheduler, so a method whose scheduler has a memory starts the run again.
+    """
+
+    name: str
+    description: str
+    algorithm: str
+    plan: Callable[[Context], Plan]
+    restores: bool = True
+
+
+def random_draws(context: Context, *, concurrent: int = 0) -> BasicVariantGenerator:
+    """Random draws from the space after the task's start values, which every method tries first.
+
+    Args:
+        context: of the run.
+        concurrent: trials alive at a time, paused ones included; 0 for no limit but the cluster's.
+    """
+    return BasicVariantGenerator(
+        points_to_evaluate=[{"hp": start_point(context.task)}], max_concurrent=concurrent, random_state=context.seed
+    )
+
+
+def start_point(task: Task) -> dict[str, float]:
+    """The task's start values, as Ray Tune writes them: integers of an integer domain as such."""
+    domains = task.space.to_tune()
+    return {name: domains[name].cast(value) for name, value in task.space.check_values(task.start).items()}

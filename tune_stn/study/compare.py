@@ -1,0 +1,234 @@
+"""The comparison: every method on one task, at equal cost and paired seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tune_stn.methods import Method, get_method
+from tune_stn.study.collect import write_tables
+from tune_stn.study.progress import Progress
+from tune_stn.study.report import write_report
+from tune_stn.study.results import Results, load_results
+from tune_stn.study.run import Interrupted, Run, execute
+from tune_stn.study.tables import STUDY_SCHEMA_VERSION, whole_file
+from tune_stn.tasks.registry import get_task
+from tune_stn.tasks.task import Task
+from tune_stn.tuning.cluster import Cluster
+
+Say = Callable[[str], None]
+
+
+def compare(
+    task: str | Task,
+    methods: Sequence[str],
+    *,
+    budget: float,
+    seeds: int | Sequence[int],
+    out: str | Path,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    cluster: Cluster | None = None,
+    say: Say | None = None,
+) -> Results:
+    """Give every method the same budget on a task, at every seed, and write the study's directory.
+
+    Every method sees the same model, initial weights, splits and data order at a seed, tries the task's start values
+    first, and is cut off when its trials together have spent the budget.
+
+    Args:
+        task: a built-in name, `module:attribute`, or a `Task`.
+        methods: names of methods; each is run at each seed, one run after the other.
+        budget: cost of each run, in plain-epoch equivalents.
+        seeds: how many (0, 1, ...), or which.
+        out: directory of the study; must be new, or hold this study if `resume`.
+        resume: skip finished runs and go on with the one that was cut off.
+        settings: of the task and its training.
+        cluster: where to run; default a local Ray.
+        say: called with lines of progress; None for silence.
+
+    Returns:
+        The study's results, also on disk.
+
+    Raises:
+        ValueError: an argument is not accepted; nothing was started.
+        KeyboardInterrupt: Ctrl-C; the directory can be resumed.
+    """
+    if not (budget > 0 and math.isfinite(budget)):
+        raise ValueError(f"--budget {budget:g}: accepted is a number above 0, in plain-epoch equivalents")
+    if not methods:
+        raise ValueError("--methods: name at least one method")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"--methods {','.join(methods)}: a method is named twice")
+    chosen = [get_method(name) for name in methods]
+    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not wanted or len(set(wanted)) < len(wanted) or min(wanted) < 0:
+        raise ValueError(f"--seeds {seeds}: accepted is a number of seeds, 1 or more, or different seeds of 0 or more")
+    return run_study(
+        task,
+        chosen,
+        seeds=wanted,
+        budget=budget,
+        trials=None,
+        out=Path(out),
+        resume=resume,
+        settings=settings or {},
+        cluster=cluster or Cluster(),
+        say=say or (lambda line: None),
+    )
+
+
+def run_study(
+    task: str | Task,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int],
+    budget: float,
+    trials: int | None,
+    out: Path,
+    resume: bool,
+    settings: Mapping[str, Any],
+    cluster: Cluster,
+    say: Say,
+) -> Results:
+    """Run all (method, seed) pairs and write tables and report; the common core of `compare` and `tune-stn run`.
+
+    Arguments are those of `compare`, checked; `trials` is the number of trials of each run where the budget is
+    infinite.
+    """
+    resolved = get_task(task, **settings)
+    resolved.data(seeds[0])  # missing data, or settings that do not fit them, are found before anything starts
+    label = task if isinstance(task, str) else resolved.name
+    study = _description(label, methods, seeds, budget, trials, settings)
+    _prepare_directory(out, study, resume)
+    runs = [
+        Run(
+            task=resolved,
+            config={"task": task, **settings},
+            method=method,
+            seed=seed,
+            budget=budget,
+            trials=trials,
+            folder=out / "state" / f"{method.name}-seed{seed}",
+        )
+        for seed in seeds  # all methods at a seed before the next seed: an unfinished study is still a comparison
+        for method in methods
+    ]
+    progress = Progress(say, total=len(runs))
+    try:
+        with cluster.session():
+            study["cluster"] = _cluster_description(cluster)
+            for run in runs:
+                if run.done is not None:
+                    progress.skipped(run)
+                    continue
+                with progress.running(run) as on_report:
+                    record = execute(run, cluster, on_report)
+                progress.finished(run, record)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    finally:
+        study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
+        _write_study(out, study)
+        write_tables(resolved, runs, out)
+    results = load_results(out)
+    write_report(results)
+    return results
+
+
+def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
+    """Make the directory, or check that it holds this very study. Raises ValueError saying what is wrong."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be made a directory ({error.strerror})") from None
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"--out {out}: not writable")
+    path = out / "study.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"--out {out}: holds a study already; add --resume to go on with it, or choose another")
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
+        for key in ("task", "budget", "trials", "settings"):
+            if before.get(key) != study[key]:
+                raise ValueError(f"--resume: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
+    _write_study(out, study)
+
+
+def _description(
+    label: str,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    budget: float,
+    trials: int | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything needed to run the study again."""
+    packages = ("tune_stn", "torch", "ray", "optuna", "numpy", "scipy", "pyarrow")
+    return {
+        "schema_version": STUDY_SCHEMA_VERSION,
+        "task": label,
+        "methods": [method.name for method in methods],
+        "seeds": list(seeds),
+        "budget": budget if math.isfinite(budget) else None,
+        "trials": trials,
+        "settings": json.loads(json.dumps(dict(settings), default=repr)),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "git_commit": _git_commit(),
+        "command": " ".join(["tune-stn", *sys.argv[1:]])
+        if Path(sys.argv[0]).name == "tune-stn"
+        else "tune_stn.compare",
+        "missing": [],
+    }
+
+
+def _cluster_description(cluster: Cluster) -> dict[str, Any]:
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {
+        "cpus": total.get("CPU", 0),
+        "gpus": total.get("GPU", 0),
+        "cpus_per_trial": cluster.cpus_per_trial,
+        "gpus_per_trial": cluster.gpus_per_trial,
+        "slots": cluster.slots(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package lies in, if it lies in one."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _missing(run: Run) -> dict[str, Any] | None:
+    """Why a run's results are not all there, or None."""
+    record = run.done
+    if record is None:
+        reason = "not finished; go on with --resume"
+    elif record["hopeless"]:
+        reason = f"given up: one trial after the other failed, the last with: {list(record['failures'].values())[-1]}"
+    elif record["failures"]:
+        first = next(iter(record["failures"].items()))
+        reason = f"{len(record['failures'])} of its trials failed, the first ({first[0]}) with: {first[1]}"
+    else:
+        return None
+    return {"method": run.method.name, "seed": run.seed, "reason": reason}
+
+
+def _write_study(out: Path, study: dict[str, Any]) -> None:
+    with whole_file(out / "study.json") as path:
+        path.write_text(json.dumps(study, indent=1) + "\n")

@@ -1,0 +1,65 @@
+"""Lines of progress that a person can follow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tune_stn.study.run import Run
+from tune_stn.tuning.recorder import OnReport
+
+EVERY_S = 10.0  # at most one line of a run in this time
+
+
+class Progress:
+    """Says how the runs of a study get on.
+
+    Args:
+        say: called with each line.
+        total: number of runs.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, total: int) -> None:
+        self.say = say
+        self.total = total
+        self.count = 0
+        self.best = float("inf")
+        self.began = 0.0
+
+    def skipped(self, run: Run) -> None:
+        self.count += 1
+        self.say(f"{self._label(run)} finished before, skipped")
+
+    @contextmanager
+    def running(self, run: Run) -> Iterator[OnReport]:
+        """Announce a run; gives a function that is told each report."""
+        self.count += 1
+        self.best, self.began = float("inf"), time.monotonic()
+        last = self.began
+
+        def on_report(report: Mapping[str, Any], cost_total: float) -> None:
+            nonlocal last
+            self.best = min(self.best, report["val_loss"])
+            if report["status"] == "diverged":
+                self.say(f"{self._label(run)} trial {report['trial_id']} diverged: {report['reason']}")
+            if time.monotonic() - last >= EVERY_S:
+                last = time.monotonic()
+                spent = f"cost {cost_total:.0f}" + (f" of {run.budget:g}" if run.trials is None else "")
+                self.say(f"{self._label(run)} {spent}, best validation loss {self.best:.4f}")
+
+        yield on_report
+
+    def finished(self, run: Run, record: Mapping[str, Any]) -> None:
+        seconds = time.monotonic() - self.began
+        failures = f", {len(record['failures'])} failed" if record["failures"] else ""
+        self.say(
+            f"{self._label(run)} done: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
+            f"best validation loss {self.best:.4f}, {seconds:.0f} s"
+        )
+        for trial, reason in record["failures"].items():
+            self.say(f"{self._label(run)} trial {trial} failed: {reason}")
+
+    def _label(self, run: Run) -> str:
+        return f"[{self.count}/{self.total}] {run.method.name}, seed {run.seed}:"

@@ -1,0 +1,103 @@
+"""The Ray cluster that a command runs on, and what each trial gets of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+# Tune reads these when it is used: our recorder keeps the reports, so Tune's own three log files per trial (3 ms a
+# report) are left out; trials stay in the driver's directory, so relative paths of a task mean the same there.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where trials run.
+
+    Attributes:
+        address: of a running Ray cluster; None starts a local one on loopback and stops it afterwards.
+        cpus_per_trial: CPUs of a trial, and its number of threads; fractions are allowed.
+        gpus_per_trial: GPUs of a trial; fractions share one.
+        max_concurrent: trials at a time; None for as many as fit.
+        storage_path: where Tune keeps checkpoints, anything Tune accepts; None for a folder of the study.
+
+    Raises:
+        ValueError: a number is negative or zero where work could never start.
+    """
+
+    address: str | None = None
+    cpus_per_trial: float = 1
+    gpus_per_trial: float = 0
+    max_concurrent: int | None = None
+    storage_path: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cpus_per_trial > 0:
+            raise ValueError(f"--cpus-per-trial {self.cpus_per_trial:g}: accepted is a number above 0")
+        if not self.gpus_per_trial >= 0:
+            raise ValueError(f"--gpus-per-trial {self.gpus_per_trial:g}: accepted is a number of 0 or more")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ValueError(f"--max-concurrent {self.max_concurrent}: accepted is an integer of 1 or more")
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """A trial's resources, as Tune wants them."""
+        return {"cpu": self.cpus_per_trial} | ({"gpu": self.gpus_per_trial} if self.gpus_per_trial else {})
+
+    def slots(self) -> int:
+        """Trials that fit at a time. Raises ValueError if not even one does. Needs a session."""
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        fits = total.get("CPU", 0) / self.cpus_per_trial
+        if self.gpus_per_trial:
+            fits = min(fits, total.get("GPU", 0) / self.gpus_per_trial)
+        if fits < 1:
+            raise ValueError(
+                f"a trial wants {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs, but the cluster has "
+                f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}: lower --cpus-per-trial or --gpus-per-trial"
+            )
+        return min(int(fits), self.max_concurrent or int(fits))
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Ray, connected inside the block; shut down afterwards if it was started here.
+
+        Raises:
+            ValueError: there is no cluster at `address`.
+        """
+        before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+        os.environ.update(_ENVIRONMENT)
+        started = not ray.is_initialized()
+        try:
+            if started:
+                self._connect()
+            yield
+        finally:
+            if started:
+                ray.shutdown()
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address is None:
+            # A local cluster listens on loopback only, and a laptop need not run a dashboard for it.
+            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            return
+        try:
+            ray.init(address=self.address, **quiet)
+        except ConnectionError as error:
+            raise ValueError(f"--address {self.address}: no Ray cluster answers there ({error})") from None
