@@ -87,6 +87,7 @@ def methods() -> None:
 @_common
 def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool, **options: Any) -> None:
     """Train a task by one algorithm."""
+    _protect(options)
     from tune_stn.methods import get_method
     from tune_stn.study.compare import run_study
     from tune_stn.training.rules import get_rule
@@ -112,6 +113,7 @@ def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool,
 @_common
 def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any) -> None:
     """Compare methods on a task at equal cost."""
+    _protect(options)
     from tune_stn.study.compare import compare as compare_methods
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -152,6 +154,14 @@ def data(name: str, folder: Path | None, quiet: bool) -> None:
     if name != "fashion-mnist":
         raise ValueError(f"unknown data set {name!r}; accepted is fashion-mnist (digits-mlp and ridge need none)")
     click.echo(fashion_mnist.fetch(folder, progress=not quiet))
+
+
+def _protect(options: dict[str, Any]) -> None:
+    """Before Ray is imported: a local one is nobody else's; a cluster has its own rules."""
+    from tune_stn.tuning.token import require_token
+
+    if options["address"] is None:
+        require_token()
 
 
 def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,7 @@ FEATURES, CLASSES = 36, 3
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Dropout(), nn.Linear(FEATURES, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, CLASSES)
-    )
+    return nn.Sequential(nn.Dropout(), nn.Linear(FEATURES, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, CLASSES))
 
 
 def _cnn() -> nn.Module:
@@ -43,9 +41,7 @@ def _cnn() -> nn.Module:
 
 
 def _normed() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, CLASSES)
-    )
+    return nn.Sequential(nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, CLASSES))
 
 
 # Network -> (how it is made, path of the dropout that reads a hyperparameter).
@@ -66,14 +62,6 @@ def _data(seed: int) -> Splits:
         )
 
     return Splits(train=split(24), valid=split(16), test=split(20))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, writer: str) -> None:
     """Even with the right checksum and format."""
     path, mark = tmp_path / "state.pt", tmp_path / "executed"
     state = {"format": FORMAT, "weights": Malicious(mark)}
-    write_with_digest(path, torch_bytes(state) if writer == "torch" else pickle.dumps(state))
+    write_with_digest(path, torch_bytes(state) if writer == "torch" else pickle.dumps(state, protocol=2))
     with pytest.raises(CheckpointError, match="damaged or no checkpoint of ours"):
         load_state(path)
     assert not mark.exists()
@@ -165,7 +165,9 @@ def test_checkpoint_of_another_run_is_refused(make_task: Any, mismatch: str) -> 
     of_file, of_run, words = MISMATCHES[mismatch]
     state = Trainer(make_task(**of_file)).state_dict()
     run = dict(of_run)
-    trainer = Trainer(make_task(**{k: v for k, v in run.items() if k != "algorithm"}), algorithm=run.get("algorithm", "stn"))
+    trainer = Trainer(
+        make_task(**{k: v for k, v in run.items() if k != "algorithm"}), algorithm=run.get("algorithm", "stn")
+    )
     with pytest.raises(CheckpointError, match=words) as caught:
         trainer.load_state_dict(state)
     assert "\n" not in str(caught.value)

@@ -29,9 +29,8 @@ def _plan(context: Context) -> Plan:
         sampler = optuna.samplers.GPSampler(
             seed=context.seed, n_startup_trials=min(MOST_RANDOM_TRIALS, max(2, context.full_trials // 3))
         )
-    search = OptunaSearch(
-        metric=METRIC, mode=MODE, sampler=sampler, points_to_evaluate=[{"hp": start_point(context.task)}]
-    )
+    start = {f"hp/{name}": value for name, value in start_point(context.task).items()}
+    search = OptunaSearch(metric=METRIC, mode=MODE, sampler=sampler, points_to_evaluate=[start])
     return Plan(
         search_alg=ConcurrencyLimiter(search, max_concurrent=context.slots),
         samples=context.samples(1),

@@ -56,6 +56,8 @@ class Plan:
         search_alg: proposes the trials' hyperparameters, under `config["hp"]`.
         samples: number of trials at most; the budget usually ends the run before.
         scheduler: stops, pauses or clones trials.
+        kept_checkpoints: of a trial: the newest, and one more in case that one is damaged; None for all, where other
+            trials may still want them.
         hp: `config["hp"]`: constants, or Tune domains for `search_alg` to sample.
     """
 
@@ -63,6 +65,7 @@ class Plan:
     samples: int
     hp: dict[str, Any]
     scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
+    kept_checkpoints: int | None = 2
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def _plan(context: Context) -> Plan:
         samples=context.trials or max(LEAST_POPULATION, context.full_trials),
         hp=space.to_tune(),
         scheduler=scheduler,
+        kept_checkpoints=None,  # a copy may come after its original has gone on and saved again
     )
 
 

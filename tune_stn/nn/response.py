@@ -153,7 +153,8 @@ class ResponseLayer(nn.Module):
         unit, offset = self.gates(response_input)
         outputs = self.product(primal, self.weight, self.bias)
         if self.size == "gate":
-            pre_bias = outputs if self.bias is None else outputs - self.over_units(self.bias[None], outputs)
+            # A copy where there is no bias: an in-place activation may write to the outputs.
+            pre_bias = outputs.clone() if self.bias is None else outputs - self.over_units(self.bias[None], outputs)
             response = pre_bias * self.over_units(unit, outputs)
         else:
             response = self._response(primal) * self.over_units(unit, outputs)

@@ -183,7 +183,7 @@ class Normal:
     """Any real number; methods that sample draw it from a normal distribution. The raw coordinate is the value.
 
     Raises:
-        ValueError: `sd` is not positive.
+        ValueError: `sd` or `step` is not positive.
     """
 
     mean: float = 0.0
@@ -193,6 +193,8 @@ class Normal:
     def __post_init__(self) -> None:
         if not (self.sd > 0 and math.isfinite(self.sd) and math.isfinite(self.mean)):
             raise ValueError(f"a normal domain needs a finite mean and sd > 0, got mean={self.mean:g}, sd={self.sd:g}")
+        if self.step is not None and not self.step > 0:
+            raise ValueError(f"the step of a domain must be positive, got {self.step:g}")
 
     def transform(self, raw: Tensor) -> Tensor:
         return raw if self.step is None else torch.round(raw / self.step) * self.step
@@ -264,8 +266,9 @@ def _cells(low: float, high: float, step: float) -> int:
 
 def _pick_cell(share: Tensor, low: float, high: float, step: float) -> Tensor:
     count = _cells(low, high, step)
-    # sigmoid reaches 1.0 in floating point: the clamp keeps that case inside the last cell.
-    return low + step * torch.floor(count * share).clamp(max=count - 1)
+    # sigmoid reaches 1.0 in floating point: the first clamp keeps that case inside the last cell, the second the last
+    # multiple inside the domain.
+    return (low + step * torch.floor(count * share).clamp(max=count - 1)).clamp(low, high)
 
 
 def _cell_centre(value: float, low: float, high: float, step: float) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.run import REPORTS, SCHEDULE, Run
@@ -29,6 +30,8 @@ def write_tables(task: Task, runs: Iterable[Run], directory: Path) -> None:
     metrics = [f"{split}_{name}" for name in task.metrics for split in ("val", "test")]
     schema = reports_schema(metrics, list(task.space))
     frame = pd.DataFrame(reports, columns=schema.names)
+    numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
+    frame = frame.astype(dict.fromkeys(numbers, float))  # of a study without reports, too
     everything = pd.concat(schedules) if schedules else pd.DataFrame(columns=SCHEDULE_SCHEMA.names)
     write_table(frame, schema, directory / "reports.parquet")
     write_table(everything[SCHEDULE_SCHEMA.names], SCHEDULE_SCHEMA, directory / "schedule.parquet")

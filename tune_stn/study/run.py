@@ -23,7 +23,6 @@ from tune_stn.tuning.trainable import SCHEDULE_FILE, STNTrainable
 
 REPORTS, SCHEDULE, DONE = "reports.jsonl", "schedule.parquet", "done.json"
 MAX_RESTARTS = 3  # of a trial whose process died
-KEPT_CHECKPOINTS = 2  # of a trial: the newest, and one more in case that one is damaged
 CHECKPOINTS_PER_TRIAL = 20
 FINISHED = ("TERMINATED", "ERROR")  # Tune's words
 
@@ -96,7 +95,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         storage_path=storage,
         resources_per_trial=cluster.resources,
         checkpoint_config=tune.CheckpointConfig(
-            num_to_keep=KEPT_CHECKPOINTS,
+            num_to_keep=plan.kept_checkpoints,
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
             checkpoint_at_end=True,
         ),

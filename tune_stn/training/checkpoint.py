@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 FORMAT = 1
-# A SHA-256 of all bytes before it ends the file: torch does not look at checksums, so it reads a flipped bit as a weight.
+# A SHA-256 of all bytes before it ends the file: torch checks none, and reads a flipped bit as a weight.
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 

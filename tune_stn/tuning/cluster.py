@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,28 +78,55 @@ class Cluster:
         Raises:
             ValueError: there is no cluster at `address`.
         """
-        before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-        os.environ.update(_ENVIRONMENT)
-        started = not ray.is_initialized()
-        try:
-            if started:
-                self._connect()
+        with ExitStack() as stack:
+            stack.enter_context(_environment(_ENVIRONMENT))
+            stack.enter_context(_without_tune_log())
+            if not ray.is_initialized():
+                stack.callback(ray.shutdown)
+                if self.address is None:
+                    _start_local()
+                else:
+                    _connect(self.address)
             yield
-        finally:
-            if started:
-                ray.shutdown()
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
 
-    def _connect(self) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if self.address is None:
-            # A local cluster listens on loopback only, and a laptop need not run a dashboard for it.
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-            return
-        try:
-            ray.init(address=self.address, **quiet)
-        except ConnectionError as error:
-            raise ValueError(f"--address {self.address}: no Ray cluster answers there ({error})") from None
+
+def _start_local() -> None:
+    """Ray on this machine alone; its node gets a loopback address where the system has a second one.
+
+    Ray's own servers listen on every interface all the same: see `tuning.token`.
+    """
+    # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
+    where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **where)
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_tune_log() -> Iterator[None]:
+    """Tune logs every failed trial with its traceback; the recorder names it in a line, with the traceback's file."""
+    log = logging.getLogger("ray.tune")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

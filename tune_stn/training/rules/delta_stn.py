@@ -39,10 +39,12 @@ def response_step(learner: Learner, batch: Split) -> None:
     """
     model = learner.model
     sample = model.perturbed_sample(len(batch), linearise=True)
-    with constants(learner.base), without_running_statistics(model), forward_ad.dual_level():
-        primal, tangent = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
-            learner.forward(batch.inputs, sample)
-        )
+    with constants(learner.base), without_running_statistics(model):
+        with forward_ad.dual_level():
+            outputs = learner.forward(batch.inputs, sample)
+            primal, tangent = forward_ad.unpack_dual(outputs)  # type: ignore[no-untyped-call]
+        # Past the dual level: inside it, backward would carry tangents of its own (of ReLU's saved result, say),
+        # three times the products and none of them of use.
         prediction = primal if tangent is None else primal + tangent
         loss = learner.training_loss(prediction, batch.targets, sample)
         learner.step_weights(loss, "response")

@@ -1,0 +1,223 @@
+"""The tunable state: start values, draws, entropy and their gradients."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tune_stn.space import Constants, Domain, Integer, LogUniform, Normal, SearchSpace, Tunable, Uniform
+from tune_stn.space.tunable import inverse_softplus
+
+DOMAINS: dict[str, Domain] = {
+    "rate": Uniform(0, 0.9),
+    "decay": LogUniform(1e-6, 1e-1),
+    "holes": Integer(0, 4),
+    "shift": Normal(),
+}
+START = {"rate": 0.3, "decay": 1e-3, "holes": 3, "shift": -1.5}
+SPACE = SearchSpace(DOMAINS)
+each_state = pytest.mark.parametrize("kind", [Tunable, Constants])
+
+
+def tunable(*, per_batch: tuple[str, ...] = (), scale: float = 0.5) -> Tunable:
+    return Tunable(SearchSpace(DOMAINS, per_batch=per_batch), START, scale=scale)
+
+
+@each_state
+def test_start_values_come_out_in_order(kind: type[Tunable] | type[Constants]) -> None:
+    backwards = dict(reversed(START.items()))
+    values = kind(SPACE, backwards).mean_values()
+    assert list(values) == list(SPACE)
+    assert values == pytest.approx(START, rel=1e-5)
+    assert values["holes"] == 3
+
+
+@each_state
+@pytest.mark.parametrize("change", [{"rate": 0.91}, {"holes": 1.5}, {"other": 1}])
+def test_wrong_start_is_refused(kind: type[Tunable] | type[Constants], change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        kind(SPACE, {**START, **change})
+    with pytest.raises(ValueError, match="no start value for shift"):
+        kind(SPACE, {name: START[name] for name in ("rate", "decay", "holes")})
+
+
+@each_state
+def test_values_are_accepted_as_start_values_again(kind: type[Tunable] | type[Constants]) -> None:
+    """A schedule is replayed and a population exploits: float32 rounding must not make a value an outsider."""
+    space = SearchSpace({"a": Uniform(0.1, 0.3), "b": Uniform(0, 0.7, 0.1), "c": LogUniform(0.1, 0.3)})
+    state = kind(space, {"a": 0.3, "b": 0.7, "c": 0.1})
+    if isinstance(state, Tunable):
+        with torch.no_grad():
+            state.raw.copy_(torch.tensor([1e4, 1e4, -1e4]))
+    again = kind(space, state.mean_values())
+    assert again.mean_values() == pytest.approx(state.mean_values(), rel=1e-2)
+
+
+def test_constants_are_used_exactly_bounds_included() -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.5), "decay": LogUniform(1e-6, 1.0)})
+    state = Constants(space, {"rate": 0.0, "decay": 1.0})
+    assert state.mean_values() == {"rate": 0.0, "decay": 1.0}
+    sample = state.constant_sample()
+    assert {name: value.tolist() for name, value in sample.values.items()} == {"rate": [0.0], "decay": [1.0]}
+    assert sample.response_input is None
+    assert list(state.parameters()) == []
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_scale_must_be_positive(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be positive"):
+        tunable(scale=scale)
+
+
+@given(value=st.floats(1e-30, 1e6))
+def test_inverse_softplus_there_and_back(value: float) -> None:
+    raw = torch.tensor(inverse_softplus(value), dtype=torch.float64)
+    # threshold: above 20 torch takes softplus(x) = x, off by exp(-20).
+    assert float(torch.nn.functional.softplus(raw)) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 30.0])
+def test_scale_comes_out_as_itself(scale: float) -> None:
+    assert tunable(scale=scale).scale().tolist() == pytest.approx([scale] * 4, rel=1e-5)
+
+
+# Draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_gaussian_in_raw_space_around_the_mean() -> None:
+    state = tunable(scale=0.5)
+    with torch.no_grad():
+        state.rho.copy_(torch.tensor([inverse_softplus(s) for s in (0.1, 0.5, 1.0, 2.0)]))
+    torch.manual_seed(0)
+    n = 40_000
+    draws = state.perturbed(n).detach()
+    assert draws.shape == (n, 4)
+    noise = (draws - state.raw.detach()) / state.scale().detach()
+    # Five standard errors of mean, standard deviation and correlation.
+    assert float(noise.mean(0).abs().max()) < 5 / n**0.5
+    assert float((noise.std(0) - 1).abs().max()) < 5 / (2 * n) ** 0.5
+    assert float((torch.corrcoef(noise.T) - torch.eye(4)).abs().max()) < 5 / n**0.5
+    assert float((noise**3).mean(0).abs().max()) < 5 * (15 / n) ** 0.5
+    assert float(((noise**4).mean(0) - 3).abs().max()) < 5 * (96 / n) ** 0.5
+
+
+def test_per_batch_columns_hold_one_draw_and_the_others_do_not() -> None:
+    state = tunable(per_batch=("decay", "shift"))
+    torch.manual_seed(0)
+    draws = state.perturbed(50).detach()
+    distinct = [column.unique().numel() for column in draws.unbind(1)]  # type: ignore[no-untyped-call]
+    assert distinct == [50, 1, 50, 1]
+    assert bool((draws[0, [1, 3]] != state.raw.detach()[[1, 3]]).all())
+    values = state.values(draws)
+    assert {name: tuple(value.shape) for name, value in values.items()} == {
+        "rate": (50,),
+        "decay": (1,),
+        "holes": (50,),
+        "shift": (1,),
+    }
+    assert float(values["shift"]) == float(draws[0, 3])
+
+
+def test_per_batch_draws_change_from_batch_to_batch() -> None:
+    state = tunable(per_batch=("rate",))
+    torch.manual_seed(0)
+    firsts = torch.stack([state.perturbed(3).detach()[0, 0] for _ in range(2000)])
+    assert float(firsts.mean()) == pytest.approx(float(state.raw[0].detach()), abs=5 * 0.5 / 2000**0.5)
+    assert float(firsts.std()) == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
+
+
+def test_one_row_serves_a_batch_that_shares_everything() -> None:
+    """So that responses merge, and models that move the batch off the first axis work."""
+    state = tunable(per_batch=tuple(DOMAINS))
+    assert state.perturbed(64).shape == (1, 4)
+    assert {tuple(value.shape) for value in state.values(state.perturbed(64)).values()} == {(1,)}
+
+
+def test_the_global_seed_decides() -> None:
+    state = tunable()
+
+    def drawn(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return state.perturbed(5).detach()
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_gradients_of_a_draw_reach_raw_and_rho_and_values_carry_none() -> None:
+    state = tunable()
+    torch.manual_seed(0)
+    draws = state.perturbed(7)
+    noise = ((draws - state.raw) / state.scale()).detach()
+    by_raw, by_rho = torch.autograd.grad(draws.sum(), [state.raw, state.rho])
+    torch.testing.assert_close(by_raw, torch.full((4,), 7.0))
+    torch.testing.assert_close(by_rho, noise.sum(0) * torch.sigmoid(state.rho.detach()), rtol=1e-4, atol=1e-5)
+    assert not any(value.requires_grad for value in state.values(state.perturbed(7)).values())
+    assert not any(value.requires_grad for value in state.constant_sample().values.values())
+
+
+def test_values_are_the_domains_of_the_columns() -> None:
+    state = tunable()
+    torch.manual_seed(0)
+    draws = state.perturbed(9).detach()
+    values = state.values(draws)
+    for index, (name, domain) in enumerate(SPACE.items()):
+        assert torch.equal(values[name], domain.transform(draws[:, index]))
+
+
+def test_constant_sample_is_the_mean_with_no_response() -> None:
+    state = tunable()
+    sample = state.constant_sample()
+    assert sample.response_input is None
+    assert not sample.linearise
+    assert {name: float(value) for name, value in sample.values.items()} == state.mean_values()
+    assert {tuple(value.shape) for value in sample.values.values()} == {(1,)}
+    assert sample["rate"] is sample.values["rate"]
+
+
+# Entropy ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1.0, 7.0])
+def test_entropy_is_that_of_the_gaussian(scale: float) -> None:
+    state = tunable(scale=scale).double()
+    expected = torch.distributions.Normal(state.raw, state.scale()).entropy().sum()
+    torch.testing.assert_close(state.entropy(), cast(Tensor, expected), rtol=1e-9, atol=1e-9)
+    by_hand = 4 * math.log(scale * math.sqrt(2 * math.pi * math.e))
+    assert float(state.entropy().detach()) == pytest.approx(by_hand, rel=1e-5, abs=1e-5)
+
+
+def test_entropy_bonus_raises_the_scale_and_leaves_raw() -> None:
+    """The hyper-step minimises `loss - tau * entropy`."""
+    state = tunable(scale=0.5)
+    before, raw = state.scale().detach().clone(), state.raw.detach().clone()
+    optimizer = torch.optim.SGD([state.raw, state.rho], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-1e-1 * state.entropy()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert bool((state.scale() > before).all())
+    assert torch.equal(state.raw, raw)
+    assert torch.autograd.gradcheck(lambda rho: torch.log(torch.nn.functional.softplus(rho)), state.rho.double())
+
+
+# State ------------------------------------------------------------------------------------------------------------
+
+
+@each_state
+def test_state_dict_is_plain_tensors_and_restores(kind: type[Tunable] | type[Constants]) -> None:
+    state = kind(SPACE, START)
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    buffer.seek(0)
+    other = kind(SPACE, {**START, "rate": 0.7, "holes": 0})
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert other.mean_values() == state.mean_values()
+    assert set(state.state_dict()) == ({"raw", "rho"} if kind is Tunable else {"value"})

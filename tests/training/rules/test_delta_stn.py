@@ -1,0 +1,164 @@
+"""Delta-STN: the response step against double backward, and what it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune_stn.data.splits import Split
+from tune_stn.space import Sample
+from tune_stn.training import Trainer
+from tune_stn.training.learner import Learner
+from tune_stn.training.rules.delta_stn import response_step
+from tune_stn.training.rules.fixed import plain_step
+
+NETWORKS = ("mlp", "cnn", "batch-norm")
+
+
+def made(make_task: Any, stir: Any, network: str, **settings: Any) -> tuple[Trainer, Split]:
+    trainer = Trainer(make_task(network, optimizer_args={}, **settings), algorithm="delta-stn")
+    stir(trainer.model)
+    trainer.model.train()
+    return trainer, trainer.splits.train.take(torch.arange(8))
+
+
+def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) -> list[Tensor]:
+    """Gradients of the loss of f(x; 0) + d/ds f(x; s h), the derivative by torch's double backward."""
+    h = sample.response_input
+    assert h is not None
+
+    def at(s: Tensor) -> Tensor:
+        return learner.forward(batch.inputs, Sample(sample.values, h * s))
+
+    primal, tangent = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
+    loss = learner.training_loss(primal + tangent, batch.targets, sample)
+    return list(torch.autograd.grad(loss, learner.response))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", ["full", "gate", 2])
+def test_response_gradient_equals_double_backward(make_task: Any, stir: Any, network: str, size: Any) -> None:
+    """Same network, same draws, same dropout masks: relative error 1e-10 at most."""
+    trainer, batch = made(make_task, stir, network, response=size)
+    learner, model = trainer.learner, trainer.model
+    sample = model.perturbed_sample(len(batch), linearise=True)
+    reference = copy.deepcopy(trainer)
+    model.perturbed_sample = lambda rows, **kwargs: sample  # type: ignore[method-assign]
+    torch.manual_seed(7)
+    response_step(learner, batch)
+    torch.manual_seed(7)
+    expected = double_backward_gradients(reference.learner, batch, sample)
+    for parameter, gradient in zip(learner.response, expected, strict=True):
+        assert parameter.grad is not None
+        assert gradient.norm() > 1e-6
+        assert (parameter.grad - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+@pytest.mark.usefixtures("double")
+def test_masks_of_that_comparison_matter(make_task: Any, stir: Any) -> None:
+    """Without the same masks the two would not agree: the test above sees dropout."""
+    trainer, batch = made(make_task, stir, "mlp", response="full")
+    sample = trainer.model.perturbed_sample(len(batch), linearise=True)
+    gradients = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        gradients.append(double_backward_gradients(trainer.learner, batch, sample)[0])
+    assert (gradients[0] - gradients[1]).norm() > 1e-2 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_response_step_leaves_everything_else_alone(make_task: Any, stir: Any, network: str) -> None:
+    trainer, batch = made(make_task, stir, network, response="full")
+    learner = trainer.learner
+    response = {id(parameter) for parameter in learner.response}
+    others = {n: t.clone() for n, t in trainer.model.state_dict(keep_vars=True).items() if id(t) not in response}
+    before = [parameter.detach().clone() for parameter in learner.response]
+    response_step(learner, batch)
+    now = trainer.model.state_dict()
+    assert len(others) > len(learner.base)
+    assert all(torch.equal(tensor, now[name]) for name, tensor in others.items())
+    assert not any(torch.equal(p, then) for p, then in zip(learner.response, before, strict=True))
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert all(parameter.grad is None for parameter in [*learner.base, *learner.hyper])
+
+
+def test_base_parameters_need_gradients_again_after_an_error(make_task: Any, stir: Any) -> None:
+    trainer, batch = made(make_task, stir, "batch-norm")
+    with pytest.raises(RuntimeError):
+        response_step(trainer.learner, Split(batch.inputs[:, :5], batch.targets))
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert trainer.model.network.get_submodule("1").track_running_stats is True
+
+
+def test_batch_norm_trains_and_counts_a_batch_once(make_task: Any) -> None:
+    trainer = Trainer(make_task("batch-norm"), algorithm="delta-stn")
+    norm = trainer.model.network.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone(), norm.weight.detach().clone()
+    trainer.run_epoch()
+    assert norm.num_batches_tracked == 3
+    assert not torch.equal(norm.running_mean, before[0])
+    assert not torch.equal(norm.weight, before[1])
+    assert trainer.diverged is None
+
+
+def test_batch_norm_without_running_statistics_stays_so(make_task: Any) -> None:
+    def model() -> nn.Module:
+        norm = nn.BatchNorm1d(16, track_running_stats=False)
+        return nn.Sequential(nn.Linear(36, 16), norm, nn.ReLU(), nn.Dropout(), nn.Linear(16, 3))
+
+    trainer = Trainer(make_task("batch-norm", model=model), algorithm="delta-stn")
+    trainer.run_epoch()
+    assert trainer.model.network.get_submodule("1").track_running_stats is False
+
+
+def test_base_step_is_that_of_a_fixed_run(make_task: Any, stir: Any) -> None:
+    """At the mean hyperparameters with a zero response, whatever the response parameters are."""
+    weights = []
+    for algorithm in ("fixed", "delta-stn"):
+        trainer = Trainer(make_task(), algorithm=algorithm)
+        stir(trainer.model)
+        trainer.model.train()
+        torch.manual_seed(1)
+        response = [p.detach().clone() for p in trainer.learner.response]
+        plain_step(trainer.learner, trainer.splits.train.take(torch.arange(8)))
+        assert all(torch.equal(p, then) for p, then in zip(trainer.learner.response, response, strict=True))
+        weights.append([p.detach().clone() for p in trainer.learner.base])
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(*weights, strict=True))
+
+
+def test_evaluation_is_that_of_the_base_network(make_task: Any, stir: Any) -> None:
+    trainer, batch = made(make_task, stir, "cnn")
+    sample = trainer.model.mean_sample()
+    assert sample.response_input is None
+    hyper_sample = trainer.model.mean_sample(keep_graph=True)
+    assert hyper_sample.response_input is not None
+    assert not hyper_sample.response_input.any()
+    trainer.model.eval()
+    assert torch.allclose(
+        trainer.learner.forward(batch.inputs, sample), trainer.learner.forward(batch.inputs, hyper_sample), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Tanh(), nn.GELU(), nn.SiLU(), nn.LayerNorm(16), nn.Softmax(-1), nn.Dropout(0.3), nn.ReLU(inplace=True)],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("size", ["full", "gate", 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_usual_layers_between_responses_train(make_task: Any, layer: nn.Module, size: Any, bias: bool) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(36, 16, bias=bias), copy.deepcopy(layer), nn.Dropout(), nn.Linear(16, 3))
+
+    trainer = Trainer(make_task(model=model, dropout={"2": "dropout"}, response=size), algorithm="delta-stn")
+    before = [parameter.detach().clone() for parameter in trainer.learner.response]
+    trainer.run_epoch()
+    assert trainer.diverged is None
+    assert not any(torch.equal(p, then) for p, then in zip(trainer.learner.response, before, strict=True))
