@@ -74,6 +74,15 @@ def test_low_rank_response_is_a_thin_convolution_and_a_mixture() -> None:
 def test_what_a_users_forward_reads_of_the_base_is_there() -> None:
     base = nn.Conv2d(4, 8, (3, 5), stride=2, padding=1, dilation=2, groups=2, padding_mode="circular")
     layer = ResponseConv(base, 1, "gate", Slot(), torch.Generator())
-    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+    for name in (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ):
         assert getattr(layer, name) == getattr(base, name)
     assert layer.bias is base.bias

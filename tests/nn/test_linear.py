@@ -50,7 +50,7 @@ def test_axes_between_batch_and_features_share_the_examples_response(size: Respo
 
 def test_what_a_users_forward_reads_of_the_base_is_there() -> None:
     layer = make("gate", bias=False)
-    assert (layer.in_features, layer.out_features) == (3, 4)
+    assert [getattr(layer, name) for name in ("in_features", "out_features")] == [3, 4]
     assert layer.bias is None
     assert repr(layer) == "ResponseLinear(weight=(4, 3), response=gate, inputs=2)"
     assert "response=rank 2" in repr(make(2))

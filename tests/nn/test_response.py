@@ -64,7 +64,9 @@ class Case:
     inputs: Tensor
     response_input: Tensor
 
-    def __call__(self, response_input: Tensor | None, *, linearise: bool = False, inputs: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, response_input: Tensor | None, *, linearise: bool = False, inputs: Tensor | None = None
+    ) -> Tensor:
         with self.layer.slot.using(Sample({}, response_input, linearise)):
             outputs: Tensor = self.layer(self.inputs if inputs is None else inputs)
         return outputs
@@ -108,7 +110,7 @@ def make_case(
         torch.manual_seed(0)
         base = family.make(bias=bias).to(dtype)
     plain = RESPONSES[type(base)]
-    layer = plain(base, INPUTS, size, Slot(), seeded(1))  # type: ignore[arg-type]
+    layer = plain(base, INPUTS, size, Slot(), seeded(1))
     if not zero_gate:
         with torch.no_grad():
             layer.gate.copy_(noise(*layer.gate.shape, seed=2) * 0.5)
@@ -143,15 +145,15 @@ def test_it_starts_as_its_base(family: Family, size: ResponseSize, bias: bool, d
     """U is zero at first, so whatever the response input; and a response input of zero does the same later."""
     fresh = make_case(family, size, bias, dtype, zero_gate=True)
     plain = fresh.base(fresh.inputs)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}
+    rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (1e-12, 1e-13)
     for rows in (fresh.response_input, fresh.response_input[:1]):
-        torch.testing.assert_close(fresh(rows), plain, **tolerance)
+        torch.testing.assert_close(fresh(rows), plain, rtol=rtol, atol=atol)
     assert fresh(fresh.response_input).dtype == dtype
     used = make_case(family, size, bias, dtype)
     zero = torch.zeros_like(used.response_input)
-    torch.testing.assert_close(used(zero), plain, **tolerance)
+    torch.testing.assert_close(used(zero), plain, rtol=rtol, atol=atol)
     value, tangent = used.linearised(zero)
-    torch.testing.assert_close(value, plain, **tolerance)
+    torch.testing.assert_close(value, plain, rtol=rtol, atol=atol)
     assert not tangent.any()
 
 
@@ -174,10 +176,7 @@ def test_each_example_goes_through_its_own_plain_layer(family: Family, size: Res
     case = make_case(family, size, bias)
     with torch.no_grad():
         expected = torch.cat(
-            [
-                case.merged(row)(example[None])
-                for row, example in zip(case.response_input, case.inputs, strict=True)
-            ]
+            [case.merged(row)(example[None]) for row, example in zip(case.response_input, case.inputs, strict=True)]
         )
     outputs = case(case.response_input)
     torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-12)
@@ -233,9 +232,7 @@ def test_it_moves_to_another_device(family: Family) -> None:
 @each_size
 @with_and_without_bias
 @pytest.mark.parametrize("mode", ["per example", "merged", "linearised"])
-def test_gradients_are_those_of_finite_differences(
-    family: Family, size: ResponseSize, bias: bool, mode: str
-) -> None:
+def test_gradients_are_those_of_finite_differences(family: Family, size: ResponseSize, bias: bool, mode: str) -> None:
     """With respect to inputs, response input and every parameter."""
     case = make_case(family, size, bias)
     names = [name for name, _ in case.layer.named_parameters()]
@@ -350,7 +347,7 @@ def test_response_is_drawn_by_its_own_generator(family: Family, size: ResponseSi
     base = family.make()
     before = {name: value.clone() for name, value in base.state_dict().items()}
     state = torch.get_rng_state()
-    drawn = [RESPONSES[type(base)](base, INPUTS, size, Slot(), seeded(s)) for s in (1, 1, 2)]  # type: ignore[arg-type]
+    drawn = [RESPONSES[type(base)](base, INPUTS, size, Slot(), seeded(s)) for s in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
     first, same, other = (list(layer.response_parameters()) for layer in drawn)

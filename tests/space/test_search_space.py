@@ -22,7 +22,7 @@ def test_it_is_a_mapping_in_the_given_order() -> None:
     assert len(SPACE) == 3
     assert SPACE["holes"] == Integer(0, 4)
     assert "cutout" not in SPACE
-    assert SPACE == dict(SPACE)
+    assert dict(SPACE) == SPACE
     assert "Integer(low=0, high=4" in repr(SPACE)
 
 

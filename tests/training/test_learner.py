@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -154,7 +154,7 @@ def test_hyper_step_descends(make_task: Any, stir: Stir) -> None:
     for _ in range(20):
         losses.append(float(learner.validation_loss(batch, learner.model.mean_sample()).detach()))
         learner.hyper_step(batch)
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(losses))
 
 
 @pytest.mark.parametrize("algorithm", TUNING)

@@ -40,8 +40,8 @@ class Context:
 
     @property
     def full_trials(self) -> int:
-        """Full plain trials that the budget pays, at least one."""
-        return max(1, int(self.budget // self.epochs)) if math.isfinite(self.budget) else (self.trials or 1)
+        """Full plain trials that the budget pays, the last perhaps in part."""
+        return math.ceil(self.budget / self.epochs) if math.isfinite(self.budget) else (self.trials or 1)
 
     def samples(self, least_epochs: int) -> int:
         """Trials enough to spend the budget if each lasts only `least_epochs`: the budget ends the run, not this."""

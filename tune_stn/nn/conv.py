@@ -15,8 +15,6 @@ _CONVOLUTION = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 class ResponseConv(ResponseLayer):
     """A convolution with a response per output channel; inputs `(batch, in, ...)`, outputs `(batch, out, ...)`."""
 
-    unit_axis = 1
-
     def __init__(
         self,
         base: nn.Conv1d | nn.Conv2d | nn.Conv3d,

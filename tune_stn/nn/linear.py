@@ -11,8 +11,6 @@ from tune_stn.nn.response import ResponseLayer
 class ResponseLinear(ResponseLayer):
     """`nn.Linear` with a response; inputs `(batch, ..., in)`, outputs `(batch, ..., out)`."""
 
-    unit_axis = -1
-
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(inputs, weight, bias)
 

@@ -74,7 +74,8 @@ class ResponseLayer(nn.Module):
 
         def uniform(*shape: int, bound: float = bound) -> nn.Parameter:
             draw = torch.empty(shape, dtype=weight.dtype).uniform_(-bound, bound, generator=generator)
-            return nn.Parameter(draw.to(weight.device))
+            # In the memory format of the base weight, or inputs would be converted for one of the two products.
+            return nn.Parameter(draw.to(weight.device, memory_format=_memory_format(weight, len(shape))))
 
         # U starts at zero: the network starts as its base. V must then not be zero, or U had no gradient.
         self.gate = nn.Parameter(weight.new_zeros((2 if has_bias else 1) * out, inputs))
@@ -102,11 +103,8 @@ class ResponseLayer(nn.Module):
         """Reshape `(rows, out)` to broadcast over `outputs`."""
         raise NotImplementedError
 
-    unit_axis: int
-    """The axis of the outputs that counts units (channels)."""
-
     grouped: bool = False
-    """Whether output units see only their group of inputs; then products cannot be stacked unit by unit."""
+    """Whether output units see only their group of inputs: then `rank` inner units cannot serve them all."""
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
@@ -138,15 +136,15 @@ class ResponseLayer(nn.Module):
             if self.bias is None or offset is None:
                 return outputs * scale
             return torch.addcmul(self.over_units(self.bias + offset, outputs), outputs, scale)
-        base, response = self._base_and_response(inputs)
-        outputs = torch.addcmul(base, response, self.over_units(unit, base))
+        # Two products: one with stacked weights was measured slower, for what it copies to stack and split.
+        base = self.product(inputs, self.weight, self.bias)
+        outputs = torch.addcmul(base, self._response(inputs), self.over_units(unit, base))
         return outputs if offset is None else outputs.add_(self.over_units(offset, base))
 
     def _linearised(self, inputs: Tensor, response_input: Tensor) -> Tensor:
         """Value of the base layer, and as tangent its first-order response: a dual tensor.
 
-        The base parameters are constants here (see `training.delta_stn`), so backward runs through tangents only and
-        base and response products stay apart: a fused one would compute weight gradients that nobody asks for.
+        The base parameters are constants here (see `training.rules.delta_stn`), so backward runs through tangents only.
         """
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
         primal, tangent = forward_ad.unpack_dual(inputs)  # type: ignore[no-untyped-call]
@@ -186,17 +184,6 @@ class ResponseLayer(nn.Module):
             return self.product(inputs, self.response_matrix(), None)
         return self.expand_units(self.product(inputs, self.response_down, None))
 
-    def _base_and_response(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """W x + b and V x, by one fused product where that is possible."""
-        if self.grouped:
-            return self.product(inputs, self.weight, self.bias), self._response(inputs)
-        out = self.weight.shape[0]
-        second = self.response_weight if self.size == "full" else self.response_down
-        bias = None if self.bias is None else torch.cat([self.bias, self.bias.new_zeros(second.shape[0])])
-        both = self.product(inputs, torch.cat([self.weight, second]), bias)
-        base, response = torch.split(both, [out, second.shape[0]], dim=self.unit_axis)
-        return base, response if self.size == "full" else self.expand_units(response)
-
     # For regularisers and optimizers ---------------------------------------------------------------------------
 
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
@@ -224,3 +211,10 @@ class ResponseLayer(nn.Module):
     def extra_repr(self) -> str:
         size = self.size if isinstance(self.size, str) else f"rank {self.size}"
         return f"weight={tuple(self.weight.shape)}, response={size}, inputs={self.gate.shape[1]}"
+
+
+def _memory_format(weight: Tensor, axes: int) -> torch.memory_format:
+    """Channels last where `weight` is, for a tensor of as many axes."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(axes, torch.contiguous_format)
+    return wanted if weight.dim() == axes and weight.is_contiguous(memory_format=wanted) else torch.contiguous_format

@@ -168,8 +168,8 @@ def self_tuning(
         seed: seeds the response parameters alone; the base parameters are those of `model`.
 
     Raises:
-        ValueError: a path matches no module, a hyperparameter is unknown, a start value is outside its domain, or a
-            dropout module to be bound has hooks.
+        ValueError: a path matches no module, a hyperparameter is unknown, a start value is outside its domain, a
+            dropout module to be bound has hooks, or the model cannot be copied.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)),
@@ -181,7 +181,13 @@ def self_tuning(
             raise ValueError(f"dropout binds the unknown hyperparameter {name!r}; the space has {', '.join(space)}")
     sizes: Mapping[str, ResponseSize | None] = response if isinstance(response, Mapping) else {"*": response}
     sizes = {path: None if size is None else check_response_size(size) for path, size in sizes.items()}
-    network = copy.deepcopy(model)
+    try:
+        network = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            "the model cannot be copied because it holds a tensor with a graph, as pruning, an old-style weight norm "
+            f"or a kept output leave it ({str(error).split(' at ')[0]}): convert it before, or use parametrizations"
+        ) from error
     converter = _Converter(network, space, dropout, sizes, seed)
     network = converter.run()
     hyper = Tunable(space, start, scale=scale) if tuned else Constants(space, start)

@@ -12,12 +12,19 @@ from tune_stn.space import LogUniform, SearchSpace, Uniform
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
 
+IMAGES = 1797
+
 
 def digits_mlp(*, train_images: int = 400, valid_images: int = 600, hidden: int = 128) -> Task:
     """1,797 real 8x8 digits (shipped inside scikit-learn), an MLP, five hyperparameters; seconds on a CPU.
 
     Few training images make regularisation matter; the rest of the images are the test split.
     """
+    if min(train_images, valid_images) < 1 or train_images + valid_images >= IMAGES:
+        raise ValueError(
+            f"train_images={train_images}, valid_images={valid_images}: accepted are 1 or more of each and fewer than "
+            f"{IMAGES} together, for the rest is the test split"
+        )
     return Task(
         name="digits-mlp",
         description="8x8 digits",

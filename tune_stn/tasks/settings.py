@@ -56,7 +56,7 @@ class Training:
     lr_schedule: ScheduleChoice | None = None
     lr_schedule_args: Mapping[str, Any] = field(default_factory=dict)
     clip_norm: float | None = None
-    eval_batch_size: int = 1000
+    eval_batch_size: int = 500
     hyper_optimizer: OptimizerChoice = "RMSprop"
     hyper_lr: float = 0.01
     hyper_optimizer_args: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +129,12 @@ def _check_number(name: str, value: object, *, least: float, exclusive: bool = F
         )
 
 
-def _check_named(name: str, choice: object, module: Any, base: type) -> None:
+def _check_named(
+    name: str,
+    choice: object,
+    module: Any,
+    base: type[torch.optim.Optimizer] | type[torch.optim.lr_scheduler.LRScheduler],
+) -> None:
     if callable(choice):
         return
     found = getattr(module, choice, None) if isinstance(choice, str) else None

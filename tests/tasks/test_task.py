@@ -1,0 +1,99 @@
+"""A task is checked where it is made, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tune_stn.data.augment import InputScale
+from tune_stn.data.splits import Split, Splits
+from tune_stn.nn import WeightDecay
+from tune_stn.space import SearchSpace, Uniform
+from tune_stn.tasks import TASKS, Task, Training, accuracy, get_task
+
+SPACE = SearchSpace({"rate": Uniform(0, 0.9), "scale": Uniform(0, 1), "decay": Uniform(0, 1)})
+
+
+def splits(seed: int) -> Splits:
+    split = Split(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+    return Splits(split, split, split)
+
+
+def make(**changes: Any) -> Task:
+    settings: dict[str, Any] = {
+        "name": "mine",
+        "model": lambda: nn.Sequential(nn.Dropout(), nn.Linear(2, 2)),
+        "data": splits,
+        "space": SPACE,
+        "start": {"rate": 0.1, "scale": 0.1, "decay": 0.1},
+        "dropout": {"0": "rate"},
+        "augmentations": (InputScale("scale"),),
+        "penalties": (WeightDecay("decay"),),
+    }
+    return Task(**{**settings, **changes})
+
+
+def test_defaults() -> None:
+    task = make()
+    assert task.training == Training()
+    assert task.metrics == {}
+    assert task.loss is nn.functional.cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dropout": {}}, "hyperparameter 'rate' of task 'mine' is read by nothing, so nothing can be learned"),
+        ({"augmentations": ()}, "hyperparameter 'scale' of task 'mine' is read by nothing"),
+        ({"penalties": ()}, "hyperparameter 'decay' of task 'mine' is read by nothing"),
+        ({"dropout": {"0": "rates"}}, "task 'mine' reads 'rates', not in its space: rate, scale, decay"),
+        ({"augmentations": (InputScale("scales"),)}, "task 'mine' reads 'scales', not in its space"),
+        ({"penalties": (WeightDecay(),)}, "task 'mine' reads 'weight_decay', not in its space"),
+        ({"start": {"rate": 0.95, "scale": 0.1, "decay": 0.1}}, r"start value 0\.95 of 'rate' is outside \[0, 0\.9\]"),
+        ({"start": {"rate": 0.1, "decay": 0.1}}, "no start value for scale"),
+        ({"start": {"rate": 0.1, "scale": 0.1, "decay": 0.1, "more": 1}}, "unknown hyperparameter 'more'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_a_hyperparameter_may_have_several_readers() -> None:
+    space = SearchSpace({"shared": Uniform(0, 0.9)})
+    task = make(
+        space=space,
+        start={"shared": 0.1},
+        dropout={"0": "shared"},
+        augmentations=(InputScale("shared"),),
+        penalties=(WeightDecay("shared"),),
+    )
+    assert list(task.space) == ["shared"]
+
+
+def test_accuracy_is_the_share_of_hits() -> None:
+    outputs = torch.tensor([[0.1, 0.9], [2.0, -1.0], [0.3, 0.2], [-5.0, -4.0]])
+    assert float(accuracy(outputs, torch.tensor([1, 0, 1, 1]))) == 0.75
+    assert float(accuracy(outputs, torch.tensor([0, 1, 1, 0]))) == 0.0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_built_in_task_is_one_for_every_method(name: str) -> None:
+    """What holds for each: bindings meet dropout modules, the model is drawn by the global seed alone."""
+    from tune_stn.nn import self_tuning
+
+    task = get_task(name)
+    assert task.name == name
+    assert task.description
+    torch.manual_seed(0)
+    first = task.model()
+    model = self_tuning(first, task.space, start=task.start, dropout=task.dropout, response="gate")
+    assert set(model.conversion.bound.values()) == set(task.dropout.values())
+    assert not model.conversion.plain
+    torch.manual_seed(0)
+    again = task.model().state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
+    assert model.hyper.mean_values() == pytest.approx(dict(task.start), rel=1e-4)
