@@ -24,7 +24,7 @@ from tune_stn.study.summary import format_summary, summary
 from tune_stn.tuning.cluster import Cluster
 
 # 30 epochs, not 100: the baselines' budget is 170 epochs a seed and method even so.
-CPU = {"train_images": 5000, "valid_images": 5000, "test_images": 5000, "epochs": 30}
+CPU = {"train_images": 5000, "valid_images": 5000, "test_images": 2500, "epochs": 30}
 FULL = {"train_images": 50_000, "valid_images": 10_000, "test_images": 10_000, "epochs": 100}
 SMOKE = {"train_images": 256, "valid_images": 256, "test_images": 256, "epochs": 3, "warmup_epochs": 1}
 BASELINES = ("random", "gp-bo", "hyperband", "pbt")

@@ -64,7 +64,7 @@ floats = st.floats(-1e4, 1e4)
 
 @st.composite
 def uniforms(draw: st.DrawFn) -> Uniform:
-    low = draw(st.floats(-100, 100))
+    low = draw(st.integers(-100_000, 100_000)) / 1000
     return Uniform(low, low + draw(st.floats(1e-2, 100)))
 
 

@@ -70,7 +70,7 @@ def test_settings_of_the_task_and_of_its_training() -> None:
     assert len(task.data(0).train) == 100
     assert (task.training.epochs, task.training.lr, task.training.response) == (3, 0.5, 4)
     assert task.training.batch_size == plain.training.batch_size
-    assert plain.training.epochs == 50
+    assert get_task("digits-mlp").training == plain.training != task.training
 
 
 def test_a_task_itself_takes_training_settings() -> None:

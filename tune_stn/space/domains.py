@@ -268,7 +268,8 @@ def _pick_cell(share: Tensor, low: float, high: float, step: float) -> Tensor:
     count = _cells(low, high, step)
     # sigmoid reaches 1.0 in floating point: the first clamp keeps that case inside the last cell, the second the last
     # multiple inside the domain.
-    return (low + step * torch.floor(count * share).clamp(max=count - 1)).clamp(low, high)
+    index = round(low / step) + torch.floor(count * share).clamp(max=count - 1)
+    return (step * index).clamp(low, high)
 
 
 def _cell_centre(value: float, low: float, high: float, step: float) -> float:

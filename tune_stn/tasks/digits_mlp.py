@@ -15,7 +15,7 @@ from tune_stn.tasks.task import Task, accuracy
 IMAGES = 1797
 
 
-def digits_mlp(*, train_images: int = 400, valid_images: int = 600, hidden: int = 128) -> Task:
+def digits_mlp(*, train_images: int = 300, valid_images: int = 600, hidden: int = 128) -> Task:
     """1,797 real 8x8 digits (shipped inside scikit-learn), an MLP, five hyperparameters; seconds on a CPU.
 
     Few training images make regularisation matter; the rest of the images are the test split.
@@ -60,12 +60,13 @@ def digits_mlp(*, train_images: int = 400, valid_images: int = 600, hidden: int 
         penalties=(WeightDecay("weight_decay"),),
         metrics={"accuracy": accuracy},
         training=Training(
-            epochs=50,
+            epochs=60,
             batch_size=50,
-            lr=0.05,
+            lr=0.03,
             optimizer_args={"momentum": 0.9},
-            hyper_lr=0.03,
-            train_steps=2,
+            hyper_lr=0.02,
+            train_steps=3,
+            warmup_epochs=5,
             scale=0.5,
         ),
     )

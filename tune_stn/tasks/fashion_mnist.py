@@ -72,7 +72,7 @@ def fashion_mnist_cnn(
         name="fashion-mnist-cnn",
         description="Fashion-MNIST, CNN",
         # Channels last: on a CPU the pooling of these maps then takes a third of the time, on a GPU the convolutions.
-        model=lambda: SimpleCNN(hidden).to(memory_format=torch.channels_last),
+        model=lambda: SimpleCNN(hidden).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         data=lambda seed: _load(train_images, valid_images, test_images, data_dir, seed),
         space=SearchSpace(
             {

@@ -157,4 +157,4 @@ def _check_arguments(name: str, choice: object, arguments: Mapping[str, Any]) ->
 
 
 def _make(choice: str | Callable[..., Any], module: Any) -> Callable[..., Any]:
-    return getattr(module, choice) if isinstance(choice, str) else choice  # type: ignore[no-any-return]
+    return getattr(module, choice) if isinstance(choice, str) else choice

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,17 @@ class CostMeter:
         """What was spent so far, in plain-epoch equivalents."""
         return self.spent_flops / self.epoch_flops
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was spent, and the count of each kind.
+
+        A resumed run must not count again: under the counter torch takes some steps apart (batch normalisation, say),
+        and their last bits change.
+        """
+        return {"spent_flops": self.spent_flops, "per_step": dict(self._per_step)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.spent_flops, self._per_step = state["spent_flops"], dict(state["per_step"])
+
     @contextmanager
     def step(self, kind: str) -> Iterator[None]:
         """Charge one step of a kind for the work inside the block."""
@@ -52,11 +64,16 @@ class CostMeter:
 def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
     """Operations of one training step (forward and backward) of the plain network on one batch.
 
-    Works on a copy: neither weights nor running statistics of `model` change.
+    Works on a copy: neither weights nor running statistics of `model` change, nor do random states.
     """
     plain = copy.deepcopy(model).train()
     parameters: list[nn.Parameter] = plain.base_parameters()
-    with FlopCounterMode(display=False) as counter, plain.using(plain.hyper.constant_sample()):
+    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        FlopCounterMode(display=False) as counter,
+        plain.using(plain.hyper.constant_sample()),
+    ):
         loss = task.loss(plain(batch.inputs), batch.targets)
         torch.autograd.grad(loss, parameters, allow_unused=True)
     return int(counter.get_total_flops())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "since_hyper_step": self._since_hyper_step,
-            "spent_flops": self.meter.spent_flops,
+            "cost": self.meter.state_dict(),
             "device_time_s": self.device_time_s,
             "diverged": self.diverged,
             "hp": self.hp,
@@ -149,7 +150,8 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             for name, optimizer in self.learner.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                # Torch keeps the tensors it is given: without a copy, two runs would share their momentum.
+                optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             for name, schedule in self.learner.lr_schedules.items():
                 schedule.load_state_dict(state["lr_schedules"][name])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -158,7 +160,7 @@ class Trainer:
         self.model.hyper.load_state_dict({**self.model.hyper.state_dict(), **constants})
         self.epoch, self.step = state["epoch"], state["step"]
         self._since_hyper_step = state["since_hyper_step"]
-        self.meter.spent_flops = state["spent_flops"]
+        self.meter.load_state_dict(state["cost"])
         self.device_time_s = state["device_time_s"]
         self.diverged = state["diverged"]
         self.schedule.load_state_dict(state["schedule"], device=self.device)
@@ -232,9 +234,12 @@ class Trainer:
         return report
 
     def _look_for_divergence(self, train_loss: float, val_loss: float) -> None:
+        losses = (("training", train_loss), ("validation", val_loss))
+        reasons = [
+            f"the {label} loss became {loss} in epoch {self.epoch}" for label, loss in losses if not math.isfinite(loss)
+        ]
         for name, value in self.model.hyper.mean_values().items():
             if not math.isfinite(value):
-                self.diverged = f"hyperparameter {name!r} became {value}"
-        for label, loss in (("training", train_loss), ("validation", val_loss)):
-            if not math.isfinite(loss):
-                self.diverged = f"the {label} loss became {loss} in epoch {self.epoch}"
+                reasons.append(f"hyperparameter {name!r} became {value}")
+        if reasons:
+            self.diverged = "; ".join(reasons)

@@ -97,12 +97,12 @@ def _start_local() -> None:
     """
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **where)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
 
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
