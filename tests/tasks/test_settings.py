@@ -39,7 +39,6 @@ def refusals() -> list[tuple[dict[str, Any], str]]:
         ({"hyper_optimizer_args": {"nesterov": True}}, "do not fit RMSprop"),
         ({"lr_schedule": "StepLR"}, "do not fit StepLR: missing a required argument: 'step_size'"),
         ({"optimizer": "LBFGS"}, "its step needs 'closure'"),
-        ({"lr_schedule": "ReduceLROnPlateau"}, "its step needs 'metrics'"),
         *(
             ({"response": v}, "accepted are 'full', 'gate' and a rank of 1 or more")
             for v in ("fill", 0, 1.5, None, {"fc": "fill"}, {"fc": "auto"}, {"fc": "gate", "*": -1})

@@ -225,7 +225,7 @@ def test_a_callable_makes_the_optimizer(make_task: Any) -> None:
     [
         (STEPS, [0.025, 0.0125, 0.00625]),
         (COSINE, [0.05 * (1 + math.cos(math.pi * e / 6)) / 2 for e in (1, 2, 3)]),
-        ({"lr_schedule": plateau, "lr_schedule_args": {"patience": 0, "threshold": 1e9}}, None),
+        ({"lr_schedule": "ReduceLROnPlateau", "lr_schedule_args": {"patience": 0, "threshold": 1e9}}, None),
     ],
     ids=["StepLR", "CosineAnnealingLR", "ReduceLROnPlateau"],
 )

@@ -27,7 +27,7 @@ class Training:
         lr: learning rate of the weights.
         optimizer_args: further keyword arguments of the optimizer.
         lr_schedule: a class of `torch.optim.lr_scheduler` by name, a callable `(optimizer, **lr_schedule_args)`, or
-            None; stepped once an epoch.
+            None; stepped once an epoch, `ReduceLROnPlateau` with the validation loss.
         lr_schedule_args: its keyword arguments.
         clip_norm: largest norm of a step's gradient of the weights, or None.
         eval_batch_size: examples of an evaluation batch.
@@ -141,7 +141,8 @@ def _check_named(
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{name}={choice!r}: accepted is the name of a class in {module.__name__}, or a callable")
     _, *needed = inspect.signature(found.step).parameters.values()
-    if any(parameter.default is parameter.empty for parameter in needed):
+    # The loop steps a schedule with nothing, and a plateau with the validation loss.
+    if any(p.default is p.empty for p in needed if p.name != "metrics"):
         raise ValueError(f"{name}={choice!r}: its step needs {needed[0].name!r}, which the training loop has not")
 
 

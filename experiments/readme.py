@@ -1,0 +1,117 @@
+"""The README's tables and pictures, from the committed result files.
+
+python experiments/readme.py           # rewrites the marked parts of README.md, and docs/*.png
+python experiments/readme.py --check   # exit code 1 if the README does not say what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from tune_stn.study.incumbent import last_of_each_run
+from tune_stn.study.plots import plot_best_so_far, plot_schedules
+from tune_stn.study.results import load_results
+from tune_stn.study.statistics import differences_to_best, mean_interval
+from tune_stn.study.summary import summary, with_interval
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    before = after = path.read_text()
+    for name, table in (
+        ("equal-cost", equal_cost()),
+        ("regularisation-gain", regularisation_gain()),
+        ("step-cost", step_cost()),
+    ):
+        after = replace_marked(after, name, table)
+    if arguments.check:
+        sys.exit(0 if after == before else "README.md is not what the results say: run python experiments/readme.py")
+    path.write_text(after)
+    (ROOT / "docs").mkdir(exist_ok=True)
+    plot_best_so_far(load_results(RESULTS / "equal_cost")).savefig(ROOT / "docs" / "equal_cost.png", dpi=110)
+    plot_schedules(load_results(RESULTS / "regularisation_gain" / "stn")).savefig(
+        ROOT / "docs" / "schedule.png", dpi=90
+    )
+
+
+def equal_cost() -> str:
+    results = load_results(RESULTS / "equal_cost")
+    frame = summary(results)
+    differences = differences_to_best(results.incumbent).set_index("method")
+    rows = []
+    for row in frame.to_dict("records"):
+        cells = [row["method"], str(row["seeds"])]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
+        cells += [f"{row[column]:.0f}" for column in ("cost", "wall_time_s", "device_time_s")]
+        if row["method"] in differences.index and differences.loc[row["method"], "n"] > 0:
+            d = differences.loc[row["method"]]
+            cells.append(f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
+        else:
+            cells.append("")
+        rows.append(cells)
+    header = ["method", "seeds", "best val. loss [95 %]", "its test loss [95 %]", "cost", "wall s", "device s"]
+    return markdown([*header, "worse than the best, paired [95 %]"], rows)
+
+
+def regularisation_gain() -> str:
+    folders = sorted((RESULTS / "regularisation_gain").iterdir())
+    losses = {}
+    for folder in folders:
+        final = last_of_each_run(load_results(folder).incumbent).set_index("seed")
+        losses[folder.name] = final[["best_val_loss", "test_loss_at_best"]]
+    names = {"fixed": "no regularisation", "stn": "STN", "delta-stn": "Delta-STN"}
+    rows = []
+    for name in [name for name in names if name in losses]:
+        val, test = losses[name]["best_val_loss"], losses[name]["test_loss_at_best"]
+        ratio = val / losses["fixed"]["best_val_loss"]
+        interval = mean_interval(ratio.to_numpy())
+        each = ", ".join(f"{loss:.4f}" for loss in val)
+        rows.append([names[name], each, f"{val.mean():.4f}", f"{test.mean():.4f}"])
+        rows[-1].append("1" if name == "fixed" else with_interval(interval.mean, interval.low, interval.high))
+    header = ["", "best val. loss by seed", "mean", "its test loss, mean", "val. loss over unregularised [95 %]"]
+    return markdown(header, rows)
+
+
+def step_cost() -> str:
+    table = pd.read_csv(RESULTS / "step_cost" / "cpu.csv")
+    rows = []
+    for (model, threads, step), group in table.groupby(["model", "threads", "step"], sort=False):
+        by_size = group.set_index("response")
+        cells = [str(model).removeprefix("fashion-mnist-").upper(), str(threads), str(step)]
+        for size in ("full", "8", "gate"):
+            row = by_size.loc[size]
+            spread = f"{row['quartile_1']:.2f} to {row['quartile_3']:.2f}"
+            cells.append(f"{row['over_plain']:.2f} ({spread}); {row['operations_over_plain']:.2f}")
+        rows.append(cells)
+    header = ["network", "threads", "step", "full", "rank 8", "gate-only"]
+    note = "Median of time over a plain step (quartiles); then floating-point operations over those of a plain step."
+    rounds, torch_version, batch = table.loc[0, ["rounds", "torch", "batch_size"]]
+    return f"{markdown(header, rows)}\n\n{note} CPU, {rounds} rounds, batch {batch}, torch {torch_version}."
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def replace_marked(text: str, name: str, content: str) -> str:
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"README.md has no marks {begin} ... {end}")
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    main()
