@@ -1,8 +1,34 @@
-"""What all tests share."""
+"""What all tests share: one thread, one Ray."""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
+
+from tune_stn.tuning.token import require_token
 
 # Tests work on tiny tensors: where processes share the cores, waiting for a second thread made them ten times as slow.
 torch.set_num_threads(1)
+# Before any test module imports Ray, which reads the token then.
+require_token()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on."""
+    import ray
+
+    from tune_stn.tuning.cluster import Cluster, _environment, _ENVIRONMENT
+
+    where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    with _environment(_ENVIRONMENT):  # which Ray's processes inherit
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+    found = Cluster()
+    with found.session():
+        yield found
+    ray.shutdown()

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -17,17 +17,39 @@ import click
 class Command(click.Command):
     """A command whose user errors are one line and exit code 2."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _fail(error.format_message())
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        except (ValueError, OSError) as error:
             if not _is_user_error(error):
                 raise
-            click.echo(f"tune-stn: {' '.join(str(error).split())}", err=True)
-            sys.exit(2)
+            _fail(str(error))
         except KeyboardInterrupt:
             click.echo("tune-stn: interrupted; the same command with --resume goes on from here", err=True)
             sys.exit(130)
+
+
+class Group(click.Group):
+    """The commands; a wrong one is one line and exit code 2, too."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            _fail(f"{error.format_message()} Accepted are {', '.join(self.list_commands(ctx))}")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"tune-stn: {' '.join(message.split())}", err=True)
+    sys.exit(2)
 
 
 def _is_user_error(error: Exception) -> bool:
@@ -38,7 +60,7 @@ def _is_user_error(error: Exception) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tune_stn")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tune_stn")
 def main() -> None:
     """Self-Tuning Networks for Ray Tune: hyperparameters tuned by gradient inside one training run."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from tune_stn.methods import Method, get_method
+from tune_stn.methods import Context, Method, get_method
 from tune_stn.study.collect import write_tables
 from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
@@ -106,10 +106,13 @@ def run_study(
     Arguments are those of `compare`, checked; `trials` is the number of trials of each run where the budget is
     infinite.
     """
+    # A method that cannot search the space, and missing data, are found before anything starts.
     resolved = get_task(task, **settings)
-    resolved.data(seeds[0])  # missing data, or settings that do not fit them, are found before anything starts
-    label = task if isinstance(task, str) else resolved.name
-    study = _description(label, methods, seeds, budget, trials, settings)
+    for method in methods:
+        method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
+    resolved.data(seeds[0])
+    given = task if isinstance(task, str) else None
+    study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
     runs = [
         Run(
@@ -125,9 +128,10 @@ def run_study(
         for method in methods
     ]
     progress = Progress(say, total=len(runs))
-    try:
-        with cluster.session():
-            study["cluster"] = _cluster_description(cluster)
+    with cluster.session():
+        study["cluster"] = _cluster_description(cluster)
+        _write_study(out, study)
+        try:
             for run in runs:
                 if run.done is not None:
                     progress.skipped(run)
@@ -135,12 +139,12 @@ def run_study(
                 with progress.running(run) as on_report:
                     record = execute(run, cluster, on_report)
                 progress.finished(run, record)
-    except Interrupted:
-        raise KeyboardInterrupt from None
-    finally:
-        study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
-        _write_study(out, study)
-        write_tables(resolved, runs, out)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+        finally:
+            study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
+            _write_study(out, study)
+            write_tables(resolved, runs, out)
     results = load_results(out)
     write_report(results)
     return results
@@ -162,14 +166,16 @@ def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
-        for key in ("task", "budget", "trials", "settings"):
+        if not isinstance(before, dict):
+            raise ValueError(f"{path} describes no study; choose another --out")
+        for key in ("task", "task_given", "budget", "trials", "settings"):
             if before.get(key) != study[key]:
                 raise ValueError(f"--resume: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
-    _write_study(out, study)
 
 
 def _description(
-    label: str,
+    task: str,
+    given: str | None,
     methods: Sequence[Method],
     seeds: Sequence[int],
     budget: float,
@@ -180,7 +186,8 @@ def _description(
     packages = ("tune_stn", "torch", "ray", "optuna", "numpy", "scipy", "pyarrow")
     return {
         "schema_version": STUDY_SCHEMA_VERSION,
-        "task": label,
+        "task": task,
+        "task_given": given,  # module:attribute of a user's own; None for a Task object
         "methods": [method.name for method in methods],
         "seeds": list(seeds),
         "budget": budget if math.isfinite(budget) else None,

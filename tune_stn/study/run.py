@@ -18,13 +18,12 @@ from tune_stn.study.tables import whole_file
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.recorder import BudgetStopper, OnReport, Recorder, read_reports
+from tune_stn.tuning.recorder import FINISHED, BudgetStopper, OnReport, Recorder, read_reports
 from tune_stn.tuning.trainable import SCHEDULE_FILE, STNTrainable
 
 REPORTS, SCHEDULE, DONE = "reports.jsonl", "schedule.parquet", "done.json"
 MAX_RESTARTS = 3  # of a trial whose process died
 CHECKPOINTS_PER_TRIAL = 20
-FINISHED = ("TERMINATED", "ERROR")  # Tune's words
 
 
 class Interrupted(Exception):
@@ -81,7 +80,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(run.folder / REPORTS, on_report)
-    stopper = BudgetStopper(recorder, run.budget)
+    stopper = BudgetStopper(recorder, run.budget, save_last=get_rule(run.method.algorithm).tunes)
     begun = recorder.cost_total > 0
     analysis = tune.run(
         STNTrainable,

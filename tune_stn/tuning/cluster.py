@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+LAST_PORT = 65_535
+KNOCK_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +106,19 @@ def _start_local() -> None:
 
 def _connect(address: str) -> None:
     try:
+        if address != "auto":
+            _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > LAST_PORT:
+        raise ValueError(f"--address {address}: accepted are host:port, ray://host:port and auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import torch
+from pyarrow.fs import FileSelector, FileType
 from ray import tune
 
 from tune_stn.data.splits import Splits
@@ -103,6 +104,21 @@ class STNTrainable(tune.Trainable):
         write_schedule(
             trainer.schedule, trainer.task.space, tuned=trainer.rule.tunes, path=Path(checkpoint_dir) / SCHEDULE_FILE
         )
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Tune's own; but where the checkpoint is gone, from the newest that there is of its trial.
+
+        Tune saves its state of a run from time to time. After a crash of its process, that may name a checkpoint
+        that newer ones have replaced since.
+        """
+        wanted = getattr(checkpoint_path, "checkpoint", checkpoint_path)
+        if isinstance(wanted, tune.Checkpoint) and wanted.filesystem is not None:
+            siblings = FileSelector(Path(wanted.path).parent.as_posix(), allow_not_found=True)
+            folders = [f for f in wanted.filesystem.get_file_info(siblings) if f.type == FileType.Directory]
+            there = {f.base_name: f.path for f in folders if f.base_name.startswith("checkpoint_")}
+            if there and Path(wanted.path).name not in there:
+                checkpoint_path = tune.Checkpoint(there[max(there)], wanted.filesystem)
+        super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Go on from a checkpoint directory; if its file is damaged, from an older one of the same trial.

@@ -1,0 +1,75 @@
+"""What every method of a comparison keeps to, and the context that it plans from."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+import tune_stn.methods
+from tune_stn.methods import METHODS, Context, Plan, get_method
+from tune_stn.methods.method import METRIC, start_point
+from tune_stn.tasks import get_task
+from tune_stn.training.rules import RULES
+
+BINDING = ("stn", "delta-stn", "fixed", "random", "gp-bo", "hyperband", "pbt")
+
+
+def context(**more: object) -> Context:
+    given: dict[str, object] = {"task": get_task("digits-mlp", epochs=10), "budget": 35.0, "seed": 0, "slots": 2}
+    return Context(**(given | more))  # type: ignore[arg-type]
+
+
+def test_every_method_has_a_name_a_sentence_and_a_file_of_the_package() -> None:
+    assert set(BINDING) <= set(METHODS)
+    assert all(method.name == name for name, method in METHODS.items())
+    sentences = [method.description for method in METHODS.values()]
+    assert len(set(sentences)) == len(sentences)
+    assert all(10 < len(sentence) < 100 and "\n" not in sentence for sentence in sentences)
+    folder = Path(tune_stn.methods.__file__).parent
+    files = {Path(str(sys.modules[method.plan.__module__].__file__)) for method in METHODS.values()}
+    assert files == {file for file in folder.glob("*.py") if file.name not in ("__init__.py", "method.py")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_plans(name: str) -> None:
+    method = get_method(name)
+    assert method.algorithm in RULES
+    plan = method.plan(context())
+    assert isinstance(plan, Plan)
+    assert plan.samples >= 1
+    assert set(plan.hp) == set(get_task("digits-mlp").space)
+    assert plan.kept_checkpoints is None or plan.kept_checkpoints >= 2  # one more, in case the newest is damaged
+    endless = method.plan(context(budget=math.inf, trials=3))
+    assert 1 <= endless.samples <= 3
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if RULES[METHODS[name].algorithm].tunes])
+def test_self_tuning_methods_restart_one_after_the_other(name: str) -> None:
+    plan = get_method(name).plan(context())
+    assert getattr(plan.search_alg, "max_concurrent", None) == 1
+
+
+def test_an_unknown_method_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown method 'sgd'; accepted are") as caught:
+        get_method("sgd")
+    assert all(name in str(caught.value) for name in METHODS)
+
+
+def test_context_counts_trials() -> None:
+    assert context().epochs == 10
+    assert context().full_trials == 4  # three and a half
+    assert context(budget=30.0).full_trials == 3
+    assert context().samples(1) == 36
+    assert context().samples(10) == 5
+    assert context(trials=2).samples(1) == 2
+    assert context(budget=math.inf, trials=2).full_trials == 2
+    assert METRIC == "best_val_loss"
+
+
+def test_start_point_is_the_tasks_with_integers_as_such() -> None:
+    point = start_point(get_task("fashion-mnist-cnn"))
+    assert point == get_task("fashion-mnist-cnn").start
+    assert [type(point[name]) for name in ("cutout_length", "cutout_holes", "dropout_0")] == [int, int, float]

@@ -1,0 +1,109 @@
+"""From state folders to tables: numbering, how each trial ended, runs that have not begun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tune_stn.methods import get_method
+from tune_stn.study.collect import write_tables
+from tune_stn.study.run import DONE, REPORTS, SCHEDULE, Run
+from tune_stn.study.tables import INCUMBENT, read_table, reports_schema
+from tune_stn.study.tables import SCHEDULE as SCHEDULE_SCHEMA
+from tune_stn.tasks import get_task
+
+TASK = get_task("digits-mlp")
+RECORD = {"trials": 2, "cost_total": 4.0, "failures": {}, "hopeless": False}
+
+
+def line(trial: str, epoch: int, total: float, loss: float, status: str = "running") -> dict[str, Any]:
+    values = {f"hp/{name}": value for name, value in TASK.start.items()}
+    metrics = {"val_accuracy": 0.5, "test_accuracy": 0.25}
+    return {
+        **{"trial_id": trial, "epoch": epoch, "step": 8 * epoch, "cost": float(epoch), "cost_total": total},
+        **{"wall_time_s": total, "device_time_s": 0.1, "train_loss": 1.0, "val_loss": loss, "test_loss": loss + 1},
+        **{"status": status, "reason": "", "parent_trial_id": "", "segment": ""},
+        **values,
+        **metrics,
+    }
+
+
+def make_run(folder: Path, lines: Sequence[dict[str, Any]], record: dict[str, Any] | None, name: str = "random") -> Run:
+    folder.mkdir(parents=True)
+    (folder / REPORTS).write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    if record is not None:
+        (folder / DONE).write_text(json.dumps(record))
+        row = {"trial_id": "a", "parent_trial_id": None, "step": 0, "epoch": 0, "hp": "dropout_1", "value": 0.5}
+        row |= {"raw": None, "scale": None, "source": "fixed"}
+        pd.DataFrame([row]).to_parquet(folder / SCHEDULE, index=False)
+    method = get_method(name)
+    return Run(task=TASK, config={}, method=method, seed=1, budget=4.0, trials=None, folder=folder)
+
+
+LINES = [
+    line("a", 1, 1.0, 0.9),
+    line("b", 1, 2.0, 0.8),
+    line("a", 2, 3.0, 0.7, "finished"),
+    line("b", 2, 4.0, 0.75),
+    line("c", 1, 5.0, float("inf"), "diverged"),
+]
+
+
+def tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    return tuple(read_table(directory / f"{name}.parquet", name) for name in ("reports", "schedule", "incumbent"))  # type: ignore[return-value]
+
+
+def test_reports_are_numbered_by_trial_and_labelled(tmp_path: Path) -> None:
+    write_tables(TASK, [make_run(tmp_path / "r", LINES, RECORD)], tmp_path)
+    reports, schedule, incumbent = tables(tmp_path)
+    assert list(reports) == reports_schema(["val_accuracy", "test_accuracy"], list(TASK.space)).names
+    assert reports["report_index"].tolist() == [0, 0, 1, 1, 0]
+    assert set(zip(reports["task"], reports["method"], reports["seed"], strict=True)) == {("digits-mlp", "random", 1)}
+    assert list(schedule) == SCHEDULE_SCHEMA.names
+    assert schedule[["task", "method", "seed", "trial_id", "value"]].values.tolist() == [
+        ["digits-mlp", "random", 1, "a", 0.5]
+    ]
+    assert list(incumbent) == INCUMBENT.names
+    assert incumbent["best_val_loss"].tolist() == [0.9, 0.8, 0.7]
+    assert incumbent["test_loss_at_best"].tolist() == [1.9, 1.8, 1.7]
+
+
+@pytest.mark.parametrize(
+    ("record", "end_of_b"),
+    [(RECORD, "stopped"), (RECORD | {"failures": {"b": "ValueError: no"}}, "failed"), (None, "running")],
+    ids=["budget", "failure", "cut off"],
+)
+def test_the_last_report_says_how_a_trial_ended(tmp_path: Path, record: dict[str, Any] | None, end_of_b: str) -> None:
+    write_tables(TASK, [make_run(tmp_path / "r", LINES, record)], tmp_path)
+    reports = tables(tmp_path)[0]
+    assert reports["status"].tolist() == ["running", "running", "finished", end_of_b, "diverged"]
+
+
+def test_a_trial_that_ended_well_keeps_its_word_even_if_it_failed_later(tmp_path: Path) -> None:
+    record = RECORD | {"failures": {"a": "died while saving"}}
+    write_tables(TASK, [make_run(tmp_path / "r", LINES, record)], tmp_path)
+    assert tables(tmp_path)[0]["status"].tolist()[2] == "finished"
+
+
+def test_runs_that_have_not_begun_have_no_rows(tmp_path: Path) -> None:
+    begun = make_run(tmp_path / "r", LINES, RECORD)
+    absent = Run(
+        task=TASK, config={}, method=get_method("stn"), seed=1, budget=4.0, trials=None, folder=tmp_path / "none"
+    )
+    write_tables(TASK, [absent, begun], tmp_path)
+    assert set(tables(tmp_path)[0]["method"]) == {"random"}
+    write_tables(TASK, [absent], tmp_path)
+    reports, schedule, incumbent = tables(tmp_path)
+    assert (len(reports), len(schedule), len(incumbent)) == (0, 0, 0)
+
+
+def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", LINES, RECORD)
+    (run.folder / REPORTS).write_text("no json\n" + (run.folder / REPORTS).read_text())
+    with pytest.raises(ValueError, match=r"r/reports\.jsonl, line 1 is damaged"):
+        write_tables(TASK, [run], tmp_path)
