@@ -23,7 +23,7 @@ def cluster() -> Iterator[Any]:
     """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on."""
     import ray
 
-    from tune_stn.tuning.cluster import Cluster, _environment, _ENVIRONMENT
+    from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment
 
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     with _environment(_ENVIRONMENT):  # which Ray's processes inherit

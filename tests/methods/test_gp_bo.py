@@ -44,9 +44,7 @@ def test_no_more_trials_at_a_time_than_slots(make_context: Any) -> None:
 
 
 @pytest.mark.parametrize(("budget", "random_trials"), [(35.0, 2), (90.0, 3), (200.0, 6), (5000.0, 10)])
-def test_a_third_of_the_trials_are_random_but_at_most_ten(
-    make_context: Any, budget: float, random_trials: int
-) -> None:
+def test_a_third_of_the_trials_are_random_but_at_most_ten(make_context: Any, budget: float, random_trials: int) -> None:
     search = searched(make_context(budget=budget))
     assert search.searcher._sampler._n_startup_trials == random_trials
 

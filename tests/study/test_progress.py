@@ -69,7 +69,10 @@ def test_failures_are_counted_and_named(clock: Callable[[float], None]) -> None:
         pass
     progress.finished(run(), {"trials": 1, "cost_total": 3.0, "failures": {"a_2": "ValueError: no", "a_3": "died"}})
     assert "1 trials, 2 failed, cost 3.0" in lines[0]
-    assert lines[1:] == ["[1/1] random, seed 2: trial a_2 failed: ValueError: no", "[1/1] random, seed 2: trial a_3 failed: died"]
+    assert lines[1:] == [
+        "[1/1] random, seed 2: trial a_2 failed: ValueError: no",
+        "[1/1] random, seed 2: trial a_3 failed: died",
+    ]
 
 
 def test_where_trials_are_asked_for_no_budget_is_mentioned(clock: Callable[[float], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,11 @@ def test_goes_on_counting_from_the_file(path: Path) -> None:
     for epoch in (2, 3):
         record(after, "a", result(epoch))
     lines = read_reports(path)
-    assert [(line["epoch"], line["cost"], line["cost_total"]) for line in lines] == [(1, 1.5, 1.5), (2, 3, 3), (3, 4.5, 4.5)]
+    assert [(line["epoch"], line["cost"], line["cost_total"]) for line in lines] == [
+        (1, 1.5, 1.5),
+        (2, 3, 3),
+        (3, 4.5, 4.5),
+    ]
     assert lines[-1]["device_time_s"] == 0.75
     assert 1001.0 <= lines[-1]["wall_time_s"] < 1100.0
 
@@ -250,3 +255,15 @@ def test_one_failure_after_the_other_is_hopeless(path: Path, tmp_path: Path) -> 
     assert not stopper.spent
     assert recorder.failures["bad0"] == "ValueError: no such thing"
     assert recorder.failures["worse0"] == "the trial's process died"
+
+
+def test_a_stopper_that_tune_saved_before_a_crash_counts_with_the_recorder_of_the_resumed_run(path: Path) -> None:
+    saved_by_tune = pickle.dumps(BudgetStopper(Recorder(path), 2.0))
+    recorder = Recorder(path)
+    stopper = BudgetStopper(recorder, 2.0)
+    restored = pickle.loads(saved_by_tune)  # noqa: S301
+    assert restored is stopper
+    for epoch in (1, 2):
+        assert not restored.stop_all()
+        record(recorder, "a", result(epoch))
+    assert restored.stop_all()

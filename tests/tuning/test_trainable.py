@@ -1,4 +1,4 @@
-"""A trial: reports, exact restore, damaged checkpoints, copies of other trials, reuse of its process, Tune's two doors."""
+"""A trial: reports, exact restore, damage, copies of other trials, reuse of a process, Tune's two doors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ SMALL = {
     "hidden": 16,
 }
 TIMES = ("device_time_s", "device_time_increment_s")
-OURS = ("epoch", "step", "cost", "train_loss", "val_loss", "test_loss", "device_time_s", "val_accuracy", "test_accuracy")
+OURS = (
+    "epoch",
+    "step",
+    "cost",
+    "train_loss",
+    "val_loss",
+    "test_loss",
+    "device_time_s",
+    "val_accuracy",
+    "test_accuracy",
+)
 
 
 class Named(STNTrainable):
@@ -344,7 +354,7 @@ def test_tune_run(cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_tuner_with_the_learning_rate_tuned_from_outside(cluster: Cluster, tmp_path: Path) -> None:
-    """The second example of the design: start values and learning rate from a searcher, resources, a cost to stop at."""
+    """The second example of the design: start values and learning rate from a searcher, a cost to stop at."""
     task = get_task("digits-mlp")
     tuner = tune.Tuner(
         tune.with_resources(STNTrainable, {"cpu": 1}),

@@ -142,10 +142,25 @@ class BudgetStopper(tune.Stopper):
             from there.
     """
 
+    _newest: BudgetStopper
+
     def __init__(self, recorder: Recorder, budget: float, *, save_last: bool = False) -> None:
         self.recorder = recorder
         self.budget = budget
         self.save_last = save_last
+        BudgetStopper._newest = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a reference to the newest stopper.
+
+        Tune saves the stopper with the state of a run, and on resume goes on with what it saved: a copy, with a
+        recorder that no report reaches, would never stop anything.
+        """
+        return BudgetStopper._the_newest, ()
+
+    @classmethod
+    def _the_newest(cls) -> BudgetStopper:
+        return cls._newest
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         # Tune asks before it calls the recorder; a trial that ends here is saved, one that `stop_all` ends is not.

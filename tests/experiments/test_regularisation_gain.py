@@ -1,0 +1,30 @@
+"""The script of the regularisation gain runs from end to end at toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_stn.data import fashion_mnist
+from tune_stn.data.errors import DataError
+from tune_stn.study.results import load_results
+
+
+@pytest.mark.ray
+def test_smoke(
+    cluster: Any, run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        fashion_mnist.find()
+    except DataError:
+        pytest.skip("needs Fashion-MNIST (Debian: dataset-fashion-mnist)")
+    options = ["--methods", "fixed,stn", "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    run_script("regularisation_gain.py", "--smoke-test", "--seeds", "1", *options)
+    fixed = load_results(tmp_path / "results" / "fixed")
+    assert (fixed.reports[[c for c in fixed.reports if c.startswith("hp/dropout")]] == 0).all(axis=None)
+    stn = load_results(tmp_path / "results" / "stn")
+    assert stn.reports["cost"].max() > fixed.reports["cost"].max() - 1e-9
+    assert "mean ratio" in capsys.readouterr().out

@@ -1,0 +1,331 @@
+"""The comparison, end to end: tables, pairing, budget, resume, and what goes wrong in a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from tune_stn import compare
+from tune_stn.data.splits import Splits
+from tune_stn.methods import get_method
+from tune_stn.space import Normal, SearchSpace
+from tune_stn.study.compare import run_study
+from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.results import Results
+from tune_stn.tasks import Task, get_task
+from tune_stn.training import Trainer
+from tune_stn.tuning.cluster import Cluster
+
+EPOCHS, BUDGET, SEED = 4, 10.0, 5
+METHODS = ("stn", "random", "fixed")
+SETTINGS: Mapping[str, Any] = {
+    "epochs": EPOCHS,
+    "train_images": 100,
+    "hidden": 16,
+    "warmup_epochs": 1,
+    "train_steps": 2,
+}
+TIMES = ["wall_time_s", "device_time_s", "trial_id", "cost_total"]
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> Results:
+    """Three methods on a tiny task at one seed."""
+    return compare(
+        "digits-mlp",
+        METHODS,
+        budget=BUDGET,
+        seeds=[SEED],
+        out=tmp_path_factory.mktemp("compare") / "study",
+        settings=SETTINGS,
+        cluster=cluster,
+        say=said.append,
+    )
+
+
+def trials(study: Results, method: str) -> list[pd.DataFrame]:
+    """The reports of a method, a frame for each trial in the order in which they began."""
+    reports = study.reports[study.reports["method"] == method]
+    return [part for _, part in reports.groupby("trial_id", sort=False)]
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_tables_have_the_binding_columns(study: Results) -> None:
+    names = list(get_task("digits-mlp").space)
+    schemas = {name: pq.read_schema(study.path / f"{name}.parquet") for name in ("reports", "schedule", "incumbent")}
+    assert schemas["reports"].names == [
+        *("task", "method", "seed", "trial_id", "report_index", "epoch", "step", "cost", "cost_total", "wall_time_s"),
+        *("device_time_s", "train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy"),
+        *(f"hp/{name}" for name in names),
+        "status",
+    ]
+    assert schemas["schedule"].names == [
+        *("task", "method", "seed", "trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "raw", "scale"),
+        "source",
+    ]
+    assert schemas["incumbent"].names == [
+        *("task", "method", "seed", "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"),
+    ]
+    assert all(b"tune_stn.schema_version" in schema.metadata for schema in schemas.values())
+    assert {(task, seed) for task, seed in zip(study.reports["task"], study.reports["seed"], strict=True)} == {
+        ("digits-mlp", SEED)
+    }
+    assert (
+        set(study.reports["method"]) == set(study.schedule["method"]) == set(study.incumbent["method"]) == set(METHODS)
+    )
+    pd.testing.assert_frame_equal(best_so_far(study.reports), study.incumbent)
+
+
+@pytest.mark.ray
+def test_schedules_begin_at_the_start_values_and_hold_every_hyper_step(study: Results) -> None:
+    start = get_task("digits-mlp").start
+    for method, source in (("stn", "start"), ("fixed", "fixed"), ("random", "fixed")):
+        first = trials(study, method)[0]["trial_id"].iloc[0]
+        table = study.schedule[(study.schedule["method"] == method) & (study.schedule["trial_id"] == first)]
+        rows = table[table["step"] == 0]
+        assert dict(zip(rows["hp"], rows["value"], strict=True)) == pytest.approx(dict(start), rel=1e-5)
+        assert set(rows["source"]) == {source}
+        assert table["raw"].notna().all() == (method == "stn")
+    for part in trials(study, "stn"):
+        table = study.schedule[study.schedule["trial_id"] == part["trial_id"].iloc[0]]
+        assert sorted(set(table["step"])) == [0, *range(4, part["step"].max() + 1, 2)]  # after a warm-up of 2 steps
+
+
+@pytest.mark.ray
+def test_study_json_says_how_to_run_it_again(study: Results) -> None:
+    found = json.loads((study.path / "study.json").read_text())
+    assert found == study.study
+    assert (found["task"], found["methods"], found["seeds"]) == ("digits-mlp", list(METHODS), [SEED])
+    assert (found["budget"], found["settings"], found["missing"]) == (BUDGET, dict(SETTINGS), [])
+    assert {"python", "torch", "ray", "tune_stn"} <= set(found["versions"])
+    assert found["cluster"]["slots"] == 2
+    assert (study.path / "report.html").stat().st_size > 10_000
+    assert list((study.path / "plots").glob("*.png"))
+
+
+# Fairness -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_methods_are_paired(study: Results) -> None:
+    """The first trial of each is the task's start values on the same data and weights: the same reports, but STN's."""
+    task = get_task("digits-mlp", **SETTINGS)
+    trainer = Trainer(task, algorithm="fixed", seed=SEED)
+    expected = pd.DataFrame([trainer.run_epoch() for _ in range(EPOCHS)])
+    names = [
+        "epoch",
+        "step",
+        "cost",
+        "train_loss",
+        "val_loss",
+        "test_loss",
+        "val_accuracy",
+        *(f"hp/{n}" for n in task.space),
+    ]
+    for method in ("fixed", "random"):
+        at_start = [
+            part for part in trials(study, method) if (part["hp/dropout_1"] == expected["hp/dropout_1"][0]).all()
+        ]
+        assert len(at_start) == 1, method
+        found = at_start[0][names].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected[names].head(len(found)), check_exact=True)
+    assert trials(study, "fixed")[0]["status"].tolist() == ["running"] * (EPOCHS - 1) + ["finished"]
+    tuned = Trainer(task, algorithm="stn", seed=SEED)
+    first = tuned.run_epoch()
+    assert trials(study, "stn")[0]["train_loss"].iloc[0] == first["train_loss"]
+
+
+@pytest.mark.ray
+def test_the_budget_is_kept_by_all(study: Results) -> None:
+    for method in METHODS:
+        reports = study.reports[study.reports["method"] == method]
+        total = reports["cost_total"]
+        assert total.is_monotonic_increasing
+        assert reports.groupby("trial_id")["cost"].last().sum() == pytest.approx(total.iloc[-1])
+        assert reports.groupby("trial_id")["epoch"].max().max() <= EPOCHS
+        if method == "fixed":
+            assert total.iloc[-1] == EPOCHS  # a second trial would be the same
+        else:
+            dearest = reports["cost"].groupby(reports["trial_id"]).diff().max()
+            slots = 1 if method == "stn" else 2
+            assert BUDGET <= total.iloc[-1] <= BUDGET + slots * dearest
+            assert (total < BUDGET).sum() == len(reports) - 1
+
+
+@pytest.mark.ray
+def test_progress_names_every_run(study: Results, said: list[str]) -> None:
+    done = [line for line in said if " done: " in line]
+    assert [line.split(":")[0] for line in done] == [
+        f"[{i}/3] {name}, seed {SEED}" for i, name in enumerate(METHODS, start=1)
+    ]
+
+
+# Resume -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> None:
+    state = {path: path.stat().st_mtime_ns for path in (study.path / "state").rglob("*") if path.is_file()}
+    lines: list[str] = []
+    again = compare(
+        "digits-mlp", METHODS, budget=BUDGET, seeds=[SEED], out=study.path, resume=True, settings=SETTINGS,
+        cluster=cluster, say=lines.append,
+    )  # fmt: skip
+    assert lines == [
+        f"[{i}/3] {name}, seed {SEED}: finished before, skipped" for i, name in enumerate(METHODS, start=1)
+    ]
+    assert {path: path.stat().st_mtime_ns for path in (study.path / "state").rglob("*") if path.is_file()} == state
+    for name in ("reports", "schedule", "incumbent"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(study, name))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 11.0}, "with budget 10.0, not 11.0"),
+        ({"task": "ridge", "settings": {"epochs": 4}}, "with task 'digits-mlp', not 'ridge'"),
+        ({"settings": {**SETTINGS, "lr": 0.1}}, "with settings .*not .*'lr': 0.1"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(study: Results, change: dict[str, Any], words: str) -> None:
+    arguments: dict[str, Any] = {"task": "digits-mlp", "budget": BUDGET, "settings": SETTINGS} | change
+    before = (study.path / "study.json").read_bytes()
+    with pytest.raises(ValueError, match=f"--resume: .* was begun {words}"):
+        compare(methods=METHODS, seeds=[SEED], out=study.path, resume=True, **arguments)
+    assert (study.path / "study.json").read_bytes() == before
+
+
+@pytest.mark.ray
+def test_a_study_is_not_overwritten(study: Results) -> None:
+    with pytest.raises(ValueError, match="holds a study already; add --resume"):
+        compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=study.path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "null"])
+def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=r"study\.json (is damaged|describes no study).*choose another --out"):
+        compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=tmp_path, resume=True)
+
+
+# What goes wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_a_task_object_and_a_trial_that_fails(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure is named, its run is missing, and the other run is there."""
+    monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)
+    plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=2)
+    load = plain.data
+
+    def data(seed: int) -> Splits:
+        if seed == 8:
+            raise RuntimeError("no data at this seed")
+        return load(seed)
+
+    lines: list[str] = []
+    task: Task = replace(plain, name="mine", data=data)
+    found = compare(task, ["fixed"], budget=5, seeds=[7, 8], out=tmp_path, cluster=cluster, say=lines.append)
+    assert found.study["task"] == "mine"
+    assert set(found.reports["seed"]) == {7}
+    assert set(found.reports["task"]) == {"mine"}
+    (missing,) = found.study["missing"]
+    assert (missing["method"], missing["seed"]) == ("fixed", 8)
+    assert "no data at this seed" in missing["reason"]
+    assert any("failed: RuntimeError: no data at this seed" in line for line in lines)
+    assert "no data at this seed" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.ray
+def test_a_diverging_run_is_said_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = {**SETTINGS, "lr": 1e6}
+    found = compare(
+        "digits-mlp", ["fixed", "stn"], budget=6, seeds=1, out=tmp_path, settings=settings, cluster=cluster,
+        say=lines.append,
+    )  # fmt: skip
+    last = found.reports.groupby("trial_id", sort=False).last()
+    assert set(last["status"]) <= {"diverged", "stopped"}
+    assert (found.reports["status"] == "diverged").sum() >= 2
+    assert set(found.reports["method"]) == {"fixed", "stn"}
+    assert any("diverged: the " in line and "loss became" in line for line in lines)
+    diverged = found.reports[found.reports["status"] == "diverged"]
+    assert (diverged["val_loss"] == math.inf).all()
+    assert not found.incumbent["best_val_loss"].isin([math.inf]).any()
+    assert found.study["missing"] == []
+
+
+# Refused before anything starts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 0}, "--budget 0: accepted is a number above 0"),
+        ({"budget": -3}, "--budget -3:"),
+        ({"budget": math.inf}, "--budget inf:"),
+        ({"budget": math.nan}, "--budget nan:"),
+        ({"seeds": 0}, "--seeds 0: accepted is a number of seeds, 1 or more"),
+        ({"seeds": -2}, "--seeds -2:"),
+        ({"seeds": [1, 1]}, r"--seeds \[1, 1\]:"),
+        ({"seeds": [-1]}, r"--seeds \[-1\]:"),
+        ({"methods": []}, "--methods: name at least one"),
+        ({"methods": ["fixed", "fixed"]}, "a method is named twice"),
+        ({"methods": ["fixed", "sgd"]}, "unknown method 'sgd'"),
+        ({"task": "digits"}, "unknown task 'digits'"),
+        ({"settings": {"epoch": 3}}, "unknown setting 'epoch'"),
+        ({"settings": {"train_images": 1797}}, "train_images=1797"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    out = tmp_path / "out"
+    arguments: dict[str, Any] = {"task": "digits-mlp", "methods": ["fixed"], "budget": 1.0, "seeds": 1} | change
+    with pytest.raises(ValueError, match=message):
+        compare(out=out, **arguments)
+    assert not out.exists()
+
+
+def test_a_method_that_cannot_search_the_space_is_refused_before_the_others_run(tmp_path: Path) -> None:
+    task = get_task("digits-mlp")
+    space = SearchSpace({**task.space, "weight_decay": Normal(0.0, 1.0)})
+    with pytest.raises(ValueError, match="gp-bo cannot search 'weight_decay'"):
+        compare(replace(task, space=space), ["fixed", "gp-bo"], budget=3, seeds=1, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_session_that_cannot_start_leaves_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command with the right address must not be told that there is a study already."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False, "settings": {}}
+    with pytest.raises(ValueError, match="no Ray cluster answers"):
+        run_study(
+            "digits-mlp", [get_method("fixed")], out=tmp_path / "out", cluster=Cluster(address="127.0.0.1:1"),
+            say=print, **arguments,
+        )  # fmt: skip
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,366 @@
+"""The command line: what it says, what it refuses in one line, and what survives a kill or Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+from click.testing import CliRunner, Result
+from ray import cloudpickle
+
+from tune_stn import compare
+from tune_stn.cli import main
+from tune_stn.methods import METHODS
+from tune_stn.study.results import Results
+from tune_stn.tasks import TASKS, get_task
+from tune_stn.tuning.cluster import Cluster
+
+TUNE_STN = (sys.executable, "-c", "import sys; sys.argv[0] = 'tune-stn'; from tune_stn.cli import main; main()")
+
+OWN = """
+import time
+from dataclasses import replace
+from torch import nn
+from tune_stn.tasks import get_task
+from tune_stn.space import SearchSpace, Uniform
+
+def slow(outputs, targets):
+    time.sleep(0.004)  # so that a run lasts long enough to be cut off in the middle of it
+    return (outputs.argmax(-1) == targets).float().mean()
+
+def make(*, width=16):
+    plain = get_task("digits-mlp", train_images=100, hidden=width)
+    training = replace(plain.training, epochs=100, warmup_epochs=0, eval_batch_size=2000)
+    return replace(plain, name="own", metrics={"accuracy": slow}, training=training)
+
+def unknown_hp(): return replace(make(), start={**make().start, "dropout_9": 0.5})
+def outside(): return replace(make(), start={**make().start, "dropout_1": 0.95})
+def empty(): return SearchSpace({"rate": Uniform(0.5, 0.5)})
+def learning_rate(): return SearchSpace({"lr": Uniform(0.001, 0.1)})
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a task module of the user's own."""
+    (tmp_path / "own_cli_task.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_cli_task", raising=False)
+    return tmp_path
+
+
+def tune_stn(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+# What there is ------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_and_methods_are_listed_one_a_line_with_a_sentence() -> None:
+    for command, names in (("tasks", TASKS), ("methods", METHODS)):
+        done = tune_stn(command)
+        assert done.exit_code == 0
+        lines = done.stdout.splitlines()
+        assert [line.split()[0] for line in lines] == list(names)
+        assert all(len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["compare", "--help"], ["run", "-h"], ["export", "-h"]])
+def test_help(arguments: Sequence[str]) -> None:
+    done = tune_stn(*arguments)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Usage: ")
+    if arguments[0] == "compare":
+        options = [
+            "task",
+            "methods",
+            "budget",
+            "seeds",
+            "out",
+            "resume",
+            "set",
+            "address",
+            "max-concurrent",
+            "storage-path",
+            "quiet",
+        ]
+        assert all(f"--{name} " in done.stdout for name in [*options, "cpus-per-trial", "gpus-per-trial"])
+
+
+def test_version() -> None:
+    assert tune_stn("--version").stdout.split()[-1] == "0.1.0"
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+COMPARE = ("compare", "--task", "digits-mlp", "--methods", "fixed", "--budget", "3", "--seeds", "1", "--out", "out")
+RUN = ("run", "--task", "digits-mlp", "--algorithm", "fixed", "--out", "out")
+
+
+def but(command: Sequence[str], option: str, *values: str) -> list[str]:
+    """The command with another value of an option, or without it, or with one more."""
+    if option not in command:
+        return [*command, option, *values]
+    at = list(command).index(option)
+    return [*command[:at], *([option, *values] if values else []), *command[at + 2 :]]
+
+
+def empty_data(folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=empty")
+
+
+def corrupt_data(folder: Path) -> list[str]:
+    (folder / "bad").mkdir()
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        (folder / "bad" / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(b"\0\0\x08\x03 no more")
+    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=bad")
+
+
+def out_under_a_file(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return but(COMPARE, "--out", "file/out")
+
+
+def out_is_a_file(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return but(RUN, "--out", "file")
+
+
+REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[str]]] = {
+    "no command": (["trian"], ["'trian'", "Accepted are", "compare"]),
+    "no option": ([*COMPARE, "--budgets", "3"], ["--budgets"]),
+    "missing option": (but(COMPARE, "--budget"), ["--budget"]),
+    "no number": (but(COMPARE, "--budget", "much"), ["--budget", "'much'", "float"]),
+    "task": (but(COMPARE, "--task", "digits"), ["unknown task 'digits'", "digits-mlp", "module:attribute"]),
+    "own task's module": (but(COMPARE, "--task", "nothing:task"), ["'nothing:task'", "no module 'nothing'"]),
+    "own task's attribute": (but(COMPARE, "--task", "own_cli_task:none"), ["has no task or function 'none'"]),
+    "method": (but(COMPARE, "--methods", "fixed,sgd"), ["unknown method 'sgd'", "random", "gp-bo"]),
+    "method twice": (but(COMPARE, "--methods", "fixed,fixed"), ["--methods fixed,fixed", "twice"]),
+    "no method": (but(COMPARE, "--methods", ","), ["--methods", "at least one"]),
+    "algorithm": (but(RUN, "--algorithm", "sgd"), ["unknown algorithm 'sgd'", "stn", "delta-stn", "fixed"]),
+    "hyperparameter": (but(COMPARE, "--task", "own_cli_task:unknown_hp"), ["'dropout_9'", "dropout_1"]),
+    "start value": (but(COMPARE, "--task", "own_cli_task:outside"), ["0.95", "'dropout_1'", "[0, 0.9]"]),
+    "empty domain": (but(COMPARE, "--task", "own_cli_task:empty"), ["empty domain", "low=0.5", "high=0.5"]),
+    "learning rate": (but(COMPARE, "--task", "own_cli_task:learning_rate"), ["'lr'", "gradient", "param_space"]),
+    "budget": (but(COMPARE, "--budget", "-5"), ["--budget -5", "above 0"]),
+    "endless budget": (but(COMPARE, "--budget", "inf"), ["--budget inf", "above 0"]),
+    "seeds": (but(COMPARE, "--seeds", "0"), ["--seeds 0", "1 or more"]),
+    "trials": (but(RUN, "--trials", "0"), ["--trials 0", "1 or more"]),
+    "seed": (but(RUN, "--seed", "-1"), ["--seed -1", "0 or more"]),
+    "epochs": (but(RUN, "--epochs", "0"), ["epochs=0", "1 or more"]),
+    "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
+    "setting's value": (but(COMPARE, "--set", "lr=fast"), ["lr='fast'", "finite number above 0"]),
+    "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
+    "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
+    "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
+    "concurrency": (but(COMPARE, "--max-concurrent", "0"), ["--max-concurrent 0", "1 or more"]),
+    "no data": (empty_data, ["Fashion-MNIST not found in empty", "data_dir", "tune-stn data"]),
+    "corrupt data": (corrupt_data, ["bad/train-images-idx3-ubyte", "fetch the file again"]),
+    "out under a file": (out_under_a_file, ["--out file/out", "cannot be made a directory"]),
+    "out is a file": (out_is_a_file, ["--out file", "cannot be made a directory"]),
+    "data set": (["data", "mnist"], ["'mnist'", "fashion-mnist"]),
+    "study": (["report", "nowhere"], ["nowhere"]),
+    "no study": (["report", "."], ["study.json"]),
+    "export of no study": (["export", ".", "--to", "x"], ["study.json"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_starts_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    command, parts = REFUSED[case]
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
+    done = tune_stn(*(command(here) if callable(command) else command))
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tune-stn: ")
+    assert all(part in line for part in parts), line
+    assert not (here / "out").exists() or not list((here / "out").iterdir())
+
+
+def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
+    """It is a defect of the user's module, not of the command."""
+    (here / "own_cli_broken.py").write_text("def make():\n    return int('no number')\n")
+    with pytest.raises(ValueError, match="invalid literal"):
+        tune_stn(*but(COMPARE, "--task", "own_cli_broken:make"))
+
+
+# A study ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    settings = {"epochs": 2, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
+    out = tmp_path_factory.mktemp("cli") / "study"
+    return compare("digits-mlp", ["stn"], budget=2, seeds=1, out=out, settings=settings, cluster=cluster)
+
+
+@pytest.mark.ray
+def test_export_of_parquet_and_csv(study: Results, tmp_path: Path) -> None:
+    for form in ("parquet", "csv"):
+        done = tune_stn("export", str(study.path), "--to", str(tmp_path / form), "--format", form)
+        assert done.exit_code == 0
+        written = [Path(line) for line in done.stdout.splitlines()]
+        assert [path.name for path in written] == [
+            *(f"{name}.{form}" for name in ("reports", "schedule", "incumbent")),
+            "study.json",
+        ]
+        read: Callable[[Path], pd.DataFrame] = pd.read_parquet if form == "parquet" else pd.read_csv
+        for path, frame in zip(written, (study.reports, study.schedule, study.incumbent), strict=False):
+            found = read(path)
+            if form == "csv":
+                found = found.astype({name: str(kind) for name, kind in frame.dtypes.items()})
+                found = found.where(found.notna(), None) if "parent_trial_id" in found else found
+            pd.testing.assert_frame_equal(
+                found[[c for c in frame if c != "parent_trial_id"]],
+                frame[[c for c in frame if c != "parent_trial_id"]],
+                check_exact=True,
+                check_dtype=False,
+            )
+        assert json.loads(written[-1].read_text()) == study.study
+
+
+@pytest.mark.ray
+def test_export_to_where_nothing_can_be_written_or_in_an_unknown_format(study: Results, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments, parts in (
+        (["--to", str(tmp_path / "file" / "x")], [str(tmp_path / "file" / "x"), "Not a directory"]),
+        (["--to", str(tmp_path / "x"), "--format", "xlsx"], ["'xlsx'", "parquet, csv"]),
+    ):
+        done = tune_stn("export", str(study.path), *arguments)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert all(part in line for part in parts)
+
+
+@pytest.mark.ray
+def test_report_writes_the_page_and_the_plots(study: Results, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study.path, copy, ignore=shutil.ignore_patterns("state", "report.html", "plots"))
+    done = tune_stn("report", str(copy))
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(copy / "report.html")
+    assert "<html" in (copy / "report.html").read_text()
+    assert len(list((copy / "plots").glob("*.png"))) >= 2
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["reports", "schedule", "incumbent"])
+def test_a_damaged_table_is_named(study: Results, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study.path, copy, ignore=shutil.ignore_patterns("state", "plots"))
+    table = copy / f"{name}.parquet"
+    table.write_bytes(table.read_bytes()[:-20])
+    for command in (["report", str(copy)], ["export", str(copy), "--to", str(tmp_path / "x")]):
+        done = tune_stn(*command)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert str(table) in line
+        assert "damaged" in line
+
+
+# Killed and interrupted ---------------------------------------------------------------------------------------------
+
+BUDGET = 130.0  # STN: a whole trial of 60 epochs at 1.9 each, and a part of the second
+CUT_OFF = ("compare", "--task", "own_cli_task:make", "--methods", "fixed,stn", "--budget", str(BUDGET), "--seeds", "1",
+           "--set", "width=12", "--set", "epochs=60", "--max-concurrent", "2")  # fmt: skip
+
+
+def processes_of(session: int) -> list[int]:
+    """Processes of a session, the dead aside."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def cut_off(out: Path, here: Path, end: signal.Signals, lines: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """Start the comparison, and send a signal when STN has made so many reports."""
+    process = subprocess.Popen(
+        [*TUNE_STN, *CUT_OFF, "--out", str(out), *more],
+        cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    reports = out / "state" / "stn-seed0" / "reports.jsonl"
+    try:
+        until = time.monotonic() + 150
+        while not (reports.exists() and reports.read_bytes().count(b"\n") >= lines):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until, "no reports came"
+            time.sleep(0.005)
+        if end is signal.SIGINT:
+            os.killpg(process.pid, end)  # as a terminal does
+        else:
+            process.send_signal(end)
+        output, errors = process.communicate(timeout=100)
+    finally:
+        for pid in processes_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert not (out / "state" / "stn-seed0" / "done.json").exists()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def finish(out: Path, here: Path) -> str:
+    done = subprocess.run(
+        [*TUNE_STN, *CUT_OFF, "--out", str(out), "--resume"], cwd=here, capture_output=True, text=True, check=False,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def timeless(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without clock times; trials by number instead of by Tune's names."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(frame["trial_id"]))}
+    kept = frame.drop(columns=["wall_time_s", "device_time_s", "parent_trial_id"], errors="ignore")
+    return kept.assign(trial_id=frame["trial_id"].map(numbers)).reset_index(drop=True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(here: Path, cluster: Cluster) -> None:
+    """An own task of the working directory, on workers; killed once, then interrupted, against an untouched run."""
+    out = here / "cut"
+    killed = cut_off(out, here, signal.SIGKILL, 25)
+    assert killed.returncode == -signal.SIGKILL
+    before = (out / "state" / "fixed-seed0" / "done.json").stat().st_mtime_ns
+    interrupted = cut_off(out, here, signal.SIGINT, 45, "--resume")
+    assert interrupted.returncode == 130
+    assert interrupted.stderr.splitlines()[-1] == (
+        "tune-stn: interrupted; the same command with --resume goes on from here"
+    )
+    assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
+    study = json.loads((out / "study.json").read_text())
+    assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; go on with --resume"}]
+    assert "fixed, seed 0: finished before, skipped" in finish(out, here)
+    assert (out / "state" / "fixed-seed0" / "done.json").stat().st_mtime_ns == before
+
+    task = get_task("own_cli_task:make", width=12)
+    cloudpickle.register_pickle_by_value(sys.modules["own_cli_task"])  # these workers live elsewhere
+    whole = compare(
+        task, ["fixed", "stn"], budget=BUDGET, seeds=1, out=here / "whole", settings={"epochs": 60}, cluster=cluster
+    )
+    cloudpickle.unregister_pickle_by_value(sys.modules["own_cli_task"])
+    for name in ("reports", "schedule", "incumbent"):
+        pd.testing.assert_frame_equal(
+            timeless(pd.read_parquet(out / f"{name}.parquet")), timeless(getattr(whole, name)), check_exact=True
+        )
+    assert len(set(whole.reports.query("method == 'stn'")["trial_id"])) == 2

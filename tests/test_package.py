@@ -1,0 +1,158 @@
+"""The package as a whole: quick to import, a core without Ray, imports that point downward."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tune_stn
+
+ROOT = Path(tune_stn.__file__).parent
+LAYERS = ("space", "nn", "data", "tasks", "training", "tuning", "methods", "study", "cli")
+BINDING = ("SearchSpace", "self_tuning", "Task", "get_task", "STNTrainable", "compare", "load_results")
+
+WITHOUT_RAY = """
+import sys
+
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray" or name.startswith("ray."):
+            raise ImportError("Ray is absent")
+
+sys.meta_path.insert(0, NoRay())
+"""
+
+
+def python(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = python("import sys, tune_stn; print([n for n in ('ray', 'torch', 'pandas', 'numpy') if n in sys.modules])")
+    assert heavy.strip() == "[]"
+
+
+def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
+    assert (
+        python("import sys, tune_stn.cli; print('torch' in sys.modules, 'ray' in sys.modules)").split() == ["False"] * 2
+    )
+
+
+def test_the_core_works_where_ray_is_absent() -> None:
+    out = python(
+        WITHOUT_RAY
+        + """
+import tune_stn.data, tune_stn.nn, tune_stn.space, tune_stn.tasks, tune_stn.training
+from tune_stn import SearchSpace, Uniform, get_task, self_tuning
+from tune_stn.training import Trainer
+print(Trainer(get_task("digits-mlp", train_images=100), algorithm="stn").run_epoch()["epoch"])
+try:
+    SearchSpace({"a": Uniform(0, 1)}).to_tune()
+except ImportError as error:
+    print(error)
+"""
+    )
+    assert out.splitlines() == ["1", "converting Ray Tune domains needs Ray: pip install 'ray[tune]'"]
+
+
+def test_all_names_resolve_and_others_do_not() -> None:
+    assert set(BINDING) <= set(tune_stn.__all__) <= set(dir(tune_stn))
+    for name in tune_stn.__all__:
+        assert getattr(tune_stn, name).__name__ == name
+    assert set(tune_stn.__all__) == set(tune_stn._HOMES)
+    with pytest.raises(AttributeError, match="'tune_stn' has no attribute 'nothing'"):
+        tune_stn.nothing  # noqa: B018
+
+
+def test_version_is_the_metadatas() -> None:
+    from importlib import metadata
+
+    assert metadata.version("tune_stn") == "0.1.0"
+
+
+# Layers -------------------------------------------------------------------------------------------------------------
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, bool]]:
+    """Names of imported modules, relative ones made absolute, and whether Python reads them at once."""
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            whole = ".".join(part for part in (base, node.module or "") if part)
+            found = [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in found:
+            yield name, id(node) not in lazy
+
+
+def wrong_imports(module: str, source: str) -> list[str]:
+    """What a module of the package may not import."""
+    mine = LAYERS.index(layer_of(module))
+    wrong = []
+    for name, _ in imports(ast.parse(source), module.rpartition(".")[0]):
+        top, _, rest = name.partition(".")
+        if top == "tune_stn" and rest and (layer := rest.split(".")[0]) in LAYERS and LAYERS.index(layer) > mine:
+            wrong.append(f"{module} imports {name}, which lies above it")
+        if top == "ray" and mine < LAYERS.index("tuning") and module != "tune_stn.space.ray_domains":
+            wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+MODULES = {
+    ".".join(["tune_stn", *path.relative_to(ROOT).with_suffix("").parts]): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path != ROOT / "__init__.py"
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module: str) -> None:
+    assert layer_of(module) in LAYERS
+    assert wrong_imports(module, MODULES[module].read_text()) == []
+
+
+def test_only_functions_import_the_file_that_needs_ray() -> None:
+    found = set()
+    for module, path in MODULES.items():
+        for name, at_once in imports(ast.parse(path.read_text()), module.rpartition(".")[0]):
+            if name == "tune_stn.space.ray_domains":
+                found.add(module)
+                assert not at_once, module
+    assert found == {"tune_stn.space.search_space"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tune_stn.training.trainer",
+        "from tune_stn.training import Trainer",
+        "from tune_stn import training",
+        "from ..training import trainer",
+        "def f():\n    from tune_stn.study.compare import compare",
+        "import ray",
+        "from ray.tune import uniform",
+    ],
+)
+def test_the_check_finds_what_it_looks_for(source: str) -> None:
+    assert wrong_imports("tune_stn.tasks.mine", source) != []
+    assert wrong_imports("tune_stn.cli", source) == []
