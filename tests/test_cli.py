@@ -82,20 +82,9 @@ def test_help(arguments: Sequence[str]) -> None:
     assert done.exit_code == 0
     assert done.stdout.startswith("Usage: ")
     if arguments[0] == "compare":
-        options = [
-            "task",
-            "methods",
-            "budget",
-            "seeds",
-            "out",
-            "resume",
-            "set",
-            "address",
-            "max-concurrent",
-            "storage-path",
-            "quiet",
-        ]
-        assert all(f"--{name} " in done.stdout for name in [*options, "cpus-per-trial", "gpus-per-trial"])
+        options = ["task", "methods", "budget", "seeds", "out", "resume", "set", "address", "max-concurrent"]
+        options += ["cpus-per-trial", "gpus-per-trial", "storage-path", "quiet"]
+        assert all(f"--{name} " in done.stdout for name in options)
 
 
 def test_version() -> None:

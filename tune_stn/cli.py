@@ -117,6 +117,8 @@ def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool,
     get_rule(algorithm)
     if trials < 1:
         raise ValueError(f"--trials {trials}: accepted is an integer of 1 or more")
+    if algorithm == "fixed" and trials > 1:
+        raise ValueError(f"--trials {trials}: fixed has 1, for another would be the same; --seed makes a different one")
     if seed < 0:
         raise ValueError(f"--seed {seed}: accepted is an integer of 0 or more")
     study = _study_arguments(options)

@@ -69,7 +69,7 @@ class Recorder(tune.Callback):
         self.failures_in_a_row = 0
         self.cost_total += result["cost_increment"]
         before = self._latest.get(trial.trial_id, {"cost": 0.0, "device_time_s": 0.0})
-        kept = {name: value for name, value in result.items() if name in _REPORT_KEYS or _metric_or_hp(name)}
+        kept = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
         line = kept | {
             "trial_id": trial.trial_id,
             "cost": before["cost"] + result["cost_increment"],
@@ -207,13 +207,6 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number} is damaged ({error}); delete its folder to run it again") from None
         reports.append(report)
     return reports
-
-
-_REPORT_KEYS = frozenset({"epoch", "step", "train_loss", "parent_trial_id", "segment", "status", "reason"})
-
-
-def _metric_or_hp(name: str) -> bool:
-    return name.startswith(("val_", "test_", "hp/"))
 
 
 def _key(trial_id: str, report: Mapping[str, Any]) -> tuple[str, str, int]:
