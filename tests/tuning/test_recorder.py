@@ -71,7 +71,7 @@ def test_lines_hold_reports_with_own_and_running_totals(path: Path) -> None:
     assert walls == sorted(walls)
     assert set(lines[0]) == {
         *("trial_id", "epoch", "step", "cost", "cost_total", "device_time_s", "wall_time_s", "train_loss", "val_loss"),
-        *("test_loss", "val_accuracy", "hp/dropout", "parent_trial_id", "segment", "status", "reason"),
+        *("test_loss", "val_accuracy", "hp/dropout", "scale/dropout", "parent_trial_id", "segment", "status", "reason"),
     }
     final = {line["trial_id"]: line["cost"] for line in lines}
     assert sum(final.values()) == recorder.cost_total == 10.5

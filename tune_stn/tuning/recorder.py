@@ -69,7 +69,7 @@ class Recorder(tune.Callback):
         self.failures_in_a_row = 0
         self.cost_total += result["cost_increment"]
         before = self._latest.get(trial.trial_id, {"cost": 0.0, "device_time_s": 0.0})
-        kept = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
+        kept = {name: value for name, value in result.items() if name not in _TUNES_OWN and name not in _INCREMENTS}
         line = kept | {
             "trial_id": trial.trial_id,
             "cost": before["cost"] + result["cost_increment"],
@@ -207,6 +207,32 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number} is damaged ({error}); delete its folder to run it again") from None
         reports.append(report)
     return reports
+
+
+# What Tune adds to every result: where and when it was made, its own counts, and the config.
+_TUNES_OWN = frozenset(
+    [
+        "checkpoint_dir_name",
+        "config",
+        "date",
+        "done",
+        "episodes_total",
+        "experiment_tag",
+        "hostname",
+        "iterations_since_restore",
+        "node_ip",
+        "pid",
+        "should_checkpoint",
+        "time_since_restore",
+        "time_this_iter_s",
+        "time_total_s",
+        "timestamp",
+        "timesteps_total",
+        "training_iteration",
+        "warmup_time",
+    ]
+)
+_INCREMENTS = frozenset({"cost_increment", "device_time_increment_s"})
 
 
 def _key(trial_id: str, report: Mapping[str, Any]) -> tuple[str, str, int]:
