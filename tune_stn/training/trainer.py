@@ -238,8 +238,8 @@ class Trainer:
         reasons = [
             f"the {label} loss became {loss} in epoch {self.epoch}" for label, loss in losses if not math.isfinite(loss)
         ]
-        for name, value in self.model.hyper.mean_values().items():
-            if not math.isfinite(value):
-                reasons.append(f"hyperparameter {name!r} became {value}")
+        lost = [name for name, value in self.model.hyper.mean_values().items() if not math.isfinite(value)]
+        if lost:
+            reasons.append(f"not finite any more: {', '.join(lost)}")
         if reasons:
             self.diverged = "; ".join(reasons)
