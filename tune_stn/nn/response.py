@@ -152,14 +152,17 @@ class ResponseLayer(nn.Module):
         outputs = self.product(primal, self.weight, self.bias)
         if self.size == "gate":
             # A copy where there is no bias: an in-place activation may write to the outputs.
-            pre_bias = outputs.clone() if self.bias is None else outputs - self.over_units(self.bias[None], outputs)
-            response = pre_bias * self.over_units(unit, outputs)
+            ungated = outputs.clone() if self.bias is None else outputs - self.over_units(self.bias[None], outputs)
         else:
-            response = self._response(primal) * self.over_units(unit, outputs)
+            ungated = self._response(primal)
+        gates = self.over_units(unit, outputs)
+        # Passes over the outputs are dear on a CPU: one for gates and incoming tangent together, one for the offset.
+        if tangent is None:
+            response = ungated * gates
+        else:
+            response = torch.addcmul(self.product(tangent, self.weight, None), ungated, gates)
         if offset is not None:
-            response = response + self.over_units(offset, outputs)
-        if tangent is not None:
-            response = response + self.product(tangent, self.weight, None)
+            response = response.add_(self.over_units(offset, outputs))
         return cast(Tensor, forward_ad.make_dual(outputs, response))  # type: ignore[no-untyped-call]
 
     def gates(self, response_input: Tensor) -> tuple[Tensor, Tensor | None]:

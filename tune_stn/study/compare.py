@@ -196,9 +196,7 @@ def _description(
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
         "git_commit": _git_commit(),
-        "command": " ".join(["tune-stn", *sys.argv[1:]])
-        if Path(sys.argv[0]).name == "tune-stn"
-        else "tune_stn.compare",
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "missing": [],
     }
 
