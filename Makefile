@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-# The main job at its smallest: six methods at equal cost on embedded data, in two to three minutes on 2 cores.
+# The main job at its smallest: six methods at equal cost on embedded data.
 # A demo shows the whole way, so it starts afresh each time.
 demo: $(READY)
 	rm -rf runs/demo

@@ -1,6 +1,6 @@
 """The README's tables and pictures, from the committed result files.
 
-python experiments/readme.py           # rewrites the marked parts of README.md, and docs/*.png
+python experiments/readme.py           # rewrites the marked parts of README.md, and results/figures/*.png
 python experiments/readme.py --check   # exit code 1 if the README does not say what the results say
 """
 
