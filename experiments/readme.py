@@ -38,11 +38,10 @@ def main() -> None:
     if arguments.check:
         sys.exit(0 if after == before else "README.md is not what the results say: run python experiments/readme.py")
     path.write_text(after)
-    (ROOT / "docs").mkdir(exist_ok=True)
-    plot_best_so_far(load_results(RESULTS / "equal_cost")).savefig(ROOT / "docs" / "equal_cost.png", dpi=110)
-    plot_schedules(load_results(RESULTS / "regularisation_gain" / "stn")).savefig(
-        ROOT / "docs" / "schedule.png", dpi=90
-    )
+    figures = RESULTS / "figures"
+    figures.mkdir(exist_ok=True)
+    plot_best_so_far(load_results(RESULTS / "equal_cost")).savefig(figures / "equal_cost.png", dpi=110)
+    plot_schedules(load_results(RESULTS / "regularisation_gain" / "stn")).savefig(figures / "schedule.png", dpi=90)
 
 
 def equal_cost() -> str:
