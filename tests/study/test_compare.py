@@ -60,9 +60,12 @@ def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, said: list
 
 
 def trials(study: Results, method: str) -> list[pd.DataFrame]:
-    """The reports of a method, a frame for each trial in the order in which they began."""
+    """The reports of a method, a frame for each trial in the order in which Tune numbered them.
+
+    Not in that of their first reports: of two that run side by side, either may be the first to report.
+    """
     reports = study.reports[study.reports["method"] == method]
-    return [part for _, part in reports.groupby("trial_id", sort=False)]
+    return [part for _, part in reports.groupby("trial_id", sort=True)]
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
