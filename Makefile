@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/tune-stn compare --task digits-mlp --methods stn,delta-stn,random,gp-bo,hyperband,pbt \
-	  --budget 80 --set epochs=30 --seeds 3 --out runs/demo
+	  --budget 100 --set epochs=40 --seeds 2 --out runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
