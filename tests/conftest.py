@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +21,10 @@ def cluster() -> Iterator[Any]:
     """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on."""
     import ray
 
-    from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment
+    from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment, _start_local
 
-    where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     with _environment(_ENVIRONMENT):  # which Ray's processes inherit
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+        _start_local(cpus=2)
     found = Cluster()
     with found.session():
         yield found

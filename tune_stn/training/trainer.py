@@ -223,11 +223,12 @@ class Trainer:
         self.model.eval()
         report: dict[str, float] = {}
         functions = {"loss": self.task.loss, **self.task.metrics}
+        sample = self.model.mean_sample()
         for prefix, split in (("val", self.splits.valid), ("test", self.splits.test)):
             totals = dict.fromkeys(functions, 0.0)
             for part in torch.split(torch.arange(len(split)), self.task.training.eval_batch_size):
                 batch = split.take(part)
-                outputs = self.learner.forward(batch.inputs, self.model.mean_sample())
+                outputs = self.learner.forward(batch.inputs, sample)
                 for name, function in functions.items():
                     totals[name] += float(function(outputs, batch.targets)) * len(batch)
             report |= {f"{prefix}_{name}": total / len(split) for name, total in totals.items()}

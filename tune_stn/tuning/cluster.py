@@ -94,14 +94,14 @@ class Cluster:
             yield
 
 
-def _start_local() -> None:
-    """Ray on this machine alone; its node gets a loopback address where the system has a second one.
+def _start_local(cpus: int | None = None) -> None:
+    """Ray on this machine alone, with all of its CPUs or `cpus`; its node gets a second loopback address, if any.
 
     Ray's own servers listen on every interface all the same: see `tuning.token`.
     """
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
 
 
 def _connect(address: str) -> None:
@@ -136,7 +136,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _without_tune_log() -> Iterator[None]:
-    """Tune logs every failed trial with its traceback; the recorder names it in a line, with the traceback's file."""
+    """Tune logs every failed trial with its traceback; the recorder names it in a line."""
     log = logging.getLogger("ray.tune")
     before = log.level
     log.setLevel(logging.CRITICAL)
