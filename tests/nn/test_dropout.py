@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tune_stn.nn import ChannelDropout, Slot, UnitDropout
+from tune_stn.nn import (
+    BranchDropout,
+    ChannelDropout,
+    LockedDropout,
+    SequenceDropout,
+    Slot,
+    StochasticDepth,
+    UnitDropout,
+    self_tuning,
+)
 from tune_stn.nn.dropout import MAX_RATE
+from tune_stn.nn.registry import DROPOUTS
+from tune_stn.space import SearchSpace, Uniform
 from tune_stn.space.sample import Sample
 
+Kind = Callable[[str, Slot], UnitDropout]
 RATES = [0.0, 0.3, 0.9, 1.0]
-each_kind = pytest.mark.parametrize("kind", [UnitDropout, ChannelDropout])
+batch_first_sequence: Kind = partial(SequenceDropout, batch_first=True)
+KINDS: dict[str, Kind] = {
+    "unit": UnitDropout,
+    "channel": ChannelDropout,
+    "sequence": batch_first_sequence,
+    "branch": BranchDropout,
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -59,36 +81,76 @@ def test_channels_are_dropped_whole_and_as_the_slow_dropout_does(shape: tuple[in
     assert set(dropped.unique().tolist()) == {0.0, 1.0}  # type: ignore[no-untyped-call]
 
 
-@each_kind
-def test_each_example_drops_at_its_own_rate_and_keeps_its_mean(kind: type[UnitDropout]) -> None:
+@pytest.mark.parametrize("shape", [(4, 3, 6), (4, 3, 2, 5)])
+def test_sequence_mask_is_one_for_all_times_as_in_the_slow_dropout(shape: tuple[int, ...]) -> None:
+    inputs = positive(*shape)
+    outputs = seeded(batch_first_sequence("rate", Slot()), inputs, RATES)
+    torch.manual_seed(0)
+    draws = torch.rand(shape[0], *shape[2:])
+    for i, rate in enumerate(min(rate, 0.95) for rate in RATES):
+        for time in range(shape[1]):
+            for element in torch.ones(shape[2:]).nonzero().tolist():
+                kept = draws[(i, *element)] < 1 - rate
+                expected = inputs[(i, time, *element)] / (1 - rate) if kept else torch.zeros(())
+                torch.testing.assert_close(outputs[(i, time, *element)], expected)
+    time_first = seeded(SequenceDropout("rate", Slot()), inputs.transpose(0, 1), RATES)
+    assert torch.equal(time_first.transpose(0, 1), outputs)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2, 2)])
+def test_branches_are_dropped_whole_and_as_the_slow_dropout_does(shape: tuple[int, ...]) -> None:
+    inputs = positive(*shape)
+    for seed in range(20):
+        outputs = seeded(BranchDropout("rate", Slot()), inputs, RATES, seed)
+        torch.manual_seed(seed)
+        draws = torch.rand(4)
+        for i, rate in enumerate(min(rate, 0.95) for rate in RATES):
+            kept = draws[i] < 1 - rate
+            torch.testing.assert_close(outputs[i], inputs[i] / (1 - rate) if kept else torch.zeros_like(inputs[i]))
+
+
+MANY: dict[str, Callable[[int], Tensor]] = {
+    "unit": lambda units: torch.ones(6, units),
+    "channel": lambda units: torch.ones(6, units),
+    "sequence": lambda units: torch.ones(6, 1, units),
+    "branch": lambda units: torch.ones(6 * units, 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_example_drops_at_its_own_rate_and_keeps_its_mean(name: str) -> None:
     rates = [0.0, 0.05, 0.5, 0.9, 0.95, 1.0]
     units = 100_000
-    outputs = seeded(kind("rate", Slot()), torch.ones(6, units), rates)
+    inputs = MANY[name](units)
+    each = torch.tensor(rates).repeat_interleave(len(inputs) // 6).tolist()
+    outputs = seeded(KINDS[name]("rate", Slot()), inputs, each).view(6, units)
     for row, rate in zip(outputs, [0.0, 0.05, 0.5, 0.9, 0.95, 0.95], strict=True):
         five_sigma = 5 * (rate * (1 - rate) / units) ** 0.5
         assert float((row != 0).double().mean()) == pytest.approx(1 - rate, abs=five_sigma)
         assert float(row.double().mean()) == pytest.approx(1.0, abs=five_sigma / (1 - rate) + 1e-6)
 
 
-@each_kind
-def test_rate_of_one_is_cut_down_so_that_the_factor_stays_finite(kind: type[UnitDropout]) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_rate_of_one_is_cut_down_so_that_the_factor_stays_finite(name: str) -> None:
     assert MAX_RATE == 0.95
-    inputs = torch.ones(2, 5000)
-    outputs = seeded(kind("rate", Slot()), inputs, [1.0, 0.95])
+    layer, inputs = KINDS[name]("rate", Slot()), MANY[name](5000)
+    half = len(inputs) // 2
+    outputs = seeded(layer, inputs, [1.0] * half + [0.95] * half)
     assert torch.isfinite(outputs).all()
     assert sorted({round(value, 3) for value in outputs.flatten().tolist()}) == [0.0, 20.0]
-    assert torch.equal(outputs, seeded(kind("rate", Slot()), inputs, [0.95]))
+    assert torch.equal(outputs, seeded(layer, inputs, [0.95]))
 
 
 @each_kind
-def test_one_shared_rate_is_that_rate_for_each(kind: type[UnitDropout]) -> None:
+def test_one_shared_rate_is_that_rate_for_each(kind: Kind) -> None:
     layer, inputs = kind("rate", Slot()), positive(5, 8, 4)
     assert torch.equal(seeded(layer, inputs, [0.4]), seeded(layer, inputs, [0.4] * 5))
     assert not torch.equal(seeded(layer, inputs, [0.4]), inputs)
+    assert torch.equal(seeded(layer, inputs, [0.0]), inputs)
 
 
 @each_kind
-def test_example_depends_on_its_own_rate_only(kind: type[UnitDropout]) -> None:
+def test_example_depends_on_its_own_rate_only(kind: Kind) -> None:
     layer, inputs = kind("rate", Slot()), positive(3, 16, 4)
     before, after = seeded(layer, inputs, [0.5, 0.5, 0.5]), seeded(layer, inputs, [0.5, 0.0, 0.5])
     assert torch.equal(before[[0, 2]], after[[0, 2]])
@@ -97,7 +159,7 @@ def test_example_depends_on_its_own_rate_only(kind: type[UnitDropout]) -> None:
 
 
 @each_kind
-def test_identity_in_eval_mode_even_without_a_sample(kind: type[UnitDropout]) -> None:
+def test_identity_in_eval_mode_even_without_a_sample(kind: Kind) -> None:
     layer, inputs = kind("rate", Slot()).eval(), positive(3, 4, 2)
     assert layer(inputs) is inputs
     with pytest.raises(RuntimeError, match="no hyperparameter sample"):
@@ -105,14 +167,14 @@ def test_identity_in_eval_mode_even_without_a_sample(kind: type[UnitDropout]) ->
 
 
 @each_kind
-def test_seed_decides(kind: type[UnitDropout]) -> None:
-    layer, inputs = kind("rate", Slot()), positive(3, 16, 4)
+def test_seed_decides(kind: Kind) -> None:
+    layer, inputs = kind("rate", Slot()), positive(32, 16, 4)
     assert torch.equal(seeded(layer, inputs, [0.5], 1), seeded(layer, inputs, [0.5], 1))
     assert not torch.equal(seeded(layer, inputs, [0.5], 1), seeded(layer, inputs, [0.5], 2))
 
 
 @each_kind
-def test_gradient_is_the_mask_and_inputs_are_left_alone(kind: type[UnitDropout]) -> None:
+def test_gradient_is_the_mask_and_inputs_are_left_alone(kind: Kind) -> None:
     inputs = positive(3, 4, 2).requires_grad_()
     original = inputs.detach().clone()
     outputs = seeded(kind("rate", Slot()), inputs, [0.2, 0.5, 0.8])
@@ -122,11 +184,87 @@ def test_gradient_is_the_mask_and_inputs_are_left_alone(kind: type[UnitDropout])
 
 
 @each_kind
-def test_rates_for_another_batch_are_refused(kind: type[UnitDropout]) -> None:
-    with pytest.raises(ValueError, match=r"dropout 'rate' got an input of shape \(4, 2\) with hyperparameters for 3"):
-        seeded(kind("rate", Slot()), positive(4, 2), [0.1, 0.2, 0.3])
+def test_rates_for_another_batch_are_refused(kind: Kind) -> None:
+    with pytest.raises(
+        ValueError, match=r"dropout 'rate' got an input of shape \(4, 2, 3\) with hyperparameters for 3"
+    ):
+        seeded(kind("rate", Slot()), positive(4, 2, 3), [0.1, 0.2, 0.3])
 
 
-def test_half_precision_stays_half() -> None:
-    assert seeded(UnitDropout("rate", Slot()), positive(4, 8).bfloat16(), RATES).dtype == torch.bfloat16
-    assert "rate='rate'" in repr(UnitDropout("rate", Slot()))
+def test_sequence_with_its_axes_the_other_way_round_says_which_it_looked_at() -> None:
+    with pytest.raises(
+        ValueError, match=r"'rate' with the batch on axis 1, here shown first, got .* shape \(2, 4, 3\)"
+    ):
+        seeded(SequenceDropout("rate", Slot()), positive(4, 2, 3), RATES)
+    with pytest.raises(ValueError, match=r"shape \(4, 3\); accepted are \(time, batch, features\), or"):
+        seeded(batch_first_sequence("rate", Slot()), positive(4, 3), RATES)
+
+
+@each_kind
+def test_half_precision_stays_half_and_small_rates_are_not_lost(kind: Kind) -> None:
+    assert seeded(kind("rate", Slot()), positive(4, 8, 2).bfloat16(), RATES).dtype == torch.bfloat16
+    ones = torch.ones(400, 1, 400, dtype=torch.bfloat16)
+    dropped = (seeded(UnitDropout("rate", Slot()), ones, [0.001]) == 0).double().mean()
+    assert float(dropped) == pytest.approx(0.001, abs=5 * (0.001 / ones.numel()) ** 0.5)
+
+
+def test_repr_names_the_hyperparameter() -> None:
+    assert repr(SequenceDropout("rate", Slot())) == "SequenceDropout(rate='rate')"
+
+
+# In the place of a user's modules -------------------------------------------------------------------------------------
+
+
+class DropPath(nn.Module):
+    """As others name and write it."""
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("this one is replaced")
+
+
+class RateAsArgument(nn.Module):
+    """As in the AWD-LSTM code: inputs `(time, batch, features)`, the rate is given at the call."""
+
+    def forward(self, x: Tensor, dropout: float = 0.5) -> Tensor:
+        raise AssertionError("this one is replaced")
+
+
+def outputs_of(module: nn.Module, kind: type[UnitDropout], inputs: Tensor, *args: float, **kwargs: float) -> Tensor:
+    """Of the form that replaces `module`, at the `RATES`."""
+    network = nn.ModuleDict({"drop": module, "out": nn.Linear(2, 2)})
+    model = self_tuning(network, SearchSpace({"rate": Uniform(0, 1)}), start={"rate": 0.5}, dropout={"drop": "rate"})
+    drop = model.network.get_submodule("drop")
+    assert type(drop) is kind
+    assert drop.training == module.training
+    assert model.conversion.bound == {"drop": "rate"}
+    torch.manual_seed(0)
+    with model.using(Sample({"rate": torch.tensor(RATES)})):
+        outputs: Tensor = drop(inputs, *args, **kwargs)
+    return outputs
+
+
+def test_modules_of_ours_are_replaced_by_their_reading_forms() -> None:
+    inputs = positive(4, 5, 3)
+    first = outputs_of(LockedDropout(0.2, batch_first=True), SequenceDropout, inputs)
+    assert torch.equal(first, seeded(batch_first_sequence("rate", Slot()), inputs, RATES))
+    second = outputs_of(LockedDropout(0.2), SequenceDropout, inputs.transpose(0, 1))
+    assert torch.equal(second.transpose(0, 1), first)
+    branch = outputs_of(StochasticDepth(0.2), BranchDropout, inputs)
+    assert torch.equal(branch, seeded(BranchDropout("rate", Slot()), inputs, RATES))
+    assert outputs_of(StochasticDepth(0.2).eval(), BranchDropout, inputs) is inputs
+
+
+def test_a_class_of_somebody_else_joins_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DROPOUTS, DropPath, BranchDropout)
+    monkeypatch.setitem(DROPOUTS, RateAsArgument, SequenceDropout)
+    inputs = positive(4, 5, 3)
+    branch = outputs_of(DropPath(0.1), BranchDropout, inputs)
+    assert torch.equal(branch, seeded(BranchDropout("rate", Slot()), inputs, RATES))
+    expected = seeded(SequenceDropout("rate", Slot()), inputs.transpose(0, 1), RATES)
+    for args, kwargs in (((0.3,), {}), ((), {"dropout": 0.3})):
+        found = outputs_of(RateAsArgument(), SequenceDropout, inputs.transpose(0, 1), *args, **kwargs)
+        assert torch.equal(found, expected)

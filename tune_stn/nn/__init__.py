@@ -1,22 +1,48 @@
 """Response layers, regularisers that read a sample, and the conversion of a user's network."""
 
 from tune_stn.nn.conv import ResponseConv
-from tune_stn.nn.dropout import ChannelDropout, UnitDropout
+from tune_stn.nn.conv_transpose import ResponseConvTranspose
+from tune_stn.nn.conversion import Conversion
+from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
+from tune_stn.nn.embedding import ResponseEmbedding
 from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.modules import LockedDropout, StochasticDepth
+from tune_stn.nn.norm import (
+    ResponseBatchNorm1d,
+    ResponseBatchNorm2d,
+    ResponseBatchNorm3d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
+    ResponseNorm,
+)
 from tune_stn.nn.penalties import WeightDecay
-from tune_stn.nn.response import ResponseLayer, ResponseSize
-from tune_stn.nn.self_tuning import Conversion, SelfTuningModel, self_tuning
+from tune_stn.nn.response import Responding, ResponseLayer, ResponseSize
+from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.nn.slot import Slot
 
 __all__ = [
+    "BranchDropout",
     "ChannelDropout",
     "Conversion",
+    "LockedDropout",
+    "Responding",
+    "ResponseBatchNorm1d",
+    "ResponseBatchNorm2d",
+    "ResponseBatchNorm3d",
     "ResponseConv",
+    "ResponseConvTranspose",
+    "ResponseEmbedding",
+    "ResponseGroupNorm",
     "ResponseLayer",
+    "ResponseLayerNorm",
     "ResponseLinear",
+    "ResponseNorm",
     "ResponseSize",
     "SelfTuningModel",
+    "SequenceDropout",
     "Slot",
+    "StochasticDepth",
     "UnitDropout",
     "WeightDecay",
     "self_tuning",

@@ -19,7 +19,7 @@ class ResponseConv(ResponseLayer):
         self,
         base: nn.Conv1d | nn.Conv2d | nn.Conv3d,
         inputs: int,
-        size: ResponseSize,
+        size: ResponseSize | None,
         slot: Slot,
         generator: torch.Generator,
     ) -> None:

@@ -1,11 +1,20 @@
-"""Dropout layers that read their rate from the current sample."""
+"""Dropout layers that read their rate from the current sample.
+
+`self_tuning` puts them in the place of a network's dropout modules, by the table `DROPOUTS` of `nn.registry`. Other
+classes (timm's DropPath, torchvision's StochasticDepth, the LockedDropout of the AWD-LSTM code) join it by a line:
+
+    DROPOUTS[DropPath] = BranchDropout
+"""
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tune_stn.nn.slot import Slot, per_row
+from tune_stn.nn.modules import branch_mask_shape, locked_mask_shape
+from tune_stn.nn.slot import Slot, check_rows
 
 # Above it, the few units kept are scaled up so far that training diverges before the gradient can turn back.
 MAX_RATE = 0.95
@@ -17,17 +26,30 @@ class UnitDropout(nn.Module):
     Identity in eval mode. Inputs of any shape `(batch, ...)`; draws come from torch's global generator.
     """
 
+    batch_axis = 0
+
     def __init__(self, rate: str, slot: Slot) -> None:
         super().__init__()
         self.rate = rate
         self.slot = slot
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @classmethod
+    def in_place_of(cls, base: nn.Module, rate: str, slot: Slot) -> Self:
+        """The one that replaces `base`, in the same mode."""
+        return cls(rate, slot).train(base.training)
+
+    def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Whatever else the replaced module was given is of no use here (the AWD-LSTM code gives it the rate)."""
         if not self.training:
             return inputs
-        keep = 1 - per_row(self.slot.sample[self.rate], inputs, where=f"dropout {self.rate!r}").clamp(max=MAX_RATE)
-        noise = torch.rand(self.mask_shape(inputs), device=inputs.device, dtype=inputs.dtype)
-        return inputs * noise.lt(keep).to(inputs.dtype).div_(keep)
+        rates, axis = self.slot.sample[self.rate], self.batch_axis
+        where = f"dropout {self.rate!r}" + (f" with the batch on axis {axis}, here shown first," if axis else "")
+        check_rows(rates.shape[0], inputs.movedim(axis, 0), where=where)
+        # In half precision a small rate would be none at all.
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+        keep = 1 - rates.to(dtype).view(*[1] * axis, -1, *[1] * (inputs.dim() - axis - 1)).clamp(max=MAX_RATE)
+        noise = torch.rand(self.mask_shape(inputs), device=inputs.device, dtype=dtype)
+        return inputs * noise.lt(keep).to(dtype).div_(keep).to(inputs.dtype)
 
     def mask_shape(self, inputs: Tensor) -> tuple[int, ...]:
         """One draw for each unit."""
@@ -43,3 +65,28 @@ class ChannelDropout(UnitDropout):
     def mask_shape(self, inputs: Tensor) -> tuple[int, ...]:
         """One draw for each channel."""
         return (*inputs.shape[:2], *[1] * (inputs.dim() - 2))
+
+
+class SequenceDropout(UnitDropout):
+    """The reading form of `LockedDropout`: one mask for each example and unit, the same at all times.
+
+    Inputs `(time, batch, ...)`, or `(batch, time, ...)` where the replaced module has a true `batch_first`.
+    """
+
+    def __init__(self, rate: str, slot: Slot, *, batch_first: bool = False) -> None:
+        super().__init__(rate, slot)
+        self.batch_axis = 0 if batch_first else 1
+
+    @classmethod
+    def in_place_of(cls, base: nn.Module, rate: str, slot: Slot) -> Self:
+        return cls(rate, slot, batch_first=bool(getattr(base, "batch_first", False))).train(base.training)
+
+    def mask_shape(self, inputs: Tensor) -> tuple[int, ...]:
+        return locked_mask_shape(inputs, batch_first=self.batch_axis == 0)
+
+
+class BranchDropout(UnitDropout):
+    """The reading form of `StochasticDepth`: an example's whole branch is dropped."""
+
+    def mask_shape(self, inputs: Tensor) -> tuple[int, ...]:
+        return branch_mask_shape(inputs)

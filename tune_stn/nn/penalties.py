@@ -1,38 +1,132 @@
-"""Penalties that read their strength from the current sample and are added to the training loss only."""
+"""Penalties that read their strength from the current sample and are added to the training loss only.
+
+A penalty names its hyperparameters in `names` and the modules whose outputs it wants in `paths`, and is called with the
+network, the sample and those outputs; it gives one value for each row, shape `(rows,)`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from tune_stn.nn.response import ResponseLayer
+from tune_stn.nn.observe import Activations
+from tune_stn.nn.response import Responding
 from tune_stn.space.sample import Sample
+
+
+class Penalty(Protocol):
+    """Adds to the training loss, by the hyperparameters it names: one value for each row of the sample."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class WeightDecay:
     """`rate / 2` times the squared norm of all weights (parameters of two or more axes; no biases, no norms).
 
-    A response layer counts with the effective weight W + diag(u) V of each example. Calling it gives the penalty of
-    each row of the sample, shape `(rows,)`.
+    A response layer counts with the effective weight W + diag(u) V of each example, without forming it.
+
+    Attributes:
+        rate: name of the strength.
+        only: path, or pattern such as `"encoder.*"`, of the parameters it is for; with several penalties each group of
+            parameters has a strength of its own.
     """
 
     rate: str = "weight_decay"
+    only: str = "*"
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.rate,)
 
-    def __call__(self, network: nn.Module, sample: Sample) -> Tensor:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
         total = rate.new_zeros(1)
+        decayed = [
+            (path, parameter)
+            for path, parameter in network.named_parameters()
+            if parameter.dim() >= 2 and fnmatchcase(path, self.only)
+        ]
         responding: set[int] = set()
         for module in network.modules():
-            if isinstance(module, ResponseLayer):
-                responding.update(id(parameter) for parameter in module.parameters(recurse=False))
-                total = total + module.squared_norm(sample.response_input)
-        for parameter in network.parameters():
-            if parameter.dim() >= 2 and id(parameter) not in responding:
+            if isinstance(module, Responding):
+                own = {id(parameter) for parameter in module.parameters(recurse=False)}
+                if any(id(parameter) in own for _, parameter in decayed):
+                    total = total + module.squared_norm(sample.response_input)
+                responding |= own
+        for _, parameter in decayed:
+            if id(parameter) not in responding:
                 total = total + parameter.square().sum()
         return rate / 2 * total
+
+
+@dataclass(frozen=True)
+class ActivationNorm:
+    """Activation regularisation: `strength` times the mean square of a module's output (arXiv 1708.01009, section 4.3).
+
+    Attributes:
+        strength: name of alpha.
+        path: of the module; in the paper, the dropout after the last LSTM layer.
+        batch_axis: of the output; the others are averaged over for each example.
+    """
+
+    strength: str
+    path: str
+    batch_axis: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.strength,)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
+        means = [_per_example(output.square(), self.batch_axis) for output in activations[self.path]]
+        return sample[self.strength] * sum(means)
+
+
+@dataclass(frozen=True)
+class TemporalActivationNorm:
+    """Temporal activation regularisation: `strength` times the mean square of the step-to-step change of a module's
+    output (arXiv 1708.01009, section 4.3).
+
+    Attributes:
+        strength: name of beta.
+        path: of the module; in the paper, the LSTM itself.
+        batch_axis, time_axis: of the output.
+    """
+
+    strength: str
+    path: str
+    batch_axis: int = 0
+    time_axis: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.strength,)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
+        changes = [output.diff(dim=self.time_axis).square() for output in activations[self.path]]
+        return sample[self.strength] * sum(_per_example(change, self.batch_axis) for change in changes)
+
+
+def _per_example(values: Tensor, batch_axis: int) -> Tensor:
+    """Mean over all axes but the batch: shape `(batch,)`."""
+    return values.movedim(batch_axis, 0).flatten(1).mean(1)

@@ -10,6 +10,8 @@ where `*` multiplies output units (channels). Its three sizes differ in V:
 * low rank: V = A B with `rank` inner units;
 * gate: V = W, and c(h) is added as it is. The response only rescales the units, as the exact best response of a
   linear network does (arXiv 1903.03088, theorem 3).
+
+With no size at all there is no response: the layer is its base, and only reads the rate at which weights are dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from tune_stn.nn.dropout import MAX_RATE
 from tune_stn.nn.slot import Slot, check_rows
 
 ResponseSize = Literal["full", "gate"] | int
@@ -38,16 +41,72 @@ def check_response_size(size: object) -> ResponseSize:
     raise ValueError(f"response size {size!r}: accepted are 'full', 'gate' and a rank of 1 or more")
 
 
-class ResponseLayer(nn.Module):
-    """Base of the response layers. A family says what its product is; this class does the rest.
+def size_in_words(size: ResponseSize | None) -> str:
+    return "none" if size is None else size if isinstance(size, str) else f"rank {size}"
+
+
+class Responding(nn.Module):
+    """What `self_tuning`, optimizers and penalties ask of a module with a response.
+
+    Attributes:
+        slot: where the current sample is read.
+        size: of its response; None if it has none.
+        weight_rate: hyperparameter at whose rate entries of the weights are dropped (DropConnect) in training mode,
+            one draw for the whole batch; None if none are.
+        dropout_rate: hyperparameter at whose rate activations inside the layer are dropped, or None. Only a class that
+            can do so has the attribute.
+    """
+
+    slot: Slot
+    size: ResponseSize | None
+    weight_rate: str | None = None
+    dropout_rate: str | None
+
+    @classmethod
+    def why_not(cls, base: nn.Module) -> str | None:
+        """Why this very `base`, though of the right type, cannot be converted; None if it can."""
+        return None
+
+    def response_parameters(self) -> Iterator[nn.Parameter]:
+        """Own parameters that describe the response; a child that responds gives its own."""
+        raise NotImplementedError
+
+    def squared_norm(self, response_input: Tensor | None) -> Tensor:
+        """Squared Frobenius norm of the own effective weights at each row of the response input: shape `(rows,)`."""
+        raise NotImplementedError
+
+    def weight_mask(self, like: Tensor) -> Tensor | None:
+        """Which entries of a weight are kept, each with probability `1 - rate` and divided by it; None: all are.
+
+        Drawn afresh at every call, in the shape and type of `like`, from torch's global generator.
+
+        Raises:
+            ValueError: the rate is drawn for each example, but the batch shares the weights.
+        """
+        if self.weight_rate is None or not self.training:
+            return None
+        rate = self.slot.sample[self.weight_rate]
+        if rate.shape[0] != 1:
+            raise ValueError(
+                f"{type(self).__name__} drops weights at the rate {self.weight_rate!r}, of which there are "
+                f"{rate.shape[0]} values: all examples of a batch share the weights, so it must have one. "
+                f"Draw it per batch: SearchSpace(..., per_batch=[{self.weight_rate!r}])"
+            )
+        dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision a small rate would be none at all
+        keep = 1 - rate.to(dtype).clamp(max=MAX_RATE)
+        return torch.rand_like(like, dtype=dtype).lt(keep).to(dtype).div_(keep).to(like.dtype)
+
+
+class ResponseLayer(Responding):
+    """Base of the layers with a single weight. A family says what its product is; this class does the rest.
 
     The base layer's own `weight` and `bias` parameters are taken over, not copied, so an optimizer or another module
     that holds them keeps them.
 
     Args:
-        base: the layer to respond, with `weight` of shape `(out, ...)` and `bias` of shape `(out,)` or None.
+        base: the layer to respond, with `weight` of any shape and `bias` of shape `(out,)` or None.
         inputs: number n of response inputs.
-        size: "full", "gate" or a rank.
+        size: "full", "gate", a rank, or None for no response and no response parameters.
         slot: where the current sample is read.
         generator: draws the response parameters, so that they never shift the draws of the base parameters.
     """
@@ -56,9 +115,9 @@ class ResponseLayer(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, base: nn.Module, inputs: int, size: ResponseSize, slot: Slot, generator: torch.Generator
+        self, base: nn.Module, inputs: int, size: ResponseSize | None, slot: Slot, generator: torch.Generator
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super(): a batch norm that responds stays a batch norm of torch as well
         weight = base.weight
         assert isinstance(weight, nn.Parameter)
         # A user's forward may read them (`self.fc.in_features`).
@@ -67,9 +126,12 @@ class ResponseLayer(nn.Module):
         self.slot = slot
         self.size = size
         self.weight = weight
-        self.bias = base.bias  # type: ignore[assignment]
-        out, fan_in = weight.shape[0], weight[0].numel()
-        bound = 1 / math.sqrt(fan_in)
+        self.bias = getattr(base, "bias", None)
+        self.train(base.training)
+        if size is None:
+            return
+        out, *fan_in = self.by_unit(weight).shape
+        bound = self.response_bound(weight)
         has_bias = self.bias is not None
 
         def uniform(*shape: int, bound: float = bound) -> nn.Parameter:
@@ -83,11 +145,10 @@ class ResponseLayer(nn.Module):
             self.response_weight = uniform(*weight.shape)
         elif size != "gate":
             # The product of the factors has the variance of the full form.
-            self.response_down = uniform(size, *weight.shape[1:])
+            self.response_down = uniform(size, *fan_in)
             self.response_up = uniform(out, size, bound=math.sqrt(3 / size))
         if has_bias and size != "gate":
             self.response_bias = uniform(out)
-        self.train(base.training)
 
     # What a family provides ------------------------------------------------------------------------------------
 
@@ -103,6 +164,18 @@ class ResponseLayer(nn.Module):
         """Reshape `(rows, out)` to broadcast over `outputs`."""
         raise NotImplementedError
 
+    def by_unit(self, weight: Tensor) -> Tensor:
+        """A weight with its output units as first axis: `(out, ...)`. Here it is so already."""
+        return weight
+
+    def as_weight(self, by_unit: Tensor) -> Tensor:
+        """The way back from `by_unit`; axes of size one after the first may stay so, to be broadcast."""
+        return by_unit
+
+    def response_bound(self, weight: Tensor) -> float:
+        """Bound of the uniform draw of V and b': that of torch's own draw of W."""
+        return 1 / math.sqrt(weight[0].numel())
+
     grouped: bool = False
     """Whether output units see only their group of inputs: then `rank` inner units cannot serve them all."""
 
@@ -111,37 +184,39 @@ class ResponseLayer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         sample = self.slot.sample
         response_input = sample.response_input
-        if response_input is None:
-            return self.product(inputs, self.weight, self.bias)
+        mask = self.weight_mask(self.weight)
+        if response_input is None or self.size is None:
+            return self.product(inputs, _masked(self.weight, mask), self.bias)
         if sample.linearise:
-            return self._linearised(inputs, response_input)
+            return self._linearised(inputs, response_input, mask)
         if response_input.shape[0] == 1:
-            return self._merged(inputs, response_input)
-        return self._per_example(inputs, response_input)
+            return self._merged(inputs, response_input, mask)
+        return self._per_example(inputs, response_input, mask)
 
-    def _merged(self, inputs: Tensor, response_input: Tensor) -> Tensor:
+    def _merged(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         """Everybody shares one response input: one product with merged weights, as dear as the base layer."""
         unit, offset = self.gates(response_input)
-        unit = unit.view(-1, *[1] * (self.weight.dim() - 1))
+        unit = self.as_weight(unit.view(-1, *[1] * (self.weight.dim() - 1)))
         weight = self.weight * (1 + unit) if self.size == "gate" else self.weight + unit * self.response_matrix()
         bias = None if self.bias is None or offset is None else self.bias + offset[0]
-        return self.product(inputs, weight, bias)
+        return self.product(inputs, _masked(weight, mask), bias)
 
-    def _per_example(self, inputs: Tensor, response_input: Tensor) -> Tensor:
+    def _per_example(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
         unit, offset = self.gates(response_input)
+        weight = _masked(self.weight, mask)
         if self.size == "gate":
-            outputs = self.product(inputs, self.weight, None)
-            scale = self.over_units(1 + unit, outputs)
+            outputs = self.product(inputs, weight, None)
+            scale = self._spread(1 + unit, outputs)
             if self.bias is None or offset is None:
                 return outputs * scale
-            return torch.addcmul(self.over_units(self.bias + offset, outputs), outputs, scale)
+            return torch.addcmul(self._spread(self.bias + offset, outputs), outputs, scale)
         # Two products: one with stacked weights was measured slower, for what it copies to stack and split.
-        base = self.product(inputs, self.weight, self.bias)
-        outputs = torch.addcmul(base, self._response(inputs), self.over_units(unit, base))
-        return outputs if offset is None else outputs.add_(self.over_units(offset, base))
+        base = self.product(inputs, weight, self.bias)
+        outputs = torch.addcmul(base, self._response(inputs, mask), self._spread(unit, base))
+        return outputs if offset is None else outputs.add_(self._spread(offset, base))
 
-    def _linearised(self, inputs: Tensor, response_input: Tensor) -> Tensor:
+    def _linearised(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         """Value of the base layer, and as tangent its first-order response: a dual tensor.
 
         The base parameters are constants here (see `training.rules.delta_stn`), so backward runs through tangents only.
@@ -149,21 +224,26 @@ class ResponseLayer(nn.Module):
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
         primal, tangent = forward_ad.unpack_dual(inputs)  # type: ignore[no-untyped-call]
         unit, offset = self.gates(response_input)
-        outputs = self.product(primal, self.weight, self.bias)
+        weight = _masked(self.weight, mask)
+        outputs = self.product(primal, weight, self.bias)
         if self.size == "gate":
             # A copy where there is no bias: an in-place activation may write to the outputs.
-            ungated = outputs.clone() if self.bias is None else outputs - self.over_units(self.bias[None], outputs)
+            ungated = outputs.clone() if self.bias is None else outputs - self._spread(self.bias[None], outputs)
         else:
-            ungated = self._response(primal)
-        gates = self.over_units(unit, outputs)
+            ungated = self._response(primal, mask)
+        gates = self._spread(unit, outputs)
         # Passes over the outputs are dear on a CPU: one for gates and incoming tangent together, one for the offset.
         if tangent is None:
             response = ungated * gates
         else:
-            response = torch.addcmul(self.product(tangent, self.weight, None), ungated, gates)
+            response = torch.addcmul(self.product(tangent, weight, None), ungated, gates)
         if offset is not None:
-            response = response.add_(self.over_units(offset, outputs))
+            response = response.add_(self._spread(offset, outputs))
         return cast(Tensor, forward_ad.make_dual(outputs, response))  # type: ignore[no-untyped-call]
+
+    def _spread(self, values: Tensor, outputs: Tensor) -> Tensor:
+        """`over_units` in the type of the outputs: under autocast, nothing as large as they are is widened."""
+        return self.over_units(values.to(outputs.dtype), outputs)
 
     def gates(self, response_input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Unit gates `u` and bias response `c * b'`, both `(rows, out)`; the latter None in a layer without bias."""
@@ -179,13 +259,14 @@ class ResponseLayer(nn.Module):
             return self.weight
         if self.size == "full":
             return self.response_weight
-        return (self.response_up @ self.response_down.flatten(1)).view_as(self.weight)
+        by_unit = self.by_unit(self.weight)
+        return self.as_weight((self.response_up @ self.response_down.flatten(1)).view(by_unit.shape))
 
-    def _response(self, inputs: Tensor) -> Tensor:
-        """V x for the full and the low-rank form."""
-        if self.size == "full" or self.grouped:
-            return self.product(inputs, self.response_matrix(), None)
-        return self.expand_units(self.product(inputs, self.response_down, None))
+    def _response(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """V x for the full and the low-rank form, entries of V dropped by the mask of W."""
+        if mask is not None or self.size == "full" or self.grouped:
+            return self.product(inputs, _masked(self.response_matrix(), mask), None)
+        return self.expand_units(self.product(inputs, self.as_weight(self.response_down), None))
 
     # For regularisers and optimizers ---------------------------------------------------------------------------
 
@@ -194,14 +275,14 @@ class ResponseLayer(nn.Module):
 
         Expanded by output unit, so no example's weight is ever formed.
         """
-        base = self.weight.flatten(1)
+        base = self.by_unit(self.weight).flatten(1)
         base_norm = base.square().sum(1)
-        if response_input is None:
+        if response_input is None or self.size is None:
             return base_norm.sum()[None]
         unit, _ = self.gates(response_input)
         if self.size == "gate":
             return (1 + unit).square() @ base_norm
-        response = self.response_matrix().flatten(1)
+        response = self.by_unit(self.response_matrix()).flatten(1)
         cross, response_norm = (base * response).sum(1), response.square().sum(1)
         return base_norm.sum() + unit @ (2 * cross) + unit.square() @ response_norm
 
@@ -212,8 +293,12 @@ class ResponseLayer(nn.Module):
                 yield parameter
 
     def extra_repr(self) -> str:
-        size = self.size if isinstance(self.size, str) else f"rank {self.size}"
-        return f"weight={tuple(self.weight.shape)}, response={size}, inputs={self.gate.shape[1]}"
+        inputs = "" if self.size is None else f", inputs={self.gate.shape[1]}"
+        return f"weight={tuple(self.weight.shape)}, response={size_in_words(self.size)}{inputs}"
+
+
+def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    return weight if mask is None else weight * mask
 
 
 def _memory_format(weight: Tensor, axes: int) -> torch.memory_format:

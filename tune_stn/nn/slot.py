@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from tune_stn.space.sample import Sample
@@ -29,12 +30,19 @@ class Slot:
 
     @contextmanager
     def using(self, sample: Sample) -> Iterator[None]:
-        """Make `sample` current inside the block; blocks nest."""
+        """Make `sample` current inside the block; blocks nest.
+
+        With a response, torch's inference path for transformer layers is off: it reads the parameters of a layer's
+        children past their `forward`. Without one it is right, for base parameters keep their names.
+        """
         before, self._sample = self._sample, sample
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(fast and sample.response_input is None)
         try:
             yield
         finally:
             self._sample = before
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def per_row(values: Tensor, like: Tensor, *, where: str) -> Tensor:

@@ -27,3 +27,12 @@ class Sample:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
+
+    def rows(self, part: slice) -> Sample:
+        """The sample of a part of the batch; what the batch shares, its parts share."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor if tensor.shape[0] == 1 else tensor[part]
+
+        response_input = None if self.response_input is None else cut(self.response_input)
+        return Sample({name: cut(value) for name, value in self.values.items()}, response_input, self.linearise)

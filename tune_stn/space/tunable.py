@@ -12,6 +12,14 @@ from torch.nn import functional as F
 from tune_stn.space.sample import Sample
 from tune_stn.space.search_space import SearchSpace
 
+# Scales outside do no good: under the lower, responses learn from rounding; over the upper, a draw jumps from one end
+# of a bounded domain to the other, and no response is affine over that.
+LEAST_SCALE, LARGEST_SCALE = 1e-2, 2.0
+# Where a domain has no end on a side, the number `nearest` is asked for stands in for infinity.
+FAR = 1e30
+# With relative steps, how much faster a raw coordinate moves near the ends of its domain than in the middle, at most.
+FASTEST = 10.0
+
 
 class Tunable(nn.Module):
     """Raw coordinates `raw` (lambda, shape `(n,)`) and `rho` (shape `(n,)`) with `scale = softplus(rho)`.
@@ -21,13 +29,19 @@ class Tunable(nn.Module):
         start: start value of each, inside its domain.
         scale: start value of every perturbation scale sigma, in raw units, > 0.
 
+    Attributes:
+        origin: raw coordinates of the start values, shape `(n,)`; the response input of STN is the distance from it.
+
     Raises:
         ValueError: a start value is missing or outside its domain, or `scale` is not positive.
     """
 
     raw: nn.Parameter
     rho: nn.Parameter
+    origin: Tensor
     per_batch: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(self, space: SearchSpace, start: Mapping[str, float], *, scale: float = 1.0) -> None:
         super().__init__()
@@ -36,6 +50,14 @@ class Tunable(nn.Module):
             raise ValueError(f"scale must be positive, got {scale:g}")
         self.space = space
         self.raw = nn.Parameter(torch.tensor([space[name].inverse(start[name]) for name in space]))
+        self.register_buffer("origin", self.raw.detach().clone())
+        lowest, highest = (
+            torch.tensor([domain.inverse(domain.nearest(far)) for domain in space.values()]) for far in (-FAR, FAR)
+        )
+        # A start value may lie between the end of its domain and the raw coordinate that stands for the end.
+        self.register_buffer("lowest", torch.minimum(lowest, self.origin), False)
+        self.register_buffer("highest", torch.maximum(highest, self.origin), False)
+        self.scales = (min(scale, LEAST_SCALE), max(scale, LARGEST_SCALE))
         self.rho = nn.Parameter(torch.full((len(space),), inverse_softplus(scale)))
         self.register_buffer("per_batch", torch.tensor([name in space.per_batch for name in space]), False)
 
@@ -64,6 +86,27 @@ class Tunable(nn.Module):
         noise = torch.randn(rows, len(self.space), device=self.raw.device, dtype=self.raw.dtype)
         noise = torch.where(self.per_batch, noise[:1], noise)
         return self.raw + self.scale() * noise
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Bring raw coordinates back to where the ends of their domains have theirs, and scales into their bounds.
+
+        Farther out a bounded value moves no more, but the perturbation and the response still would.
+        """
+        self.raw.clamp_(self.lowest, self.highest)
+        self.rho.clamp_(*map(inverse_softplus, self.scales))
+
+    @torch.no_grad()
+    def relative_speed(self, raw: Tensor) -> Tensor:
+        """By how much to stretch a step from `raw`, shape `(n,)`, to make it one relative to the domains.
+
+        A step of sigmoid(raw) is raw's step times s (1 - s), a quarter in the middle of the domain; the factor, at most
+        10, takes that slope out. It is 1 for a coordinate without ends.
+        """
+        share = torch.sigmoid(raw)
+        factor = (0.25 / (share * (1 - share))).clamp(max=FASTEST)
+        bounded = (self.lowest > -FAR) & (self.highest < FAR)
+        return torch.where(bounded, factor, torch.ones_like(factor))
 
     def entropy(self) -> Tensor:
         """Entropy of the perturbation, a scalar: sum of log(sigma * sqrt(2 pi e)) (arXiv 1903.03088, eq. 16)."""

@@ -52,7 +52,7 @@ def fashion_mnist_mlp(
         dropout={"1": "dropout_input", "4": "dropout_1", "7": "dropout_2"},
         augmentations=(InputScale("input_scale"),),
         metrics={"accuracy": accuracy},
-        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}),
+        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}, clip_norm=5.0),
     )
 
 
@@ -95,7 +95,7 @@ def fashion_mnist_cnn(
         dropout={name: name for name in ("dropout_0", "dropout_1", "dropout_2", "dropout_fc")},
         augmentations=(Cutout("cutout_holes", "cutout_length", max_holes=5),),
         metrics={"accuracy": accuracy},
-        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}),
+        training=Training(epochs=100, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}, clip_norm=5.0),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tune_stn.tasks.cifar10 import cifar10_alexnet
 from tune_stn.tasks.digits_mlp import digits_mlp
 from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
 from tune_stn.tasks.ridge import ridge
@@ -22,6 +23,7 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "digits-mlp": digits_mlp,
     "fashion-mnist-mlp": fashion_mnist_mlp,
     "fashion-mnist-cnn": fashion_mnist_cnn,
+    "cifar10-alexnet": cifar10_alexnet,
 }
 
 

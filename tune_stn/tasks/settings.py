@@ -30,17 +30,26 @@ class Training:
             None; stepped once an epoch, `ReduceLROnPlateau` with the validation loss.
         lr_schedule_args: its keyword arguments.
         clip_norm: largest norm of a step's gradient of the weights, or None.
+        accumulate: parts in which a batch goes through the network, to need less memory; the gradient is that of the
+            whole batch.
+        precision: "float32", or "bfloat16" for the network under autocast; losses and weights stay float32.
+        compile: whether `torch.compile` compiles the network, for all but the tangents of Delta-STN.
+        restarts: how often a run that diverges goes back to its last good epoch and on from there, with fresh noise,
+            no momentum and half the learning rate of the weights.
         eval_batch_size: examples of an evaluation batch.
         hyper_optimizer: like `optimizer`, for the raw coordinates and scales.
         hyper_lr: learning rate of the raw coordinates and scales.
         hyper_optimizer_args: further keyword arguments of the hyper-optimizer.
         hyper_clip_norm: largest norm of a hyper-step's gradient, or None.
+        relative_hyper_lr: whether a hyper-step moves the value by a share of its domain (as it does in the middle)
+            wherever it is, instead of moving the raw coordinate, which turns into ever less near the ends.
         train_steps: training steps of a cycle (T_train).
         valid_steps: hyper-steps of a cycle (T_valid).
         warmup_epochs: epochs before the first hyper-step.
-        scale: start value of the perturbation scales, in raw units.
+        scale: start value of the perturbation scales, in raw units; tuned ones stay within 0.01 to 2.
         tune_scales: whether the scales are tuned by the hyper-step, or stay.
         entropy_weight: weight tau of the entropy of the perturbation in the hyper-step's loss.
+        response_share: share of a batch that a response step of Delta-STN uses.
         response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
             algorithm.
 
@@ -56,34 +65,43 @@ class Training:
     lr_schedule: ScheduleChoice | None = None
     lr_schedule_args: Mapping[str, Any] = field(default_factory=dict)
     clip_norm: float | None = None
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    restarts: int = 1
     eval_batch_size: int = 500
     hyper_optimizer: OptimizerChoice = "RMSprop"
     hyper_lr: float = 0.01
     hyper_optimizer_args: Mapping[str, Any] = field(default_factory=dict)
-    hyper_clip_norm: float | None = None
+    hyper_clip_norm: float | None = 1.0
+    relative_hyper_lr: bool = False
     train_steps: int = 5
     valid_steps: int = 1
     warmup_epochs: int = 2
     scale: float = 1.0
     tune_scales: bool = True
     entropy_weight: float = 1e-3
+    response_share: float = 1.0
     response: Literal["auto"] | ResponseSize | Mapping[str, ResponseSize | None] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size", "train_steps", "valid_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: accepted is an integer of 1 or more")
-        for name in ("lr", "hyper_lr", "scale"):
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps"):
+            _check_integer(name, getattr(self, name), least=1)
+        for name in ("warmup_epochs", "restarts"):
+            _check_integer(name, getattr(self, name), least=0)
+        for name in ("lr", "hyper_lr", "scale", "response_share"):
             _check_number(name, getattr(self, name), least=0.0, exclusive=True)
+        if self.response_share > 1:
+            raise ValueError(f"response_share={self.response_share!r}: accepted is a number above 0, at most 1")
         _check_number("entropy_weight", self.entropy_weight, least=0.0)
         for name in ("clip_norm", "hyper_clip_norm"):
             if (value := getattr(self, name)) is not None:
                 _check_number(name, value, least=0.0, exclusive=True)
-        if isinstance(self.warmup_epochs, bool) or not isinstance(self.warmup_epochs, int) or self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs!r}: accepted is an integer of 0 or more")
-        if not isinstance(self.tune_scales, bool):
-            raise ValueError(f"tune_scales={self.tune_scales!r}: accepted are true and false")
+        for name in ("tune_scales", "compile", "relative_hyper_lr"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are true and false")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision={self.precision!r}: accepted are 'float32' and 'bfloat16'")
         for name in ("optimizer", "hyper_optimizer"):
             _check_named(name, getattr(self, name), torch.optim, torch.optim.Optimizer)
         if self.lr_schedule is not None:
@@ -119,6 +137,11 @@ class Training:
         if self.lr_schedule is None:
             return None
         return _make(self.lr_schedule, torch.optim.lr_scheduler)(optimizer, **self.lr_schedule_args)  # type: ignore[no-any-return]
+
+
+def _check_integer(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: accepted is an integer of {least} or more")
 
 
 def _check_number(name: str, value: object, *, least: float, exclusive: bool = False) -> None:

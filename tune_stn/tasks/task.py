@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune_stn.data.augment import Augmentation
+from tune_stn.data.augment import Augmentation, LabelAugmentation
 from tune_stn.data.splits import Splits
-from tune_stn.space.sample import Sample
+from tune_stn.nn.penalties import Penalty
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.tasks.settings import Training
-
-
-class Penalty(Protocol):
-    """Adds to the training loss, by the hyperparameters it names: one value for each row of the sample."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    def __call__(self, network: nn.Module, sample: Sample) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +27,13 @@ class Task:
         start: their start values; of `fixed`, the values.
         loss: `(outputs, targets)` -> mean loss of the batch, a scalar.
         dropout: path (or pattern) of a dropout module of the model -> hyperparameter that is its rate.
-        augmentations: applied to training batches, in this order.
+        weight_dropout: path (or pattern) of a layer -> hyperparameter that is the rate at which its weights are
+            dropped, one draw a batch: entries of a linear or convolution layer (DropConnect), hidden-to-hidden weights
+            of an LSTM, whole rows of an embedding. The space must list it in `per_batch`.
+        norms: whether affine parts of normalisation layers respond too.
+        augmentations: applied to the inputs of training batches, in this order.
+        label_augmentations: applied after them to inputs and targets (label smoothing, mixup); the loss must then
+            accept what they make of the targets.
         penalties: added to the training loss.
         metrics: name -> function of `(outputs, targets)` giving the batch mean; reported as `val_<name>` and
             `test_<name>`.
@@ -55,7 +52,10 @@ class Task:
     start: Mapping[str, float]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     dropout: Mapping[str, str] = field(default_factory=dict)
+    weight_dropout: Mapping[str, str] = field(default_factory=dict)
+    norms: bool = False
     augmentations: tuple[Augmentation, ...] = ()
+    label_augmentations: tuple[LabelAugmentation, ...] = ()
     penalties: tuple[Penalty, ...] = ()
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
@@ -63,16 +63,16 @@ class Task:
 
     def __post_init__(self) -> None:
         self.space.check_values(self.start)
-        read = set(self.dropout.values())
-        readers: list[Augmentation | Penalty] = [*self.augmentations, *self.penalties]
-        for reader in readers:
-            read.update(reader.names)
+        read = {*self.dropout.values(), *self.weight_dropout.values()}
+        read.update(*(reader.names for reader in self.augmentations))
+        read.update(*(reader.names for reader in self.label_augmentations))
+        read.update(*(reader.names for reader in self.penalties))
         if unknown := sorted(read - set(self.space)):
             raise ValueError(f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}")
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
                 f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "
-                "about it: bind it to a dropout module by path, an augmentation or a penalty"
+                "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty"
             )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
-from tune_stn.nn.self_tuning import SelfTuningModel
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.observe import Activations, observing
 from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
+
+Predict = Callable[[Tensor, Sample], tuple[Any, Activations]]
+"""Outputs of the network, and those of the inner modules that penalties ask for."""
 
 
 class Learner:
@@ -41,6 +46,9 @@ class Learner:
                 f"left plain: {left}"
             )
         training = task.training
+        # The wrapper shares the model's parameters and buffers.
+        self._compiled: Callable[..., Any] = torch.compile(model) if training.compile else model
+        self.observed = {path for penalty in task.penalties for path in penalty.paths}
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
             self.optimizers["response"] = training.make_optimizer(self.response)
@@ -52,20 +60,44 @@ class Learner:
         }
         self.lr_schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
 
-    def forward(self, inputs: Tensor, sample: Sample) -> Tensor:
-        """Outputs at a sample, with the sample's augmentation if the model is in training mode."""
-        if self.model.training:
-            for augmentation in self.task.augmentations:
-                inputs = augmentation(inputs, sample)
-        with self.model.using(sample):
-            outputs: Tensor = self.model(inputs)
-        return outputs
+    def augmented(self, batch: Split, sample: Sample) -> Split:
+        """A training batch after the task's augmentations at a sample."""
+        inputs, targets = batch.inputs, batch.targets
+        for augmentation in self.task.augmentations:
+            inputs = augmentation(inputs, sample)
+        for label_augmentation in self.task.label_augmentations:
+            inputs, targets = label_augmentation(inputs, targets, sample)
+        return Split(inputs, targets)
 
-    def training_loss(self, outputs: Tensor, targets: Tensor, sample: Sample) -> Tensor:
-        """Mean loss of the batch plus the penalties, averaged over the rows of the sample."""
-        loss = self.task.loss(outputs, targets)
+    def forward(self, inputs: Tensor, sample: Sample) -> Any:
+        """Outputs at a sample, in the training's precision inside and in that of the inputs outside."""
+        # Torch compiles no dual numbers.
+        model = self.model if sample.linearise else self._compiled
+        reduced = self.task.training.precision == "bfloat16"
+        with self.model.using(sample), torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
+            outputs = model(inputs)
+        return map_tensors(_as_single, outputs) if reduced else outputs
+
+    def predict(self, inputs: Tensor, sample: Sample) -> tuple[Any, Activations]:
+        """Outputs at a sample, and what the penalties want to see."""
+        if not self.observed:
+            return self.forward(inputs, sample), {}
+        with observing(self.model.network, self.observed) as activations:
+            return self.forward(inputs, sample), activations
+
+    def training_loss(self, batch: Split, sample: Sample, predict: Predict | None = None) -> Tensor:
+        """Mean loss of an augmented batch plus the penalties, averaged over the rows of the sample.
+
+        Args:
+            batch: as drawn.
+            sample: for augmentation, network and penalties.
+            predict: another way to the prediction than the network's outputs at the sample.
+        """
+        batch = self.augmented(batch, sample)
+        outputs, activations = (predict or self.predict)(batch.inputs, sample)
+        loss = self.task.loss(outputs, batch.targets)
         for penalty in self.task.penalties:
-            loss = loss + penalty(self.model.network, sample).mean()
+            loss = loss + penalty(self.model.network, sample, activations).mean()
         return loss
 
     def validation_loss(self, batch: Split, sample: Sample) -> Tensor:
@@ -75,42 +107,88 @@ class Learner:
         self.model.train()
         return loss
 
-    def step_weights(self, loss: Tensor, *names: str) -> None:
-        """Step the optimizers `names` ("base", "response") down the training loss."""
-        parameters = [p for name in names for p in self._parameters(name)]
-        _set_gradients(loss, parameters, self.task.training.clip_norm)
+    def step_weights(self, batch: Split, sample: Sample, *names: str, predict: Predict | None = None) -> Tensor:
+        """Step the optimizers `names` ("base", "response") down the training loss; gives the loss, detached.
+
+        The gradient is that of the whole batch, gathered over `accumulate` parts.
+        """
+        training = self.task.training
+        parameters = [p for name in names for p in {"base": self.base, "response": self.response}[name]]
+        losses = (
+            self.training_loss(part, sample.rows(rows), predict) * share
+            for part, rows, share in _parts(batch, training.accumulate)
+        )
+        total = _set_gradients(losses, parameters, training.clip_norm)
         for name in names:
             self.optimizers[name].step()
-
-    def step_hyper(self, loss: Tensor) -> None:
-        """Step raw coordinates and scales down `loss - tau * entropy` (arXiv 1903.03088, eq. 16)."""
-        hyper = self.model.hyper
-        assert isinstance(hyper, Tunable)
-        training = self.task.training
-        if training.tune_scales and training.entropy_weight:
-            loss = loss - training.entropy_weight * hyper.entropy()
-        _set_gradients(loss, self.hyper, training.hyper_clip_norm)
-        self.optimizers["hyper"].step()
+        return total
 
     def hyper_step(self, batch: Split) -> None:
         """Step the hyperparameters down the validation loss, through the response (both papers, algorithm 1).
 
-        Taken at a perturbed draw per example if the scales are tuned, else at the mean; values are detached, only the
-        response input carries a gradient.
+        Down `loss - tau * entropy` (arXiv 1903.03088, eq. 16) and taken at a perturbed draw per example if the scales
+        are tuned, else at the mean; values are detached, only the response input carries a gradient.
         """
-        if self.task.training.tune_scales:
-            sample = self.model.perturbed_sample(len(batch), keep_graph=True)
-        else:
-            sample = self.model.mean_sample(keep_graph=True)
-        self.step_hyper(self.validation_loss(batch, sample))
+        training, hyper = self.task.training, self.model.hyper
+        assert isinstance(hyper, Tunable)
 
-    def _parameters(self, name: str) -> list[nn.Parameter]:
-        return {"base": self.base, "response": self.response}[name]
+        def losses() -> Iterator[Tensor]:
+            for part, _, share in _parts(batch, training.accumulate):
+                if training.tune_scales:
+                    sample = self.model.perturbed_sample(len(part), keep_graph=True)
+                else:
+                    sample = self.model.mean_sample(keep_graph=True)
+                loss = self.validation_loss(part, sample)
+                if training.tune_scales and training.entropy_weight:
+                    loss = loss - training.entropy_weight * hyper.entropy()
+                yield loss * share
+
+        _set_gradients(losses(), self.hyper, training.hyper_clip_norm)
+        before = hyper.raw.detach().clone() if training.relative_hyper_lr else None
+        self.optimizers["hyper"].step()
+        if before is not None:
+            with torch.no_grad():
+                hyper.raw.copy_(torch.lerp(before, hyper.raw, hyper.relative_speed(before)))
+        hyper.confine()
 
 
-def _set_gradients(loss: Tensor, parameters: list[nn.Parameter], clip_norm: float | None) -> None:
-    gradients: Iterable[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """`function` of a tensor, or of each tensor in a tuple, list or dict, as models return them."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    if isinstance(outputs, dict):
+        return {key: map_tensors(function, value) for key, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(map_tensors(function, value) for value in outputs)
+    return outputs
+
+
+def _as_single(outputs: Tensor) -> Tensor:
+    # Losses are summed over many classes and examples, which half a mantissa cannot hold.
+    return outputs.float() if outputs.is_floating_point() else outputs
+
+
+def _parts(batch: Split, count: int) -> Iterator[tuple[Split, slice, float]]:
+    """The batch in `count` parts of consecutive rows, each with its rows and its share of the batch."""
+    size = -(-len(batch) // count)
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        part = Split(batch.inputs[rows], batch.targets[rows])
+        yield part, rows, len(part) / len(batch)
+
+
+def _set_gradients(losses: Iterable[Tensor], parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """Set the parameters' gradients to those of the sum of the losses, one after the other, and give that sum."""
+    total: Tensor | None = None
+    for parameter in parameters:
+        parameter.grad = None
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        total = loss.detach() if total is None else total + loss.detach()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, clip_norm)
+    assert total is not None
+    return total

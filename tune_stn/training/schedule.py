@@ -42,6 +42,11 @@ class ScheduleBuffer:
         self.raw.append(raw.detach().clone())
         self.scale.append(scale.detach())
 
+    def truncate(self, records: int) -> None:
+        """Forget all but the first records."""
+        for column in (self.steps, self.epochs, self.sources, self.raw, self.scale):
+            del column[records:]
+
     def columns(self, space: SearchSpace, *, tuned: bool) -> dict[str, Any]:
         """Long form, by step and then in the order of the space: equal-length columns
         `step, epoch, hp, value, raw, scale, source`; raw and scale are None throughout for constants.

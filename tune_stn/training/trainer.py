@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,15 +15,24 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
 from tune_stn.data.splits import Split, Splits
-from tune_stn.nn.self_tuning import SelfTuningModel, self_tuning
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import CheckpointError
 from tune_stn.training.cost import CostMeter, plain_step_flops
 from tune_stn.training.learner import Learner
+from tune_stn.training.response_size import response_size
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import ScheduleBuffer
 from tune_stn.training.seeds import derive_seed, stream
+
+logger = logging.getLogger(__name__)
+
+# A validation loss of so many times the least so far is finite, but nothing to go back to.
+EXPLODING = 10.0
+# Share of the weights' learning rate that a restart keeps.
+RESTART_LR = 0.5
 
 
 class Trainer:
@@ -40,6 +50,7 @@ class Trainer:
     Attributes:
         epoch: completed epochs.
         diverged: why the run cannot go on, or None.
+        restarted: why the last epoch was trained anew from the last good one, or None.
         schedule: the hyperparameters at the start and after each hyper-step.
 
     Raises:
@@ -71,32 +82,38 @@ class Trainer:
         self.step = 0
         self.device_time_s = 0.0
         self.diverged: str | None = None
+        self.restarted: str | None = None
+        self.restarts = 0
         self._since_hyper_step = 0
+        self._largest_good_loss = math.inf
+        # The state a restart goes back to, None where that is the present one: so a checkpoint rarely holds two.
+        self._last_good: dict[str, Any] | None = None
 
     def run_epoch(self) -> dict[str, float]:
-        """Train one epoch and evaluate: the report, with the same keys every time.
+        """Train to the end of the next epoch and evaluate: the report, with the same keys every time.
+
+        An epoch that diverges is trained anew, from the end of the last good one, if the training allows a restart.
+        What it had cost stays spent.
 
         Keys: `epoch`, `step` (training steps), `cost` (plain-epoch equivalents), `train_loss` (mean over the epoch's
         steps, regularised), `val_loss`, `test_loss`, `val_<metric>`, `test_<metric>`, `hp/<name>`, `scale/<name>`
         (0 where nothing is tuned) and `device_time_s` (training steps alone, no evaluation). A diverged run reports
         an infinite `val_loss` and says why in `diverged`.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive_seed(self.seed, "noise", self.epoch))
-            began = time.perf_counter()
-            train_loss = float(self._train())
-            self.device_time_s += time.perf_counter() - began
-            self.epoch += 1
-            report = self._evaluate()
-            for schedule in self.learner.lr_schedules.values():
-                if isinstance(schedule, ReduceLROnPlateau):
-                    schedule.step(report["val_loss"])
-                else:
-                    schedule.step()
-        self._look_for_divergence(train_loss, report["val_loss"])
-        if self.diverged:
-            report["val_loss"] = math.inf
+        target, self.restarted = self.epoch + 1, None
+        while self.epoch < target and not self.diverged:
+            # The present state is good unless it was kept back; it must be copied, for training writes into it.
+            good = self._last_good or copy.deepcopy(self._progress()) if self._may_restart else None
+            train_loss, report = self._run_epoch()
+            reason = self._why_diverged(train_loss, report["val_loss"])
+            if reason and good is not None:
+                self._restart(good, reason)
+            elif reason:
+                self.diverged = reason
+                report["val_loss"] = math.inf
+            else:
+                self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(report["val_loss"]))
+                self._last_good = good if abs(report["val_loss"]) > self._largest_good_loss else None
         values = self.model.hyper.mean_values()
         hyper = self.model.hyper
         scales = hyper.scale().tolist() if isinstance(hyper, Tunable) else [0.0] * len(values)
@@ -111,6 +128,23 @@ class Trainer:
             "device_time_s": self.device_time_s,
         }
 
+    def _run_epoch(self) -> tuple[float, dict[str, float]]:
+        """Train one epoch; mean training loss, and losses and metrics on the other splits."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive_seed(self.seed, self._purpose("noise"), self.epoch))
+            began = time.perf_counter()
+            train_loss = float(self._train())
+            self.device_time_s += time.perf_counter() - began
+            self.epoch += 1
+            report = self._evaluate()
+            for schedule in self.learner.lr_schedules.values():
+                if isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step(report["val_loss"])
+                else:
+                    schedule.step()
+        return train_loss, report
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit at the end of an epoch; tensors and plain values only.
 
@@ -120,17 +154,27 @@ class Trainer:
             "task": self.task.name,
             "algorithm": self.rule.name,
             "seed": self.seed,
-            "epoch": self.epoch,
-            "step": self.step,
-            "since_hyper_step": self._since_hyper_step,
             "cost": self.meter.state_dict(),
             "device_time_s": self.device_time_s,
             "diverged": self.diverged,
+            "restarts": self.restarts,
+            "largest_good_loss": self._largest_good_loss,
+            "last_good": self._last_good,
             "hp": self.hp,
+            "schedule": self.schedule.state_dict(),
+            **self._progress(),
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        """What a restart takes back: everything learned, and how far it went."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "since_hyper_step": self._since_hyper_step,
+            "records": len(self.schedule.steps),
             "model": self.model.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.learner.optimizers.items()},
             "lr_schedules": {name: s.state_dict() for name, s in self.learner.lr_schedules.items()},
-            "schedule": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,36 +192,67 @@ class Trainer:
         # Loading writes into the very tensors that state_dict gives, so what is to stay must be copied.
         constants = {} if self.rule.tunes else {k: v.clone() for k, v in self.model.hyper.state_dict().items()}
         try:
-            self.model.load_state_dict(state["model"])
-            for name, optimizer in self.learner.optimizers.items():
-                # Torch keeps the tensors it is given: without a copy, two runs would share their momentum.
-                optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-            for name, schedule in self.learner.lr_schedules.items():
-                schedule.load_state_dict(state["lr_schedules"][name])
+            self._load_progress(state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
             raise CheckpointError(f"the checkpoint does not fit the model of {self.task.name!r}: {reason}") from error
         self.model.hyper.load_state_dict({**self.model.hyper.state_dict(), **constants})
-        self.epoch, self.step = state["epoch"], state["step"]
-        self._since_hyper_step = state["since_hyper_step"]
         self.meter.load_state_dict(state["cost"])
         self.device_time_s = state["device_time_s"]
-        self.diverged = state["diverged"]
+        self.diverged, self.restarts = state["diverged"], state["restarts"]
+        self._largest_good_loss, self._last_good = state["largest_good_loss"], state["last_good"]
         self.schedule.load_state_dict(state["schedule"], device=self.device)
+
+    def _load_progress(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.learner.optimizers.items():
+            # Torch keeps the tensors it is given: without a copy, two runs would share their momentum.
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+        for name, schedule in self.learner.lr_schedules.items():
+            schedule.load_state_dict(state["lr_schedules"][name])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._since_hyper_step = state["since_hyper_step"]
+
+    @property
+    def _may_restart(self) -> bool:
+        return self.restarts < self.task.training.restarts
+
+    def _restart(self, good: Mapping[str, Any], reason: str) -> None:
+        """Go back to a good state, and on from there more carefully, or the same would happen again."""
+        self._load_progress(good)
+        self.schedule.truncate(good["records"])
+        for name, optimizer in self.learner.optimizers.items():
+            optimizer.state.clear()
+            for group in optimizer.param_groups if name != "hyper" else ():
+                group["lr"] *= RESTART_LR
+        for schedule in self.learner.lr_schedules.values():
+            if not isinstance(schedule, ReduceLROnPlateau):  # which has no rate of its own
+                schedule.base_lrs = [lr * RESTART_LR for lr in schedule.base_lrs]
+        self.restarts += 1
+        self.restarted = (
+            f"{reason}; went back to the end of epoch {self.epoch}, with {RESTART_LR:g} of the learning rate"
+        )
+        logger.warning("%s, seed %d: %s", self.task.name, self.seed, self.restarted)
+
+    def _purpose(self, name: str) -> str:
+        """Name of a random stream: another one after each restart."""
+        return f"{name} {self.restarts}" if self.restarts else name
 
     def _make_model(self) -> SelfTuningModel:
         """The network with the seed's base weights, whatever the algorithm; responses have a stream of their own."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "weights"))
             network = self.task.model()
-        chosen = self.task.training.response
-        response = self.rule.response if chosen == "auto" else chosen
+        response, why = response_size(self.task, self.rule)
         return self_tuning(
             network,
             self.task.space,
             start=self.hp,
             dropout=self.task.dropout,
-            response=response if self.rule.tunes else None,
+            weight_dropout=self.task.weight_dropout,
+            response=response,
+            norms=self.task.norms,
+            why=why,
             scale=self.task.training.scale,
             tuned=self.rule.tunes,
             centred=self.rule.centred,
@@ -234,7 +309,8 @@ class Trainer:
             report |= {f"{prefix}_{name}": total / len(split) for name, total in totals.items()}
         return report
 
-    def _look_for_divergence(self, train_loss: float, val_loss: float) -> None:
+    def _why_diverged(self, train_loss: float, val_loss: float) -> str:
+        """What is not finite any more; empty where all is well."""
         losses = (("training", train_loss), ("validation", val_loss))
         reasons = [
             f"the {label} loss became {loss} in epoch {self.epoch}" for label, loss in losses if not math.isfinite(loss)
@@ -242,5 +318,4 @@ class Trainer:
         lost = [name for name, value in self.model.hyper.mean_values().items() if not math.isfinite(value)]
         if lost:
             reasons.append(f"not finite any more: {', '.join(lost)}")
-        if reasons:
-            self.diverged = "; ".join(reasons)
+        return "; ".join(reasons)

@@ -86,7 +86,7 @@ class STNTrainable(tune.Trainable):
             "parent_trial_id": self.parent_trial_id,
             "segment": self.segment,
             "status": "diverged" if diverged else "finished" if done else "running",
-            "reason": diverged or "",
+            "reason": diverged or self.trainer.restarted or "",
             "done": done,
         }
 

@@ -25,7 +25,4 @@ class Fixed:
 
 def plain_step(learner: Learner, batch: Split) -> Tensor:
     """One step of the base parameters at the mean hyperparameters with a zero response."""
-    sample = learner.model.hyper.constant_sample()
-    loss = learner.training_loss(learner.forward(batch.inputs, sample), batch.targets, sample)
-    learner.step_weights(loss, "base")
-    return loss.detach()
+    return learner.step_weights(batch, learner.model.hyper.constant_sample(), "base")

@@ -22,6 +22,4 @@ class STN:
     def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
         with meter.step("train"):
             sample = learner.model.perturbed_sample(len(batch))
-            loss = learner.training_loss(learner.forward(batch.inputs, sample), batch.targets, sample)
-            learner.step_weights(loss, "base", "response")
-            return loss.detach()
+            return learner.step_weights(batch, sample, "base", "response")

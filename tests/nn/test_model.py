@@ -1,0 +1,139 @@
+"""A converted network under its samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune_stn.nn import ResponseSize, SelfTuningModel
+from tune_stn.nn import self_tuning as convert
+from tune_stn.nn.model import ORIGIN
+from tune_stn.space import Constants, SearchSpace, Tunable, Uniform
+from tune_stn.space.sample import Sample
+
+SPACE = SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 0.9)})
+START = {"rate": 0.3, "other": 0.1}
+DROPOUT = {"2": "rate", "4": "other"}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 3))
+
+
+def converted(size: ResponseSize = "gate", *, centred: bool = False) -> SelfTuningModel:
+    """With a response that is not zero."""
+    model = convert(network(), SPACE, start=START, dropout=DROPOUT, response=size, centred=centred)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def drawn() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(5, 6)
+
+
+@pytest.mark.parametrize(("size", "shrink"), [("gate", 2**0.5), (2, 1.0)])
+def test_the_response_sees_raw_coordinates_from_the_start_or_offsets(size: ResponseSize, shrink: float) -> None:
+    plain, centred = converted(size), converted(size, centred=True)
+    assert isinstance(plain.hyper, Tunable)
+    start = plain.hyper.raw.detach().clone()
+    for model in (plain, centred):
+        assert isinstance(model.hyper, Tunable)
+        model.hyper.raw.data += torch.tensor([0.5, -1.0])
+    mean = plain.mean_sample()
+    assert mean.response_input is not None
+    torch.testing.assert_close(mean.response_input, (torch.tensor([[0.5, -1.0]]) + ORIGIN) / shrink)
+    assert not mean.response_input.requires_grad
+    assert centred.mean_sample().response_input is None
+    torch.manual_seed(0)
+    drawn = plain.perturbed_sample(6, linearise=True)
+    torch.manual_seed(0)
+    offset = centred.perturbed_sample(6)
+    assert drawn.linearise
+    assert not offset.linearise
+    assert drawn.response_input is not None
+    assert offset.response_input is not None
+    shift = plain.hyper.raw.detach() - start + ORIGIN
+    torch.testing.assert_close(offset.response_input, drawn.response_input * shrink - shift, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(drawn[name], offset[name]) for name in SPACE)
+    assert {tuple(value.shape) for value in drawn.values.values()} == {(6,)}
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_only_a_kept_graph_carries_gradients_to_the_hyperparameters(centred: bool) -> None:
+    model = converted(centred=centred).eval()
+    inputs = drawn()
+    assert isinstance(model.hyper, Tunable)
+    hyper = [model.hyper.raw, model.hyper.rho]
+    for sample, expected in (
+        (model.perturbed_sample(5, keep_graph=True), [True, True]),
+        (model.mean_sample(keep_graph=True), [True, False]),
+        (model.perturbed_sample(5), [False, False]),
+        (model.mean_sample(), [False, False]),
+    ):
+        with model.using(sample):
+            loss = model(inputs).square().sum()
+        gradients = torch.autograd.grad(loss, hyper, allow_unused=True)
+        assert [g is not None and bool(g.abs().sum() > 0) for g in gradients] == expected
+
+
+def test_no_gradient_of_the_training_loss_reaches_a_hyperparameter() -> None:
+    """Not even through the values that dropout reads."""
+    model = converted().train()
+    with model.using(model.perturbed_sample(5)):
+        loss = model(drawn()).square().sum()
+    gradients = torch.autograd.grad(loss, list(model.hyper.parameters()), allow_unused=True)
+    assert [gradient is None for gradient in gradients] == [True, True]
+
+
+def test_hyper_gradient_is_that_of_finite_differences() -> None:
+    model = converted("full").double().eval()
+    inputs = drawn().double()
+    assert isinstance(model.hyper, Tunable)
+
+    def loss() -> Tensor:
+        with model.using(model.mean_sample(keep_graph=True)):
+            result: Tensor = model(inputs).square().sum()
+        return result
+
+    (gradient,) = torch.autograd.grad(loss(), [model.hyper.raw])
+    for index in range(2):
+        ends = []
+        for step in (1e-5, -2e-5):
+            with torch.no_grad():
+                model.hyper.raw[index] += step
+                ends.append(float(loss()))
+        with torch.no_grad():
+            model.hyper.raw[index] += 1e-5
+        assert float(gradient[index]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+def test_outside_a_sample_the_model_is_at_the_mean() -> None:
+    model = converted().eval()
+    inputs = drawn()
+    with torch.no_grad():
+        with model.using(model.mean_sample()):
+            expected = model(inputs)
+        assert torch.equal(model(inputs), expected)
+        with model.using(model.hyper.constant_sample()):
+            assert not torch.equal(model(inputs), expected)
+    assert not model.slot.is_set
+
+
+def test_constants_make_a_plain_network_that_reads_its_rates() -> None:
+    start = {"rate": 0.0, "other": 0.0}
+    model = convert(network(), SPACE, start=start, dropout=DROPOUT, response=None, tuned=False)
+    assert isinstance(model.hyper, Constants)
+    assert model.response_parameters() == []
+    assert set(model.conversion.plain.values()) == {"no response asked for"}
+    assert model.mean_sample().response_input is None
+    inputs = drawn()
+    plain = network().eval()
+    assert torch.equal(model.train()(inputs), plain(inputs))  # rates of zero: dropout keeps all
+    with model.using(Sample({"rate": torch.tensor([0.5]), "other": torch.tensor([0.5])})):
+        assert not torch.equal(model(inputs), plain(inputs))

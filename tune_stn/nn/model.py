@@ -1,0 +1,102 @@
+"""A converted network together with its hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tune_stn.nn.conversion import Conversion
+from tune_stn.nn.response import Responding
+from tune_stn.nn.slot import Slot
+from tune_stn.space.sample import Sample
+from tune_stn.space.tunable import Constants, Tunable
+
+# The response input of STN at the start values. In the papers it is the raw coordinate itself, which is about -3 at
+# their start values (.05 of a domain). Gates learn at a speed of its square and in a direction of its sign: there, that
+# a stronger regulariser sets training back. Counted from the start, every start value is as good as theirs
+# (experiments/start_values.py). The responses that can be expressed are the same.
+ORIGIN = -3.0
+
+
+class SelfTuningModel(nn.Module):
+    """A network whose layers read the current hyperparameter sample, and the hyperparameters themselves.
+
+    Made by `self_tuning`. Calling it outside `using` evaluates at the mean of the hyperparameters.
+
+    Attributes:
+        network: the converted copy of the user's network.
+        hyper: the tunable state, or constants where nothing is tuned inside the run.
+        conversion: what was converted, bound and left plain.
+        centred: whether the response input is the offset from the mean (Delta-STN) or the raw coordinate, counted
+            from the start (STN).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        hyper: Tunable | Constants,
+        slot: Slot,
+        conversion: Conversion,
+        *,
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.hyper = hyper
+        self.slot = slot
+        self.conversion = conversion
+        self.centred = centred
+        # A gate scales a trained weight at once, where V still has to grow: over many hyperparameters, too fast.
+        gates_only = all(layer.size in ("gate", None) for layer in self.response_layers())
+        self.shrink = math.sqrt(len(hyper.space)) if gates_only else 1.0
+        self.training = network.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.slot.is_set:
+            return self.network(*args, **kwargs)
+        with self.using(self.mean_sample()):
+            return self.network(*args, **kwargs)
+
+    def using(self, sample: Sample) -> AbstractContextManager[None]:
+        """Make `sample` the one that layers read inside the block."""
+        return self.slot.using(sample)
+
+    def mean_sample(self, *, keep_graph: bool = False) -> Sample:
+        """Everybody at the mean hyperparameters: one row, so that responses merge into plain layers.
+
+        With `keep_graph` the response input carries gradients to the raw coordinates, as a hyper-step needs.
+        """
+        if isinstance(self.hyper, Constants) or not self.conversion.responding:
+            return self.hyper.constant_sample()
+        if self.centred and not keep_graph:
+            return self.hyper.constant_sample()  # an offset of zero: the base network itself
+        return self._sample(self.hyper, self.hyper.raw[None], keep_graph=keep_graph)
+
+    def perturbed_sample(self, rows: int, *, keep_graph: bool = False, linearise: bool = False) -> Sample:
+        """A draw around the mean for each of `rows` examples. Needs a tunable state."""
+        assert isinstance(self.hyper, Tunable)
+        return self._sample(self.hyper, self.hyper.perturbed(rows), keep_graph=keep_graph, linearise=linearise)
+
+    def _sample(self, hyper: Tunable, raw: Tensor, *, keep_graph: bool, linearise: bool = False) -> Sample:
+        response_input = raw - hyper.raw.detach() if self.centred else (raw - hyper.origin + ORIGIN) / self.shrink
+        if not keep_graph:
+            response_input = response_input.detach()
+        return Sample(hyper.values(raw), response_input, linearise)
+
+    def response_layers(self) -> Iterator[Responding]:
+        for module in self.network.modules():
+            if isinstance(module, Responding):
+                yield module
+
+    def response_parameters(self) -> list[nn.Parameter]:
+        """Parameters that describe the response, each once."""
+        return [parameter for layer in self.response_layers() for parameter in layer.response_parameters()]
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the network proper, each once; frozen ones are not among them."""
+        response = {id(parameter) for parameter in self.response_parameters()}
+        return [p for p in self.network.parameters() if p.requires_grad and id(p) not in response]

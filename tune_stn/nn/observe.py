@@ -1,0 +1,39 @@
+"""Outputs of inner modules, for penalties on activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Activations = Mapping[str, list[Tensor]]
+"""Path of a module -> its outputs in one forward pass, one for each time it was called."""
+
+
+@contextmanager
+def observing(network: nn.Module, paths: Iterable[str]) -> Iterator[Activations]:
+    """Collect the outputs of the modules at `paths` inside the block; of a tuple, as an LSTM gives, the first entry.
+
+    Raises:
+        ValueError: the network has no module at a path.
+    """
+    seen: dict[str, list[Tensor]] = {}
+    with ExitStack() as hooks:
+        for path in set(paths):
+            try:
+                module = network.get_submodule(path)
+            except AttributeError:
+                found = ", ".join(name for name, _ in network.named_modules() if name)
+                raise ValueError(f"no module {path!r} to observe; the network has {found}") from None
+            outputs = seen[path] = []
+            handle = module.register_forward_hook(lambda _m, _i, output, to=outputs: to.append(_first(output)))
+            hooks.callback(handle.remove)
+        yield seen
+
+
+def _first(output: Any) -> Tensor:
+    tensor = output[0] if isinstance(output, tuple) else output
+    assert isinstance(tensor, Tensor)
+    return tensor

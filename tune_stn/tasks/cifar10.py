@@ -1,0 +1,111 @@
+"""CIFAR-10, in the network of the STN paper (MacKay et al. 2019, arXiv 1903.03088, section 5.2)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from tune_stn.data import cifar10
+from tune_stn.data.augment import ColourJitter, Cutout, InputDropout, InputScale
+from tune_stn.data.splits import Split, Splits, random_splits
+from tune_stn.space import Domain, Integer, SearchSpace, Uniform
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import Task, accuracy
+
+# Mean and standard deviation of the training pixels of each channel, in units of the full range.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+DROPOUTS = (*(f"dropout_conv_{i}" for i in range(1, 6)), "dropout_fc_1", "dropout_fc_2")
+
+
+def cifar10_alexnet(
+    *,
+    train_images: int = 40_000,
+    valid_images: int = 10_000,
+    test_images: int = 10_000,
+    width: int = 64,
+    data_dir: str | None = None,
+) -> Task:
+    """CIFAR-10, AlexNet, the STN paper's fifteen hyperparameters: dropouts, input noise, colour, cutout.
+
+    `width` is the number of channels of the first convolution, to which all other sizes keep their ratio.
+    """
+    space: dict[str, Domain] = {
+        **{name: Uniform(0.0, 0.9) for name in DROPOUTS},
+        "input_dropout": Uniform(0.0, 1.0),
+        "input_scale": Uniform(0.0, 0.3),
+        "hue": Uniform(0.0, 0.5),
+        **{name: Uniform(0.0, 1.0) for name in ("contrast", "saturation", "brightness")},
+        "cutout_length": Integer(0, 24),
+        "cutout_holes": Integer(0, 4),
+    }
+    colour = ColourJitter(
+        brightness="brightness", contrast="contrast", saturation="saturation", hue="hue", mean=MEAN, std=STD
+    )
+    return Task(
+        name="cifar10-alexnet",
+        description="CIFAR-10, AlexNet",
+        # Channels last: the faster format of these convolutions on a GPU, and of their pooling on a CPU.
+        model=lambda: alexnet(width).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        data=lambda seed: _load(train_images, valid_images, test_images, data_dir, seed),
+        space=SearchSpace(space),
+        start={**dict.fromkeys(space, 0.05), "cutout_length": 4, "cutout_holes": 1},
+        dropout={name: name for name in DROPOUTS},
+        # Colour first, for it needs real pixels; input noise last, as in a layer of the network.
+        augmentations=(colour, Cutout(max_holes=4), InputScale(), InputDropout()),
+        metrics={"accuracy": accuracy},
+        training=Training(
+            epochs=200,
+            batch_size=128,
+            lr=0.01,
+            optimizer_args={"momentum": 0.9},
+            lr_schedule="ReduceLROnPlateau",
+            lr_schedule_args={"factor": 0.1, "patience": 60},
+            hyper_optimizer="Adam",
+            hyper_lr=3e-3,
+            train_steps=2,
+            warmup_epochs=5,
+            scale=0.5,
+            entropy_weight=1e-3,
+        ),
+    )
+
+
+def alexnet(width: int) -> nn.Sequential:
+    """Five 3x3 convolutions and three linear layers, without batch norm; inputs `(batch, 3, 32, 32)`."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 3
+    for i, (out, pools) in enumerate([(1, True), (3, True), (6, False), (4, False), (4, True)], start=1):
+        layers[f"conv_{i}"] = nn.Conv2d(channels, out * width, 3, stride=2 if i == 1 else 1, padding=1)
+        if pools:  # before the ReLU: the same values with a quarter of the element-wise work
+            layers[f"pool_{i}"] = nn.MaxPool2d(2)
+        layers[f"relu_{i}"] = nn.ReLU()
+        layers[f"dropout_conv_{i}"] = nn.Dropout()
+        channels = out * width
+    layers["flatten"] = nn.Flatten()
+    features = 4 * channels  # 2x2 pixels are left
+    for i in (1, 2):
+        layers[f"dropout_fc_{i}"] = nn.Dropout()
+        layers[f"fc_{i}"] = nn.Linear(features, 64 * width)
+        layers[f"relu_fc_{i}"] = nn.ReLU()
+        features = 64 * width
+    layers["output"] = nn.Linear(features, cifar10.CLASSES)
+    return nn.Sequential(layers)
+
+
+def _load(train_images: int, valid_images: int, test_images: int, data_dir: str | None, seed: int) -> Splits:
+    """Training and validation images are drawn from the official training set by `seed`, test images in order."""
+    training_set, test_set = cifar10.load(data_dir)
+    train, valid = random_splits(
+        training_set.inputs, training_set.targets, sizes=(train_images, valid_images), seed=seed
+    )
+    if not 1 <= test_images <= len(test_set):
+        raise ValueError(f"test_images={test_images}: accepted is 1 to {len(test_set)}")
+    test = Split(test_set.inputs[:test_images], test_set.targets[:test_images])
+    return Splits(train=_normalised(train), valid=_normalised(valid), test=_normalised(test))
+
+
+def _normalised(split: Split) -> Split:
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
+    return Split(split.inputs.float().div_(255).sub_(mean).div_(std), split.targets)
