@@ -6,7 +6,7 @@ the losses and where the hyperparameters are, for the plain network and for both
 
     python experiments/own_transformer.py
     python experiments/own_transformer.py --smoke-test
-    cd experiments && tune-stn compare --task own_transformer:task --methods stn,delta-stn,random --budget 120 --out runs
+    cd experiments && tune-stn compare --task own_transformer:task --methods stn,random --budget 120 --out runs
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def main() -> None:
         trainer = Trainer(task(), algorithm=algorithm, seed=arguments.seed)
         print(f"\n{algorithm}\n{trainer.model.conversion}")
         epochs = 1 if arguments.smoke_test else trainer.task.training.epochs
-        for epoch in range(epochs):
+        for epoch in range(1, epochs + 1):
             report = trainer.run_epoch()
-            if epoch % 5 == 4 or epoch == epochs - 1:
+            if epoch % 5 == 0 or epoch == epochs:
                 values = ", ".join(f"{key[3:]} {value:.3g}" for key, value in report.items() if key.startswith("hp/"))
-                print(f"epoch {epoch + 1:3}: validation {report['val_loss']:.4f}, test {report['test_loss']:.4f}; {values}")
+                print(f"epoch {epoch}: validation {report['val_loss']:.4f}, test {report['test_loss']:.4f}; {values}")
 
 
 if __name__ == "__main__":

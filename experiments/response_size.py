@@ -1,4 +1,4 @@
-"""What the cheaper forms of the response cost in quality: full, rank 8, gate-only, and a response step on part of a batch.
+"""What the cheaper forms of the response cost in quality: full, rank 8, gate-only, response steps on part of a batch.
 
 STN and Delta-STN on Fashion-MNIST (CNN, 5,000 training and 5,000 validation images, five seeds) and on the digits (MLP,
 ten seeds), each from the task's start values. Every run is appended to experiments/results/response_size/runs.csv when

@@ -1,12 +1,13 @@
-"""What a self-tuning step costs, in plain training steps.
+"""What a self-tuning step costs, in plain training steps, and how much memory it needs.
 
 Plain, STN and Delta-STN training steps (a Delta-STN cycle: base and response step; an STN hyper-step apart) on the
-Fashion-MNIST CNN and MLP, with full, rank-8 and gate-only responses. All of them take turns in one process, on the same
-batch, and every ratio is of two neighbours in time: on a shared machine nothing else means anything. Prints median and
-quartiles of the ratios beside the ratio of floating-point operations, and writes them to
-experiments/results/step_cost/.
+Fashion-MNIST CNN and MLP, LSTMs and a transformer block, with full, rank-8, gate-only and automatic responses, and with
+response steps on a quarter of the batch. All of them take turns in one process, on the same batch, and every ratio is
+of two neighbours in time: on a shared machine nothing else means anything. Prints median and quartiles of the ratios
+beside those of floating-point operations and of peak memory, and writes them to experiments/results/step_cost/.
 
-    python experiments/step_cost.py              # the figures of the README; about four minutes
+    python experiments/step_cost.py              # the figures of the README; about 25 minutes
+    python experiments/step_cost.py --models cnn lstm-small
     python experiments/step_cost.py --smoke-test
 """
 
@@ -20,80 +21,162 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
-from tune_stn.data.splits import Split
-from tune_stn.tasks import get_task
+from tune_stn.data.splits import Split, Splits
+from tune_stn.nn import LockedDropout
+from tune_stn.space import SearchSpace, Uniform
+from tune_stn.tasks import Task, Training, get_task
 from tune_stn.training import Trainer
 
-SIZES = ("full", 8, "gate")
-# Small splits: only their first batches are used. No warm-up of the task is run, so that hyper-steps count too.
-SPLITS = {"train_images": 256, "valid_images": 256, "test_images": 1}
-MODELS = {"fashion-mnist-cnn": {"hidden": 256}, "fashion-mnist-mlp": {"hidden": 512}}
+# algorithm, response size, share of the batch in a response step
+FORMS = [
+    ("stn", "full", 1.0),
+    ("stn", "8", 1.0),
+    ("stn", "gate", 1.0),
+    ("stn", "auto", 1.0),
+    ("delta-stn", "full", 1.0),
+    ("delta-stn", "8", 1.0),
+    ("delta-stn", "gate", 1.0),
+    ("delta-stn", "full", 0.25),
+    ("delta-stn", "auto", 0.25),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "step_cost")
     arguments = parser.parse_args()
     rounds = 3 if arguments.smoke_test else arguments.rounds
+    arguments.results.mkdir(parents=True, exist_ok=True)
 
     tables = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        for model, settings in MODELS.items():
-            table = measure(model, settings, rounds, arguments.batch_size, arguments.device)
+        for model in arguments.models:
+            task = MODELS[model](arguments.smoke_test)
+            # The large LSTM takes seconds a step.
+            table = measure(task, max(3, rounds // 6) if model == "lstm-large" else rounds, arguments.device)
             tables.append(table.assign(model=model, threads=threads))
-            print(f"\n{model}, batch {arguments.batch_size}, {threads} thread(s), {rounds} rounds, {arguments.device}")
-            print(table.to_string(index=False, float_format="%.2f"))
-    together = pd.concat(tables).assign(
-        device=torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
-        torch=torch.__version__,
-        batch_size=arguments.batch_size,
-        rounds=rounds,
+            print(f"\n{model}, {threads} thread(s), {arguments.device}")
+            print(table.to_string(index=False, float_format="%.2f"), flush=True)
+            device = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
+            together = pd.concat(tables).assign(device=device, torch=torch.__version__)
+            together.to_csv(arguments.results / f"{arguments.device}.csv", index=False)
+
+
+# The networks -----------------------------------------------------------------------------------------------------
+
+
+def fashion(network: str) -> Callable[[bool], Task]:
+    """The built-in task at its usual width, on no more images than are needed."""
+
+    def make(small: bool) -> Task:
+        size = {"batch_size": 16, "hidden": 32} if small else {"batch_size": 128}
+        return get_task(f"fashion-mnist-{network}", train_images=256, valid_images=256, test_images=1, **size)
+
+    return make
+
+
+def lstm(steps: int, batch: int, hidden: int) -> Callable[[bool], Task]:
+    """One LSTM layer with locked dropout on its output; its own width is its input's, as inside a stack."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
+            self.dropout = LockedDropout(batch_first=True)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output: Tensor = self.dropout(self.lstm(inputs)[0])
+            return output
+
+    return lambda small: sequences(Layer, steps=5 if small else steps, batch=8 if small else batch, width=hidden)
+
+
+def transformer(small: bool) -> Task:
+    """One encoder block of torch: 4 heads, 256 wide, feed-forward 1024; every dropout is tuned."""
+
+    def block() -> nn.Module:
+        return nn.TransformerEncoderLayer(256, 4, dim_feedforward=1024, batch_first=True, norm_first=True)
+
+    return sequences(block, steps=8 if small else 64, batch=8 if small else 32, width=256, dropout="*")
+
+
+def sequences(model: Callable[[], nn.Module], *, steps: int, batch: int, width: int, dropout: str = "dropout") -> Task:
+    """Random sequences to random sequences: only the time of a step is of interest."""
+
+    def data(seed: int) -> Splits:
+        inputs, targets = torch.randn(2, batch, steps, width, generator=torch.Generator().manual_seed(seed))
+        return Splits(*[Split(inputs, targets)] * 3)
+
+    return Task(
+        name="sequences",
+        model=model,
+        data=data,
+        space=SearchSpace({"dropout": Uniform(0.0, 0.9)}),
+        start={"dropout": 0.1},
+        dropout={dropout: "dropout"},
+        loss=F.mse_loss,
+        training=Training(batch_size=batch, optimizer_args={"momentum": 0.9}),
     )
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    together.to_csv(arguments.results / f"{arguments.device}.csv", index=False)
 
 
-def measure(model: str, settings: dict[str, int], rounds: int, batch_size: int, device: str) -> pd.DataFrame:
-    """Ratios to the plain step of the same round: median, quartiles, and the ratio of operations."""
-    task_settings = {**SPLITS, **settings, "batch_size": batch_size}
-    steps: dict[tuple[str, str], Callable[[], object]] = {}
-    flops: dict[tuple[str, str], Callable[[], float]] = {}
-    for size in SIZES:
-        task = get_task(model, **task_settings, response=size)
-        for algorithm in ("stn", "delta-stn"):
-            trainer = Trainer(task, algorithm=algorithm, device=device)
-            train, valid = first_batch(trainer.splits.train, batch_size), first_batch(trainer.splits.valid, batch_size)
-            what = "STN step" if algorithm == "stn" else "Delta-STN cycle"
-            steps[what, str(size)] = train_step(trainer, train)
-            flops[what, str(size)] = step_flops(trainer, steps[what, str(size)])
-            if algorithm == "stn":
-                steps["hyper-step", str(size)] = hyper_step(trainer, valid)
-                flops["hyper-step", str(size)] = step_flops(trainer, steps["hyper-step", str(size)])
-    trainer = Trainer(get_task(model, **task_settings), algorithm="fixed", device=device)
-    plain = train_step(trainer, first_batch(trainer.splits.train, batch_size))
-    plain_flops = step_flops(trainer, plain)()
+MODELS: dict[str, Callable[[bool], Task]] = {
+    "mlp": fashion("mlp"),
+    "cnn": fashion("cnn"),
+    "lstm-small": lstm(35, 20, 200),
+    "lstm-large": lstm(70, 40, 650),
+    "transformer": transformer,
+}
 
-    operations = {key: count() / plain_flops for key, count in flops.items()}  # also warms every step up
-    for step in (plain, *steps.values()):
-        seconds(step, device)
-    ratios: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(task: Task, rounds: int, device: str) -> pd.DataFrame:
+    """Ratios to the plain step of the same round: median, quartiles, and the ratios of operations and peak memory."""
+    plain_trainer = Trainer(task, algorithm="fixed", device=device)
+    batch_size = task.training.batch_size
+    plain = train_step(plain_trainer, first_batch(plain_trainer.splits.train, batch_size))
+    plain()
+    plain_flops, plain_memory = step_flops(plain_trainer, plain), peak_memory(plain, device)
+
+    steps: dict[tuple[str, str, float], Callable[[], object]] = {}
+    rows: dict[tuple[str, str, float], dict[str, object]] = {}
+    for algorithm, response, share in FORMS:
+        form = get_task(task, response=int(response) if response.isdigit() else response, response_share=share)
+        trainer = Trainer(form, algorithm=algorithm, device=device)
+        batch = first_batch(trainer.splits.train, batch_size)
+        own = {("STN step" if algorithm == "stn" else "Delta-STN cycle", response, share): train_step(trainer, batch)}
+        if algorithm == "stn":
+            own["hyper-step", response, share] = hyper_step(trainer, first_batch(trainer.splits.valid, batch_size))
+        for key, step in own.items():
+            step()  # warms up
+            steps[key] = step
+            rows[key] = {
+                "step": key[0],
+                "response": response,
+                "share": share,
+                "chosen": next(iter(trainer.model.response_layers())).size,
+                "operations_over_plain": step_flops(trainer, step) / plain_flops,
+                "memory_over_plain": peak_memory(step, device) / plain_memory,
+            }
+    ratios: dict[tuple[str, str, float], list[float]] = {key: [] for key in steps}
     for _ in range(rounds):
         for key, step in steps.items():
             ratios[key].append(seconds(step, device) / seconds(plain, device))
-    rows = []
-    for (what, size), values in ratios.items():
-        series = pd.Series(values)
-        low, median, high = series.quantile([0.25, 0.5, 0.75])
-        row = {"step": what, "response": size, "over_plain": median, "quartile_1": low, "quartile_3": high}
-        rows.append(row | {"operations_over_plain": operations[what, size]})
-    return pd.DataFrame(rows).sort_values("step", kind="stable")
+    for key, values in ratios.items():
+        low, median, high = pd.Series(values).quantile([0.25, 0.5, 0.75])
+        rows[key] |= {"over_plain": median, "quartile_1": low, "quartile_3": high, "rounds": rounds}
+    table = pd.DataFrame(rows.values()).sort_values("step", kind="stable")
+    return table.assign(plain_memory_mib=plain_memory / 2**20, batch_size=batch_size)
 
 
 def first_batch(split: Split, batch_size: int) -> Split:
@@ -113,15 +196,30 @@ def hyper_step(trainer: Trainer, batch: Split) -> Callable[[], object]:
     return step
 
 
-def step_flops(trainer: Trainer, step: Callable[[], object]) -> Callable[[], float]:
+def step_flops(trainer: Trainer, step: Callable[[], object]) -> float:
     """Operations that one call of `step` adds to the trainer's meter."""
+    before = trainer.meter.spent_flops
+    step()
+    return trainer.meter.spent_flops - before
 
-    def count() -> float:
-        before = trainer.meter.spent_flops
+
+def peak_memory(step: Callable[[], object], device: str) -> int:
+    """Bytes a step has allocated at most at a time, beyond what there was before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         step()
-        return trainer.meter.spent_flops - before
-
-    return count
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
 
 
 def seconds(step: Callable[[], object], device: str) -> float:

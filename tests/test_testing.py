@@ -352,7 +352,7 @@ MISTAKES: dict[type[Responding], str] = {
     TangentLacksTheInputs: "test_tangent_is_the_derivative_along_the_response_input",
     TangentIsDoubled: "test_tangent_is_the_derivative_along_the_response_input",
     ValueHoldsTheResponse: "test_tangent_is_the_derivative_along_the_response_input",
-    TangentIsDetached: "test_gradient_of_a_linearised_step_is_that_of_double_backward",
+    TangentIsDetached: "test_gradient_of_a_linearised_step_is_the_derivative_of_the_gradient",
     NormOfTheBase: "test_squared_norm_is_that_of_the_effective_weights",
     CopiesItsBase: "test_base_parameters_are_taken_over_and_all_others_are_the_response",
     GivesParametersTwice: "test_base_parameters_are_taken_over_and_all_others_are_the_response",

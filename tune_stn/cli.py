@@ -173,11 +173,12 @@ def report(directory: Path) -> None:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def data(name: str, folder: Path | None, quiet: bool) -> None:
     """Fetch a data set, checksummed."""
-    from tune_stn.data import fashion_mnist
+    from tune_stn.data import cifar10, fashion_mnist
 
-    if name != "fashion-mnist":
-        raise ValueError(f"unknown data set {name!r}; accepted is fashion-mnist (digits-mlp and ridge need none)")
-    click.echo(fashion_mnist.fetch(folder, progress=not quiet))
+    fetch = {"fashion-mnist": fashion_mnist.fetch, "cifar10": cifar10.fetch}
+    if name not in fetch:
+        raise ValueError(f"unknown data set {name!r}; accepted are {', '.join(fetch)} (digits-mlp and ridge need none)")
+    click.echo(fetch[name](folder, progress=not quiet))
 
 
 def _protect(options: dict[str, Any]) -> None:

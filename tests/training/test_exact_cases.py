@@ -18,6 +18,8 @@ from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split, Splits
+from tune_stn.nn.model import ORIGIN
+from tune_stn.nn.observe import Activations
 from tune_stn.nn.response import ResponseLayer
 from tune_stn.space import Normal, Sample, SearchSpace, Tunable
 from tune_stn.tasks import Task, Training
@@ -38,8 +40,9 @@ class FromWeight:
 
     names: tuple[str, ...]
     function: Callable[[Sample, Tensor], Tensor]
+    paths: tuple[str, ...] = ()
 
-    def __call__(self, network: nn.Module, sample: Sample) -> Tensor:
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         layer = next(m for m in network.modules() if isinstance(m, (ResponseLayer, nn.Linear)))
         return self.function(sample, effective_weight(layer, sample.response_input))
 
@@ -94,15 +97,13 @@ def settle(trainer: Trainer, steps: int = 100) -> None:
 
 
 def learned(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """The first layer's effective weight at the mean, `(out, in)`, and its Jacobian, `(out, in, n)`."""
+    """The first layer's effective weight at the mean, `(out, in)`, and its Jacobian by the raw coordinates,
+    `(out, in, n)`: as a hyper-step sees them, whatever the response input is."""
     hyper, layer = trainer.model.hyper, next(trainer.model.response_layers())
     assert isinstance(hyper, Tunable)
-    at_mean = torch.zeros_like(hyper.raw) if trainer.model.centred else hyper.raw.detach()
-
-    def weight(h: Tensor) -> Tensor:
-        return effective_weight(layer, h[None])[0]
-
-    return weight(at_mean).detach(), torch.autograd.functional.jacobian(weight, at_mean)
+    (weight,) = effective_weight(layer, trainer.model.mean_sample(keep_graph=True).response_input)
+    rows = [torch.autograd.grad(entry, hyper.raw, retain_graph=True)[0] for entry in weight.flatten()]
+    return weight.detach(), torch.stack(rows).view(*weight.shape, -1)
 
 
 # One-dimensional ridge: loss (w - 1)^2 / 2, penalty e^lambda w^2 / 2 ------------------------------------------------
@@ -201,6 +202,8 @@ def test_fresh_draws_have_the_same_fixed_point(algorithm: str) -> None:
         algorithm=algorithm,
     )
     trainer.model.get_parameter("network.response_weight").data.fill_(1.0)
+    # The response input is the raw coordinate itself, about -1: at -3, gradient descent would take 20 times as long.
+    trainer.model.get_buffer("hyper.origin").fill_(ORIGIN)
     torch.manual_seed(0)
     train(trainer, 150)
     tail = []
@@ -319,8 +322,9 @@ def shallow_task(log_penalty: float, scale: float, nodes: int) -> Task:
     @dataclass(frozen=True)
     class JacobianPenalty:
         names: tuple[str, ...] = ("log_penalty",)
+        paths: tuple[str, ...] = ()
 
-        def __call__(self, network: nn.Module, sample: Sample) -> Tensor:
+        def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
             first, second = network.get_submodule("0"), network.get_submodule("1")
             assert isinstance(second.weight, Tensor)
             jacobian = second.weight[0] @ effective_weight(first, sample.response_input)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_stn.data.splits import Split
+from tune_stn.nn.model import ORIGIN
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.space import Sample, Tunable
 from tune_stn.tasks import Task
@@ -75,7 +76,7 @@ def test_training_loss_has_no_path_to_the_hyperparameters(make_task: Any, stir: 
     """Also if one asks for it: augmentation, dropout and penalties read detached values."""
     _, learner, batch = made(make_task(), "stn", stir)
     sample = learner.model.perturbed_sample(len(batch))
-    loss = learner.training_loss(learner.forward(batch.inputs, sample), batch.targets, sample)
+    loss = learner.training_loss(batch, sample)
     assert torch.autograd.grad(loss, learner.hyper, allow_unused=True, retain_graph=True) == (None, None)
     assert any(g is not None for g in torch.autograd.grad(loss, learner.base, allow_unused=True))
 
@@ -109,7 +110,7 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
     make_task: Any, stir: Stir, algorithm: str, tune_scales: bool, size: Any
 ) -> None:
     """Central differences with respect to raw and rho; the weights, and the centre of the offset, stay."""
-    task = make_task("cnn", tune_scales=tune_scales, entropy_weight=0.0, response=size)
+    task = make_task("cnn", tune_scales=tune_scales, entropy_weight=0.0, response=size, hyper_clip_norm=None)
     trainer, learner, batch = made(task, algorithm, stir)
     hyper = hyper_of(learner)
     hyper.rho.data.copy_(torch.tensor([-1.0, 0.2, 0.5]))
@@ -123,7 +124,8 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
         if tune_scales:
             moved = moved + F.softplus(rho + widening) * noise
         trainer.model.eval()
-        sample = Sample(hyper.values(moved), moved - raw if get_rule(algorithm).centred else moved)
+        from_start = (moved - hyper.origin + ORIGIN) / trainer.model.shrink
+        sample = Sample(hyper.values(moved), moved - raw if get_rule(algorithm).centred else from_start)
         with trainer.model.using(sample):
             value = float(F.cross_entropy(trainer.model(batch.inputs), batch.targets))
         trainer.model.train()
@@ -163,7 +165,7 @@ def test_entropy_is_a_bonus_that_raises_the_scales(make_task: Any, stir: Stir, a
     """Gradient of -tau H: -tau sigmoid(rho) / sigma; nothing for raw."""
     gradients = []
     for weight in (0.0, 0.5):
-        trainer, learner, batch = made(make_task(entropy_weight=weight), algorithm, stir)
+        trainer, learner, batch = made(make_task(entropy_weight=weight, hyper_clip_norm=None), algorithm, stir)
         torch.manual_seed(1)
         learner.hyper_step(batch)
         gradients.append((learner.hyper[0].grad, learner.hyper[1].grad))
@@ -230,7 +232,7 @@ def test_validation_loss_has_no_dropout_augmentation_or_penalty(make_task: Any, 
         trainer.model.train()
     assert torch.equal(loss, expected)
     sample = learner.model.mean_sample()
-    training = learner.training_loss(learner.forward(batch.inputs, sample), batch.targets, sample)
+    training = learner.training_loss(batch, sample)
     assert training > loss + 0.1  # they are there in training
 
 
@@ -243,9 +245,10 @@ def test_training_loss_averages_penalties_over_the_rows(make_task: Any, stir: St
     for row in range(len(batch)):
         assert sample.response_input is not None
         single = Sample({k: v[row : row + 1] for k, v in sample.values.items()}, sample.response_input[row : row + 1])
-        one_by_one.append(decay(learner.model.network, single))
+        one_by_one.append(decay(learner.model.network, single, {}))
     expected = F.cross_entropy(outputs, batch.targets) + torch.cat(one_by_one).mean()
-    assert torch.allclose(learner.training_loss(outputs, batch.targets, sample), expected, rtol=1e-5)
+    loss = learner.training_loss(batch, sample, lambda inputs, sample: (outputs, {}))
+    assert torch.allclose(loss, expected, rtol=1e-5)
 
 
 def test_frozen_layers_are_in_no_optimizer(make_task: Any) -> None:

@@ -75,6 +75,7 @@ class Converter:
         inside_opaque: set[int] = set()
         inside_replaced: set[int] = set()
         for path, module in modules.items():
+            self.check_batch_axis(path, module)
             if id(module) in inside_replaced:
                 continue
             new = self.convert(path, module, inside_opaque=id(module) in inside_opaque)
@@ -121,6 +122,21 @@ class Converter:
         if weight_rate:
             new.weight_rate = weight_rate
         return new
+
+    def check_batch_axis(self, path: str, module: nn.Module) -> None:
+        """Refuse torch's transformer blocks in their sequence-first form, if examples are to have their own responses.
+
+        Their linear layers would take the positions for the examples: an error, or worse, none if there are as many.
+        """
+        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            return
+        per_example = self.space.keys() - self.space.per_batch
+        if per_example and not module.self_attn.batch_first and self.sizes.match(f"{path}.linear1") is not None:
+            raise ValueError(
+                f"{path!r} is a {type(module).__name__} with batch_first=False, so its layers cannot tell which example "
+                "a row belongs to: make it with batch_first=True (the weights are the same), or have all "
+                "hyperparameters drawn per batch: SearchSpace(..., per_batch=[...])"
+            )
 
     def why_plain(self, path: str, module: nn.Module, size: ResponseSize | None, stays: str | None) -> str | None:
         """Why a module with parameters gets no response, or None if it gets one."""

@@ -91,7 +91,7 @@ def run(
     weight = None if from_hidden.weight is None else from_hidden.weight.t()
     factors = [(factor.t(), out.unbind()) for factor, out in zip(from_hidden.factors, of_hidden[1:], strict=True)]
     first_two = gates[..., : 2 * size].unbind()
-    admit, forget, new, emit = (gate.unbind() for gate in gates.split(size, -1))
+    admit, forget, new, emit = (gate.unbind() for gate in gates.chunk(4, -1))
     h, c, s = hiddens.unbind(), cells.unbind(), squashed.unbind()
     for t, gate in enumerate(gates.unbind()):
         value = h[t]
@@ -126,7 +126,7 @@ def lstm(
     split = 2 + len(from_inputs.factors)
     return cast(
         tuple[Tensor, Tensor],
-        _LSTM.apply(tapes, split, inputs, hidden, cell, offset, *parts),  # type: ignore[no-untyped-call]
+        _LSTM.apply(tapes, split, inputs, hidden, cell, offset, *parts),
     )
 
 
@@ -158,7 +158,7 @@ class _LSTM(Function):
         gradient, forget, through = slopes(gates, cell, squashed)
         of_hiddens = [torch.empty_like(value) for value in hiddens[1:]]
         of_state = _adjoint(gradient, forget, through, of_hidden, of_cell, from_hidden, of_hiddens)
-        of_inputs = [gradient * from_inputs.unit] if from_inputs.factors else []
+        of_inputs = [] if from_inputs.unit is None else [gradient * from_inputs.unit]
         for factor in from_inputs.factors[:0:-1]:
             of_inputs.insert(0, of_inputs[0] @ factor)
 
@@ -187,8 +187,8 @@ def slopes(gates: Tensor, cell: Tensor, squashed: Tensor) -> tuple[Tensor, Tenso
     """First derivatives of a run: what a change of each gate (before its sigmoid or tanh) does.
 
     Returns:
-        Of the gates, `(time, batch, 4 * hidden)`: the first three change the cell, the last the hidden state; the forget
-        gates, by which a change of a cell goes on to the next; and what a change of a cell does to the hidden state.
+        Of the gates, `(time, batch, 4 * hidden)`: the first three change the cell, the last the hidden state; the
+        forget gates, by which a change of a cell goes on to the next; what a change of a cell does to the hidden state.
     """
     admit, forget, new, emit = gates.chunk(4, -1)
     result, through = torch.empty_like(gates), torch.empty_like(squashed)
@@ -214,7 +214,8 @@ def _adjoint(
 
     Args:
         gradient: slopes of the gates; overwritten with the gradient of the gates.
-        forget, through: as from `slopes`.
+        forget: as from `slopes`.
+        through: as from `slopes`.
         of_hidden: gradient of all hidden states, `(time, batch, hidden)`.
         of_cell: gradient of the last cell state.
         from_hidden: the projection of the hidden state.

@@ -16,6 +16,8 @@ from tune_stn.nn.observe import Activations
 from tune_stn.nn.response import Responding
 from tune_stn.space.sample import Sample
 
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
 
 class Penalty(Protocol):
     """Adds to the training loss, by the hyperparameters it names: one value for each row of the sample."""
@@ -53,10 +55,11 @@ class WeightDecay:
     def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
         total = rate.new_zeros(1)
+        norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
         decayed = [
             (path, parameter)
             for path, parameter in network.named_parameters()
-            if parameter.dim() >= 2 and fnmatchcase(path, self.only)
+            if parameter.dim() >= 2 and id(parameter) not in norms and fnmatchcase(path, self.only)
         ]
         responding: set[int] = set()
         for module in network.modules():

@@ -52,14 +52,12 @@ class Case:
             value, derivative = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
         return value, torch.zeros_like(value) if derivative is None else derivative
 
-    def to(self, device: str) -> Case:
-        """The same on a device; the layers themselves move there."""
+    def to(self, target: str | torch.dtype) -> Case:
+        """The same on a device or in a dtype; the layers themselves move there."""
+        keeps = isinstance(target, torch.dtype) and not self.inputs.is_floating_point()
+        inputs = self.inputs if keeps else self.inputs.to(target)
         return replace(
-            self,
-            base=self.base.to(device),
-            layer=self.layer.to(device),
-            inputs=self.inputs.to(device),
-            rows=self.rows.to(device),
+            self, base=self.base.to(target), layer=self.layer.to(target), inputs=inputs, rows=self.rows.to(target)
         )
 
     def tangents(self) -> list[Tensor | None]:

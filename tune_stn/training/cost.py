@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ class CostMeter:
 
     Args:
         epoch_flops: operations of one training epoch of the plain network.
+        compiled: whether steps run compiled code, into which torch's counter cannot look.
     """
 
-    def __init__(self, epoch_flops: int) -> None:
+    def __init__(self, epoch_flops: int, *, compiled: bool = False) -> None:
         if epoch_flops <= 0:
             raise ValueError("the model has no product or convolution that torch's counter knows: cost is undefined")
         self.epoch_flops = epoch_flops
+        self.compiled = compiled
         self.spent_flops = 0
         self._per_step: dict[str, int] = {}
 
@@ -55,7 +57,8 @@ class CostMeter:
         if kind in self._per_step:
             yield
         else:
-            with FlopCounterMode(display=False) as counter:
+            stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+            with stance, FlopCounterMode(display=False) as counter:
                 yield
             self._per_step[kind] = counter.get_total_flops()
         self.spent_flops += self._per_step[kind]

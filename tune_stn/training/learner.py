@@ -46,8 +46,8 @@ class Learner:
                 f"left plain: {left}"
             )
         training = task.training
-        # The wrapper shares the model's parameters and buffers.
-        self._compiled: Callable[..., Any] = torch.compile(model) if training.compile else model
+        # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
+        self._compiled: Callable[..., Any] = torch.compile(model.forward) if training.compile else model
         self.observed = {path for penalty in task.penalties for path in penalty.paths}
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
@@ -183,10 +183,8 @@ def _set_gradients(losses: Iterable[Tensor], parameters: list[nn.Parameter], cli
     for parameter in parameters:
         parameter.grad = None
     for loss in losses:
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        # Not `autograd.grad`: it gives two summands one and the same tensor, which clipping would then scale twice.
+        torch.autograd.backward(loss, inputs=parameters)
         total = loss.detach() if total is None else total + loss.detach()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, clip_norm)

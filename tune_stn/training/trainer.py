@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -134,7 +135,8 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive_seed(self.seed, self._purpose("noise"), self.epoch))
             began = time.perf_counter()
-            train_loss = float(self._train())
+            with self._slowed_down():
+                train_loss = float(self._train())
             self.device_time_s += time.perf_counter() - began
             self.epoch += 1
             report = self._evaluate()
@@ -220,19 +222,31 @@ class Trainer:
     def _restart(self, good: Mapping[str, Any], reason: str) -> None:
         """Go back to a good state, and on from there more carefully, or the same would happen again."""
         self._load_progress(good)
+        self._last_good = None
         self.schedule.truncate(good["records"])
-        for name, optimizer in self.learner.optimizers.items():
+        for optimizer in self.learner.optimizers.values():
             optimizer.state.clear()
-            for group in optimizer.param_groups if name != "hyper" else ():
-                group["lr"] *= RESTART_LR
-        for schedule in self.learner.lr_schedules.values():
-            if not isinstance(schedule, ReduceLROnPlateau):  # which has no rate of its own
-                schedule.base_lrs = [lr * RESTART_LR for lr in schedule.base_lrs]
         self.restarts += 1
         self.restarted = (
             f"{reason}; went back to the end of epoch {self.epoch}, with {RESTART_LR:g} of the learning rate"
         )
         logger.warning("%s, seed %d: %s", self.task.name, self.seed, self.restarted)
+
+    @contextmanager
+    def _slowed_down(self) -> Iterator[None]:
+        """Inside the block, the weights learn at the rates of their schedule times `RESTART_LR` for each restart.
+
+        Outside, schedules find the rates as they left them: many go on from those, each in its own way.
+        """
+        groups = [g for name, o in self.learner.optimizers.items() if name != "hyper" for g in o.param_groups]
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * RESTART_LR**self.restarts
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     def _purpose(self, name: str) -> str:
         """Name of a random stream: another one after each restart."""
@@ -263,7 +277,8 @@ class Trainer:
         size = min(self.task.training.batch_size, len(self.splits.train))
         batch = self.splits.train.take(torch.arange(size))
         steps = steps_per_epoch(len(self.splits.train), self.task.training.batch_size)
-        return CostMeter(plain_step_flops(self.task, self.model, batch) * steps)
+        flops = plain_step_flops(self.task, self.model, batch) * steps
+        return CostMeter(flops, compiled=self.task.training.compile)
 
     def _train(self) -> Tensor:
         """One pass over the training split; gives the mean training loss."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
+from tune_stn.nn.observe import Activations
 from tune_stn.space import Sample
 from tune_stn.training import Trainer
 from tune_stn.training.learner import Learner
@@ -31,12 +32,15 @@ def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) ->
     h = sample.response_input
     assert h is not None
 
-    def at(s: Tensor) -> Tensor:
-        return learner.forward(batch.inputs, Sample(sample.values, h * s))
+    def predict(inputs: Tensor, sample: Sample) -> tuple[Tensor, Activations]:
+        def at(s: Tensor) -> Tensor:
+            outputs: Tensor = learner.forward(inputs, Sample(sample.values, h * s))
+            return outputs
 
-    primal, tangent = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
-    loss = learner.training_loss(primal + tangent, batch.targets, sample)
-    return list(torch.autograd.grad(loss, learner.response))
+        primal, tangent = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
+        return primal + tangent, {}
+
+    return list(torch.autograd.grad(learner.training_loss(batch, sample, predict), learner.response))
 
 
 @pytest.mark.usefixtures("double")

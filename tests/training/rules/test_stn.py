@@ -22,6 +22,7 @@ def test_step_is_one_of_gradient_descent_on_per_example_networks(make_task: Any,
     stir(trainer.model)
     model, learner = trainer.model, trainer.learner
     model.eval()  # the noise of dropout and augmentation is not the point here
+    learner.augmented = lambda batch, sample: batch  # type: ignore[method-assign]
     batch = trainer.splits.train.take(torch.arange(8))
     drawn: list[Sample] = []
     draw = model.perturbed_sample
@@ -82,15 +83,22 @@ def test_every_step_draws_afresh_in_warm_up_too(make_task: Any, warmup_epochs: i
     assert len(rates.unique()) == 24  # each example of each step has its own
 
 
-def test_response_input_is_the_raw_coordinate(make_task: Any) -> None:
-    """And its values are those of the same draw."""
-    model = Trainer(make_task(), algorithm="stn").model
-    sample = model.perturbed_sample(1000)
-    assert isinstance(model.hyper, Tunable)
-    assert sample.response_input is not None
-    assert not sample.response_input.requires_grad
-    assert torch.allclose(sample.response_input.mean(0), model.hyper.raw, atol=0.1)
-    assert torch.allclose(sample["dropout"], 0.9 * torch.sigmoid(sample.response_input[:, 0]))
+@pytest.mark.parametrize(("size", "shrink"), [("gate", 3**0.5), ("full", 1.0)])
+def test_response_input_is_the_raw_coordinate_from_the_start(make_task: Any, size: Any, shrink: float) -> None:
+    """Minus 3 at the start values, whatever they are; and its values are those of the same draw."""
+    model = Trainer(make_task(response=size), algorithm="stn").model
+    hyper = model.hyper
+    assert isinstance(hyper, Tunable)
+    for moved in (0.0, 1.5):
+        with torch.no_grad():
+            hyper.raw.add_(moved)
+        sample = model.perturbed_sample(1000)
+        assert sample.response_input is not None
+        assert not sample.response_input.requires_grad
+        away = sample.response_input * shrink + 3
+        assert torch.allclose(away.mean(0), torch.full((3,), moved), atol=0.1)
+        raw = away + hyper.origin
+        assert torch.allclose(sample["dropout"], 0.9 * torch.sigmoid(raw[:, 0]), atol=1e-5)
 
 
 def test_batch_norm_counts_a_batch_once(make_task: Any) -> None:
