@@ -33,6 +33,9 @@ def main() -> None:
         ("equal-cost", equal_cost()),
         ("regularisation-gain", regularisation_gain()),
         ("step-cost", step_cost()),
+        ("response-size", response_size()),
+        ("start-values", start_values()),
+        ("augmentation-cost", augmentation_cost()),
     ):
         after = replace_marked(after, name, table)
     if arguments.check:
@@ -87,17 +90,69 @@ def step_cost() -> str:
     table = pd.read_csv(RESULTS / "step_cost" / "cpu.csv")
     rows = []
     for (model, threads, step), group in table.groupby(["model", "threads", "step"], sort=False):
-        by_size = group.set_index("response")
-        cells = [str(model).removeprefix("fashion-mnist-").upper(), str(threads), str(step)]
-        for size in ("full", "8", "gate"):
-            row = by_size.loc[size]
+        by_form = group.set_index(["response", "share"])
+        cells = [str(model), str(threads), str(step)]
+        for form in (("full", 1.0), ("8", 1.0), ("gate", 1.0), ("full", 0.25), ("auto", 1.0), ("auto", 0.25)):
+            if form not in by_form.index:
+                cells.append("")
+                continue
+            row = by_form.loc[form]
             spread = f"{row['quartile_1']:.2f} to {row['quartile_3']:.2f}"
-            cells.append(f"{row['over_plain']:.2f} ({spread}); {row['operations_over_plain']:.2f}")
+            cells.append(f"{row['over_plain']:.2f} ({spread}); {row['memory_over_plain']:.2f}")
+        rows.append([*cells[:-2], cells[-2] or cells[-1]])
+    header = ["network", "threads", "step", "full", "rank 8", "gate-only", "full, quarter batch", "automatic"]
+    note = "Median of time over a plain step (quartiles); then peak memory over that of a plain step."
+    rounds, torch_version = table.loc[0, ["rounds", "torch"]]
+    return f"{markdown(header, rows)}\n\n{note} CPU, {rounds} rounds (large LSTM: a sixth), torch {torch_version}."
+
+
+def response_size() -> str:
+    table = pd.read_csv(RESULTS / "response_size" / "summary.csv", dtype={"response": str})
+    rows = []
+    for row in table.sort_values(["task", "algorithm", "best_val_loss"]).to_dict("records"):
+        part = "" if row["share"] == 1 else f", {row['share']:g} of a batch"
+        cells = [
+            f"{row['task']} ({row['seeds']} seeds)",
+            row["algorithm"],
+            f"{row['response']}{part}",
+            f"{row['cost']:.0f}",
+        ]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
+        difference, p = row["best_val_loss_minus_full"], row["best_val_loss_p"]
+        low, high = row["best_val_loss_minus_full_low"], row["best_val_loss_minus_full_high"]
+        cells.append("" if pd.isna(difference) else f"{difference:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.2f}")
         rows.append(cells)
-    header = ["network", "threads", "step", "full", "rank 8", "gate-only"]
-    note = "Median of time over a plain step (quartiles); then floating-point operations over those of a plain step."
-    rounds, torch_version, batch = table.loc[0, ["rounds", "torch", "batch_size"]]
-    return f"{markdown(header, rows)}\n\n{note} CPU, {rounds} rounds, batch {batch}, torch {torch_version}."
+    header = ["task", "algorithm", "response", "cost", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown([*header, "val. loss minus full's, paired [95 %]"], rows)
+
+
+def start_values() -> str:
+    runs = pd.read_csv(RESULTS / "start_values" / "runs.csv")
+    rows = []
+    for (task, algorithm, response, given), group in runs.groupby(
+        ["task", "algorithm", "response", "input"], sort=False
+    ):
+        losses = group["best_val_loss"]
+        cells = [task, algorithm, response, given, str(len(group)), f"{losses.median():.3f}", f"{losses.max():.3f}"]
+        rows.append([*cells, str(group["restarts"].sum()), str(group["diverged"].sum())])
+    header = ["task", "algorithm", "response", "its input", "starts", "median best val. loss", "worst"]
+    return markdown([*header, "restarted", "diverged"], rows)
+
+
+def augmentation_cost() -> str:
+    table = pd.read_csv(RESULTS / "augmentation_cost" / "cpu.csv")
+    table = table[table["what"] != "plain step"]
+    rows = []
+    for what, group in table.groupby("what", sort=False):
+        by_threads = group.set_index("threads")
+        cells = [
+            f"{row['percent_of_step']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+            for _, row in by_threads.iterrows()
+        ]
+        rows.append([str(what), *cells])
+    threads = [f"% of a step, {count} thread(s) (quartiles)" for count in table["threads"].unique()]
+    return markdown(["augmentation", *threads], rows)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -175,10 +175,11 @@ def data(name: str, folder: Path | None, quiet: bool) -> None:
     """Fetch a data set, checksummed."""
     from tune_stn.data import cifar10, fashion_mnist
 
-    fetch = {"fashion-mnist": fashion_mnist.fetch, "cifar10": cifar10.fetch}
-    if name not in fetch:
-        raise ValueError(f"unknown data set {name!r}; accepted are {', '.join(fetch)} (digits-mlp and ridge need none)")
-    click.echo(fetch[name](folder, progress=not quiet))
+    sources = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
+    if name not in sources:
+        accepted = ", ".join(sources)
+        raise ValueError(f"unknown data set {name!r}; accepted are {accepted} (digits-mlp and ridge need none)")
+    click.echo(sources[name].fetch(folder, progress=not quiet))
 
 
 def _protect(options: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tune_stn.data.augment import InputScale
 from tune_stn.data.splits import Split, Splits
@@ -16,6 +16,7 @@ from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.space import LogUniform, SearchSpace, Uniform
 from tune_stn.tasks import Task, Training, accuracy
+from tune_stn.training import Trainer
 
 MakeTask = Callable[..., Task]
 FEATURES, CLASSES = 36, 3
@@ -109,6 +110,31 @@ def make_task() -> MakeTask:
         )
 
     return make
+
+
+@pytest.fixture
+def differences() -> Callable[[Trainer, Trainer], list[str]]:
+    """Where two trainers' states differ in a single bit, as paths; wall-clock aside."""
+
+    def flat(state: Any, path: str = "") -> dict[str, Any]:
+        """A nested state as path -> leaf."""
+        if isinstance(state, Mapping):
+            return {k: v for key, value in state.items() for k, v in flat(value, f"{path}/{key}").items()}
+        if isinstance(state, (list, tuple)):
+            return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{path}/{i}").items()}
+        return {path: state}
+
+    def differences(one: Trainer, other: Trainer) -> list[str]:
+        a, b = flat(one.state_dict()), flat(other.state_dict())
+        missing = sorted(a.keys() ^ b.keys())
+        wrong = []
+        for key in a.keys() & b.keys():
+            equal = torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else a[key] == b[key]
+            if not equal and key != "/device_time_s":
+                wrong.append(key)
+        return missing + sorted(wrong)
+
+    return differences
 
 
 @pytest.fixture

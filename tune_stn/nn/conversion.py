@@ -111,7 +111,8 @@ class Converter:
         plain = self.why_plain(path, module, size, stays)
         if plain:
             self.conversion.plain[path] = plain
-            if not (rate or weight_rate):
+            # A fused LSTM has no tangents, so one that another layer's response reaches is replaced all the same.
+            if not (rate or weight_rate or (kind is nn.LSTM and not stays and self.sizes.entries != {"*": None})):
                 return None
         new = RESPONSES[kind](module, len(self.space), None if plain else size, self.slot, self.generator)
         if not plain:

@@ -50,7 +50,7 @@ class ResponseLSTM(Responding, nn.LSTM):
         for name, value in (vars(base) | base._parameters).items():
             if name not in vars(self):
                 setattr(self, name, value)
-        self._init_flat_weights()  # type: ignore[no-untyped-call]
+        self._init_flat_weights()
         self.slot = slot
         self.size = size
         self.projections = nn.ModuleDict()
@@ -164,7 +164,7 @@ class ResponseLSTM(Responding, nn.LSTM):
             return _Side(kept, bias, unit, offset, (projection.response_down, projection.response_up))
 
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
-        total = self.weight_ih_l0.new_zeros(1)
+        total = self._base("ih_l0")[0].new_zeros(1)
         for name, projection in self.projections.items():
             assert isinstance(projection, _GateProjection)
             with projection.lent(*self._base(name)):
@@ -204,8 +204,8 @@ class _Side:
     factors: tuple[Tensor, ...] = ()
 
     def to(self, dtype: torch.dtype) -> _Side:
-        given = (self.weight, self.bias, self.unit, self.offset)
-        return _Side(*(x if x is None else x.to(dtype) for x in given), tuple(x.to(dtype) for x in self.factors))  # type: ignore[arg-type]
+        bias, unit, offset = (None if x is None else x.to(dtype) for x in (self.bias, self.unit, self.offset))
+        return _Side(self.weight.to(dtype), bias, unit, offset, tuple(factor.to(dtype) for factor in self.factors))
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias at the one row that all examples share."""
@@ -214,9 +214,8 @@ class _Side:
         matrix = self.weight
         if self.factors:
             matrix = self.factors[0] if len(self.factors) == 1 else self.factors[1] @ self.factors[0]
-        return torch.addcmul(self.weight, matrix, self.unit.view(-1, 1)), _total(
-            self.bias, self.offset and self.offset[0]
-        )
+        bias = None if self.bias is None or self.offset is None else self.bias + self.offset[0]
+        return torch.addcmul(self.weight, matrix, self.unit.view(-1, 1)), bias
 
     def projection(self) -> Projection:
         """With a unit for each example."""
@@ -227,10 +226,8 @@ class _Side:
 
 def _per_example(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _Side) -> tuple[Tensor, State]:
     """A layer in one direction: outputs `(time, batch, hidden)` and last state, each `(batch, hidden)`."""
-    offset = _total(from_inputs.bias, from_inputs.offset, from_hidden.bias, from_hidden.offset)
-    if offset is None:
-        offset = inputs.new_zeros(())
-    offset = offset.expand(inputs.shape[1], len(from_hidden.weight))
+    given = (from_inputs.bias, from_inputs.offset, from_hidden.bias, from_hidden.offset)
+    offset = _total(inputs.new_zeros(len(from_hidden.weight)), *given).expand(inputs.shape[1], -1)
     outputs, cell = lstm(inputs, *state, offset, from_inputs.projection(), from_hidden.projection())
     return outputs, (outputs[-1], cell)
 
@@ -256,7 +253,7 @@ def _fused(
     for (of_inputs, bias), (of_hidden, other_bias) in zip(merged[::2], merged[1::2], strict=True):
         weights += [of_inputs, of_hidden, bias, other_bias] if has_bias else [of_inputs, of_hidden]
     # In eval mode too: cuDNN has no gradient otherwise, and a hyper-step needs one.
-    train = torch.is_grad_enabled()
+    train = dropout > 0 or torch.is_grad_enabled()
     with warnings.catch_warnings():
         # Made for this very call, they cannot lie together in memory, as cuDNN would have them.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
@@ -272,33 +269,33 @@ def _linearised(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _
     Base parameters are constants here, so backward runs through tangents only.
     """
     (x, of_x), (h, of_h), (c, of_c) = (forward_ad.unpack_dual(given) for given in (inputs, *state))  # type: ignore[no-untyped-call]
-    batch, gates = x.shape[1], len(from_hidden.weight)
-    units = from_inputs.unit, from_hidden.unit
+    if from_inputs.unit is None and of_x is None and of_h is None and of_c is None:
+        return _shared(inputs, state, from_inputs, from_hidden)
     weights = from_inputs.weight, from_hidden.weight
+    nothing = x.new_zeros(len(from_hidden.weight))
     # Where V is W, the run leaves W x and W h behind.
-    as_factors = units[0] is not None and not from_inputs.factors
+    as_factors = from_inputs.unit is not None and not from_inputs.factors
     with torch.no_grad():
-        bias = _total(from_inputs.bias, from_hidden.bias)
         sides = (Projection(None, (w,), w.new_ones(1)) if as_factors else Projection(w) for w in weights)
-        result = run(x, h, c, x.new_zeros(gates) if bias is None else bias, *sides)
-    entering = _total(
-        x.new_zeros(len(x), batch, gates) if of_x is None else F.linear(of_x, weights[0]),
-        _total(from_inputs.offset, from_hidden.offset),
-    )
-    for side, outputs in ((from_inputs, result.of_inputs[-1]), (from_hidden, result.of_hidden[-1])):
+        result = run(x, h, c, _total(nothing, from_inputs.bias, from_hidden.bias), *sides)
+    carried = None if of_x is None else F.linear(of_x, weights[0])
+    entering = _total(nothing, from_inputs.offset, from_hidden.offset, carried)
+    for side, outputs in ((from_inputs, result.input_chain[-1]), (from_hidden, result.hidden_chain[-1])):
         for factor in side.factors:
             outputs = F.linear(outputs, factor)
         if side.unit is not None:
             entering = torch.addcmul(entering, outputs, side.unit)
-    zeros = torch.zeros_like(h)
+    entering = entering.expand_as(result.gates)
+    still = torch.zeros_like(h)
     changes, of_cell = tangents(
-        result, weights[1], entering, zeros if of_h is None else of_h, zeros if of_c is None else of_c
+        result, weights[1], entering, still if of_h is None else of_h, still if of_c is None else of_c
     )
     outputs = forward_ad.make_dual(result.hidden[1:], changes)  # type: ignore[no-untyped-call]
     return outputs, (outputs[-1], forward_ad.make_dual(result.cell[-1], of_cell))  # type: ignore[no-untyped-call]
 
 
-def _total(*terms: Tensor | None) -> Tensor | None:
-    """Sum of the terms that there are; None if there is none."""
-    given = [term for term in terms if term is not None]
-    return sum(given[1:], given[0]) if given else None
+def _total(first: Tensor, *others: Tensor | None) -> Tensor:
+    """Sum of the terms that there are."""
+    for term in others:
+        first = first if term is None else first + term
+    return first

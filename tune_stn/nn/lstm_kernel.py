@@ -44,17 +44,19 @@ class Run(NamedTuple):
 
     Attributes:
         gates: after their sigmoid or tanh.
-        hidden, cell: from the initial state on, `(time + 1, batch, hidden)`.
-        squashed: tanh of the new cell states.
-        of_inputs, of_hidden: inputs of each factor of the two projections, and at the end the output of the last one.
+        hidden: hidden states from the initial one on, `(time + 1, batch, hidden)`.
+        cell: cell states, likewise.
+        squashed: tanh of all cell states but the initial one.
+        input_chain: the inputs, and what each factor of their projection made of it.
+        hidden_chain: hidden states but the last, likewise.
     """
 
     gates: Tensor
     hidden: Tensor
     cell: Tensor
     squashed: Tensor
-    of_inputs: tuple[Tensor, ...]
-    of_hidden: tuple[Tensor, ...]
+    input_chain: list[Tensor]
+    hidden_chain: list[Tensor]
 
 
 def run(
@@ -66,30 +68,29 @@ def run(
         inputs: `(time, batch, in)`.
         hidden: initial hidden state, `(batch, hidden)`.
         cell: initial cell state, `(batch, hidden)`.
-        offset: all that is added to the gates at every step, broadcast to `(batch, 4 * hidden)`.
+        offset: what is added to the gates at every step, `(batch, 4 * hidden)` or broadcast to it.
         from_inputs: the projection of the inputs.
         from_hidden: the projection of the hidden state.
     """
-    time, batch, _ = inputs.shape
-    size = hidden.shape[-1]
+    (time, batch, _), size = inputs.shape, hidden.shape[-1]
     gates, squashed = inputs.new_empty(time, batch, 4 * size), inputs.new_empty(time, batch, size)
-    hiddens, cells = (torch.cat((state[None], squashed)) for state in (hidden, cell))  # all but the first overwritten
-    of_inputs = [inputs]
+    hiddens, cells = inputs.new_empty(2, time + 1, batch, size).unbind()
+    hiddens[0], cells[0] = hidden, cell
+    hidden_chain = [hiddens[:-1], *(inputs.new_empty(time, batch, len(factor)) for factor in from_hidden.factors)]
+    input_chain = [inputs]
     for factor in from_inputs.factors:
-        of_inputs.append(of_inputs[-1] @ factor.t())
-    of_hidden = [hiddens[:-1], *(inputs.new_empty(time, batch, len(factor)) for factor in from_hidden.factors)]
-
+        input_chain.append(input_chain[-1] @ factor.t())
     if from_inputs.unit is None:
         gates.copy_(offset)
     else:
-        torch.addcmul(offset, of_inputs[-1], from_inputs.unit, out=gates)
+        torch.addcmul(offset, input_chain[-1], from_inputs.unit, out=gates)
     if from_inputs.weight is not None:
         flat = gates.flatten(0, 1)
         torch.addmm(flat, inputs.flatten(0, 1), from_inputs.weight.t(), out=flat)
 
-    # Views for all steps at once: a step that sliced for itself would spend a third of its time on it.
+    # Views for all steps at once: in a small batch, slicing costs as much as arithmetic.
     weight = None if from_hidden.weight is None else from_hidden.weight.t()
-    factors = [(factor.t(), out.unbind()) for factor, out in zip(from_hidden.factors, of_hidden[1:], strict=True)]
+    factors = [(factor.t(), out.unbind()) for factor, out in zip(from_hidden.factors, hidden_chain[1:], strict=True)]
     first_two = gates[..., : 2 * size].unbind()
     admit, forget, new, emit = (gate.unbind() for gate in gates.chunk(4, -1))
     h, c, s = hiddens.unbind(), cells.unbind(), squashed.unbind()
@@ -106,7 +107,7 @@ def run(
         emit[t].sigmoid_()
         torch.mul(forget[t], c[t], out=c[t + 1]).addcmul_(admit[t], new[t])
         torch.mul(emit[t], torch.tanh(c[t + 1], out=s[t]), out=h[t + 1])
-    return Run(gates, hiddens, cells, squashed, tuple(of_inputs), tuple(of_hidden))
+    return Run(gates, hiddens, cells, squashed, input_chain, hidden_chain)
 
 
 def lstm(
@@ -114,27 +115,25 @@ def lstm(
 ) -> tuple[Tensor, Tensor]:
     """As `run`, with gradients to everything; gives the hidden states `(time, batch, hidden)` and the last cell state.
 
-    `offset` has the shape `(batch, 4 * hidden)` here.
+    Here `offset` has the shape `(batch, 4 * hidden)` and a unit that of one for each example.
     """
-    tapes: list[_Tape] = []
+    tapes: list[list[Tensor]] = []
     parts: list[Tensor | None] = []
     for side in (from_inputs, from_hidden):
         parts.append(side.unit)
         for weight in (side.weight, *side.factors):
-            tapes.append(_Tape())
+            tapes.append([])
             parts.append(None if weight is None else _WeightGradient.apply(weight, tapes[-1]))  # type: ignore[no-untyped-call]
     split = 2 + len(from_inputs.factors)
-    return cast(
-        tuple[Tensor, Tensor],
-        _LSTM.apply(tapes, split, inputs, hidden, cell, offset, *parts),
-    )
+    outputs = _LSTM.apply(tapes, split, inputs, hidden, cell, offset, *parts)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], outputs)
 
 
 class _LSTM(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        tapes: list[_Tape],
+        tapes: list[list[Tensor]],
         split: int,
         inputs: Tensor,
         hidden: Tensor,
@@ -144,105 +143,105 @@ class _LSTM(Function):
     ) -> tuple[Tensor, Tensor]:
         result = run(inputs, hidden, cell, offset, *_sides(parts, split))
         ctx.tapes, ctx.split, ctx.parts = tapes, split, len(parts)
-        ctx.save_for_backward(*parts, *result[:4], *result.of_inputs, *result.of_hidden[1:])
+        ctx.save_for_backward(*parts, *result[:4], *result.input_chain, *result.hidden_chain[1:])
         return result.hidden[1:], result.cell[-1].clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor | None, ...]:
         parts, (gates, hidden, cell, squashed, *values) = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
         from_inputs, from_hidden = _sides(parts, ctx.split)
-        inputs = values[: 1 + len(from_inputs.factors)]
-        hiddens = [hidden[:-1], *values[len(inputs) :]]
+        input_chain = values[: 1 + len(from_inputs.factors)]
+        hidden_chain = [hidden[:-1], *values[len(input_chain) :]]
 
-        gradient, forget, through = slopes(gates, cell, squashed)
-        of_hiddens = [torch.empty_like(value) for value in hiddens[1:]]
-        of_state = _adjoint(gradient, forget, through, of_hidden, of_cell, from_hidden, of_hiddens)
-        of_inputs = [] if from_inputs.unit is None else [gradient * from_inputs.unit]
+        slopes = _slopes(gates, cell, squashed)
+        of_hidden_chain = [torch.empty_like(value) for value in hidden_chain[1:]]
+        of_state = _adjoint(slopes, of_hidden, of_cell, from_hidden, of_hidden_chain)
+        gradient = slopes.gates
+        of_input_chain = [] if from_inputs.unit is None else [gradient * from_inputs.unit]
         for factor in from_inputs.factors[:0:-1]:
-            of_inputs.insert(0, of_inputs[0] @ factor)
+            of_input_chain.insert(0, of_input_chain[0] @ factor)
+        of_inputs = None
+        if ctx.needs_input_grad[2]:
+            terms = [(gradient, from_inputs.weight), *zip(of_input_chain, from_inputs.factors, strict=True)][:2]
+            of_inputs = _product(*((left.flatten(0, 1), right) for left, right in terms if right is not None))
+            of_inputs = of_inputs.view_as(input_chain[0])
 
         tapes = iter(ctx.tapes)
-        for of_outputs, sources in ((of_inputs, inputs), (of_hiddens, hiddens)):
-            next(tapes).fill(gradient, sources[0])
-            for left, right in zip(of_outputs, sources[:-1], strict=True):
-                next(tapes).fill(left, right)
-        of_units = [
-            None if side.unit is None else _over_time(gradient, sources[-1])
-            for side, sources in ((from_inputs, inputs), (from_hidden, hiddens))
-        ]
-        of_source = None
-        if ctx.needs_input_grad[2]:
-            terms = [(gradient, from_inputs.weight), *zip(of_inputs, from_inputs.factors, strict=True)][:2]
-            of_source = _product(*((left.flatten(0, 1), right) for left, right in terms if right is not None))
-            of_source = of_source.view_as(inputs[0])
-        nothing = [None] * ctx.parts
-        return (
-            *(None, None, of_source, *of_state, gradient.sum(0)),
-            *(of_units[0], *nothing[1 : ctx.split], of_units[1], *nothing[ctx.split + 1 :]),
-        )
+        of_parts: list[Tensor | None] = [None] * ctx.parts
+        for place, side, of_chain, chain in (
+            (0, from_inputs, of_input_chain, input_chain),
+            (ctx.split, from_hidden, of_hidden_chain, hidden_chain),
+        ):
+            if side.unit is not None:
+                of_parts[place] = _over_time(gradient, chain[-1])
+            next(tapes)[:] = gradient, chain[0]
+            for pair in zip(of_chain, chain[:-1], strict=True):
+                next(tapes)[:] = pair
+        return None, None, of_inputs, *of_state, gradient.sum(0), *of_parts
 
 
-def slopes(gates: Tensor, cell: Tensor, squashed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First derivatives of a run: what a change of each gate (before its sigmoid or tanh) does.
+class _Slopes(NamedTuple):
+    """First derivatives of a run.
 
-    Returns:
-        Of the gates, `(time, batch, 4 * hidden)`: the first three change the cell, the last the hidden state; the
-        forget gates, by which a change of a cell goes on to the next; what a change of a cell does to the hidden state.
+    Attributes:
+        gates: what a change of a gate, before its sigmoid or tanh, does: the first three to the cell state, the last to
+            the hidden state.
+        kept: what a change of a cell state does to the next one: the forget gates.
+        shown: what it does to the hidden state of its own step.
     """
+
+    gates: Tensor
+    kept: Tensor
+    shown: Tensor
+
+
+def _slopes(gates: Tensor, cell: Tensor, squashed: Tensor) -> _Slopes:
     admit, forget, new, emit = gates.chunk(4, -1)
-    result, through = torch.empty_like(gates), torch.empty_like(squashed)
-    of_admit, of_forget, of_new, of_emit = result.chunk(4, -1)
+    slopes = _Slopes(torch.empty_like(gates), forget, torch.empty_like(squashed))
+    of_admit, of_forget, of_new, of_emit = slopes.gates.chunk(4, -1)
     _sigmoid_backward(new, admit, grad_input=of_admit)
     _sigmoid_backward(cell[:-1], forget, grad_input=of_forget)
     _tanh_backward(admit, new, grad_input=of_new)
     _sigmoid_backward(squashed, emit, grad_input=of_emit)
-    _tanh_backward(emit, squashed, grad_input=through)
-    return result, forget, through
+    _tanh_backward(emit, squashed, grad_input=slopes.shown)
+    return slopes
 
 
 def _adjoint(
-    gradient: Tensor,
-    forget: Tensor,
-    through: Tensor,
-    of_hidden: Tensor,
-    of_cell: Tensor,
-    from_hidden: Projection,
-    of_factors: Sequence[Tensor],
+    slopes: _Slopes, of_hidden: Tensor, of_cell: Tensor, from_hidden: Projection, of_chain: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Carry gradients back through time.
 
     Args:
-        gradient: slopes of the gates; overwritten with the gradient of the gates.
-        forget: as from `slopes`.
-        through: as from `slopes`.
+        slopes: of the run; those of the gates are overwritten with the gradient of the gates.
         of_hidden: gradient of all hidden states, `(time, batch, hidden)`.
         of_cell: gradient of the last cell state.
         from_hidden: the projection of the hidden state.
-        of_factors: filled with the gradient of each factor's output.
+        of_chain: filled with the gradient of each factor's output.
 
     Returns:
         The gradients of the initial hidden and cell state.
     """
-    time, batch, size = through.shape
-    first_three = gradient.view(time, batch, 4, size)[:, :, :3].unbind()
-    emit = gradient[..., 3 * size :].unbind()
-    outputs = [out.unbind() for out in of_factors]
+    time, batch, size = slopes.shown.shape
+    gates = slopes.gates.unbind()
+    first_three = slopes.gates.view(time, batch, 4, size)[:, :, :3].unbind()
+    emit = slopes.gates[..., 3 * size :].unbind()
+    kept, shown, before = slopes.kept.unbind(), slopes.shown.unbind(), of_hidden.unbind()
+    outputs = [out.unbind() for out in of_chain]
     inner = list(zip(from_hidden.factors[:0:-1], outputs[-2::-1], strict=True))
-    steps, before = list(zip(gradient.unbind(), forget.unbind(), through.unbind(), strict=True)), of_hidden.unbind()
-    nothing, h, c = torch.zeros_like(through[0]), before[-1].clone(), of_cell.clone()
+    nothing, h, c = torch.zeros_like(shown[0]), before[-1].clone(), of_cell.clone()
     each = c[:, None]
     for t in range(time - 1, -1, -1):
-        gate, kept, slope = steps[t]
-        c.addcmul_(h, slope)
+        c.addcmul_(h, shown[t])
         first_three[t].mul_(each)
         emit[t].mul_(h)
-        c.mul_(kept)
+        c.mul_(kept[t])
         total = before[t - 1] if t else nothing
         if from_hidden.weight is not None:
-            total = torch.addmm(total, gate, from_hidden.weight, out=h)
+            total = torch.addmm(total, gates[t], from_hidden.weight, out=h)
         if from_hidden.unit is not None:
-            value = torch.mul(gate, from_hidden.unit, out=outputs[-1][t])
+            value = torch.mul(gates[t], from_hidden.unit, out=outputs[-1][t])
             for factor, out in inner:
                 value = torch.mm(value, factor, out=out[t])
             torch.addmm(total, value, from_hidden.factors[0], out=h)
@@ -261,74 +260,62 @@ def tangents(result: Run, weight: Tensor, entering: Tensor, hidden: Tensor, cell
         hidden: change of the initial hidden state.
         cell: change of the initial cell state.
     """
-    derivatives = slopes(result.gates, result.cell, result.squashed)
-    return cast(
-        tuple[Tensor, Tensor],
-        _Tangents.apply(*derivatives, weight, entering, hidden, cell),  # type: ignore[no-untyped-call]
-    )
+    slopes = _slopes(result.gates, result.cell, result.squashed)
+    return cast(tuple[Tensor, Tensor], _Tangents.apply(*slopes, weight, entering, hidden, cell))  # type: ignore[no-untyped-call]
 
 
 class _Tangents(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        slope: Tensor,
-        forget: Tensor,
-        through: Tensor,
+        gates: Tensor,
+        kept: Tensor,
+        shown: Tensor,
         weight: Tensor,
         entering: Tensor,
         hidden: Tensor,
         cell: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(slope, forget, through, weight)
-        changes, gates, c = through.new_empty(through.shape), torch.empty_like(slope[0]), cell.clone()
-        *first_three, emit = gates.chunk(4, -1)
-        transposed, h = weight.t(), hidden
-        for into, given, out, *factors in zip(
-            slope.unbind(), entering.unbind(), changes.unbind(), forget.unbind(), through.unbind(), strict=True
+        ctx.save_for_backward(gates, kept, shown, weight)
+        changes, change, c, transposed = torch.empty_like(shown), torch.empty_like(gates[0]), cell.clone(), weight.t()
+        *first_three, emit = change.chunk(4, -1)
+        for given, slope, keep, show, out in zip(
+            *(sequence.unbind() for sequence in (entering, gates, kept, shown, changes)), strict=True
         ):
-            torch.addmm(given, h, transposed, out=gates).mul_(into)
-            c.mul_(factors[0])
+            torch.addmm(given, hidden, transposed, out=change).mul_(slope)
+            c.mul_(keep)
             for gate in first_three:
                 c.add_(gate)
-            h = torch.addcmul(emit, c, factors[1], out=out)
+            hidden = torch.addcmul(emit, c, show, out=out)
         return changes, c
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor | None, ...]:
-        slope, forget, through, weight = ctx.saved_tensors
-        gradient = slope.clone()
-        of_state = _adjoint(gradient, forget, through, of_hidden, of_cell, Projection(weight), ())
-        return None, None, None, None, gradient, *of_state
-
-
-class _Tape:
-    """Leaves for a weight the two sequences of which its gradient is the product."""
-
-    left: Tensor
-    right: Tensor
-
-    def fill(self, left: Tensor, right: Tensor) -> None:
-        self.left, self.right = left, right
+        gates, kept, shown, weight = ctx.saved_tensors
+        slopes = _Slopes(gates.clone(), kept, shown)
+        of_state = _adjoint(slopes, of_hidden, of_cell, Projection(weight), ())
+        return None, None, None, None, slopes.gates, *of_state
 
 
 class _WeightGradient(Function):
-    """The weight itself; its gradient is made here, from the tape, only where somebody asks for it.
+    """The weight itself; its gradient is made here, and only where somebody asks for it.
 
-    Torch leaves out a node that leads to nothing asked for, but tells no node which of its gradients are.
+    Torch leaves out a node that leads to nothing asked for, but tells no node which of its gradients are. The tape
+    holds, once the recurrence has gone back through time, the two sequences of which the gradient is the product.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tape: _Tape) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, tape: list[Tensor]) -> Tensor:
         ctx.tape = tape
         ctx.set_materialize_grads(False)
         return weight.view_as(weight)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, _: None) -> tuple[Tensor, None]:
-        return _product((ctx.tape.left.flatten(0, 1).t(), ctx.tape.right.flatten(0, 1))), None
+        left, right = ctx.tape
+        return _product((left.flatten(0, 1).t(), right.flatten(0, 1))), None
 
 
 def _sides(parts: Sequence[Any], split: int) -> tuple[Projection, Projection]:

@@ -10,6 +10,7 @@ from tune_stn.nn.conv_transpose import ResponseConvTranspose
 from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
 from tune_stn.nn.embedding import ResponseEmbedding
 from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.lstm import ResponseLSTM
 from tune_stn.nn.modules import LockedDropout, StochasticDepth
 from tune_stn.nn.norm import (
     ResponseBatchNorm1d,
@@ -30,6 +31,7 @@ RESPONSES: dict[type[nn.Module], type[Responding]] = {
     nn.ConvTranspose2d: ResponseConvTranspose,
     nn.ConvTranspose3d: ResponseConvTranspose,
     nn.Embedding: ResponseEmbedding,
+    nn.LSTM: ResponseLSTM,
     nn.MultiheadAttention: ResponseMultiheadAttention,
     nn.LayerNorm: ResponseLayerNorm,
     nn.GroupNorm: ResponseGroupNorm,
@@ -47,7 +49,13 @@ DROPOUTS: dict[type[nn.Module], type[UnitDropout]] = {
     StochasticDepth: BranchDropout,
 }
 # Response layers that drop weights (`Responding.weight_mask`).
-WEIGHT_DROPOUTS: set[type[Responding]] = {ResponseLinear, ResponseConv, ResponseConvTranspose, ResponseEmbedding}
+WEIGHT_DROPOUTS: set[type[Responding]] = {
+    ResponseLinear,
+    ResponseConv,
+    ResponseConvTranspose,
+    ResponseEmbedding,
+    ResponseLSTM,
+}
 
 
 def drops_activations(module: nn.Module) -> bool:

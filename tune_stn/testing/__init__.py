@@ -3,7 +3,7 @@
 A layer of yours is tested by saying how to make its plain form and an input. pytest then finds some twenty tests for
 each size of the response, in float and double where rounding matters:
 
-    from tune_stn.nn.self_tuning import RESPONSES
+    from tune_stn.nn.registry import RESPONSES
     from tune_stn.testing import ResponseLayerContract
 
     RESPONSES[Scale] = ResponseScale

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tune_stn.data.splits import Split
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.tasks.task import Task
+from tune_stn.training.flops import FlopCounter
 
 
 class CostMeter:
@@ -58,7 +58,7 @@ class CostMeter:
             yield
         else:
             stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-            with stance, FlopCounterMode(display=False) as counter:
+            with stance, FlopCounter() as counter:
                 yield
             self._per_step[kind] = counter.get_total_flops()
         self.spent_flops += self._per_step[kind]
@@ -74,7 +74,7 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
     devices = [batch.inputs.device] if batch.inputs.is_cuda else []
     with (
         torch.random.fork_rng(devices=devices),
-        FlopCounterMode(display=False) as counter,
+        FlopCounter() as counter,
         plain.using(plain.hyper.constant_sample()),
     ):
         loss = task.loss(plain(batch.inputs), batch.targets)

@@ -102,7 +102,7 @@ class Trainer:
         an infinite `val_loss` and says why in `diverged`.
         """
         target, self.restarted = self.epoch + 1, None
-        while self.epoch < target and not self.diverged:
+        while self.epoch < target:
             # The present state is good unless it was kept back; it must be copied, for training writes into it.
             good = self._last_good or copy.deepcopy(self._progress()) if self._may_restart else None
             train_loss, report = self._run_epoch()
@@ -112,6 +112,7 @@ class Trainer:
             elif reason:
                 self.diverged = reason
                 report["val_loss"] = math.inf
+                break
             else:
                 self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(report["val_loss"]))
                 self._last_good = good if abs(report["val_loss"]) > self._largest_good_loss else None
