@@ -134,8 +134,8 @@ class Converter:
         per_example = self.space.keys() - self.space.per_batch
         if per_example and not module.self_attn.batch_first and self.sizes.match(f"{path}.linear1") is not None:
             raise ValueError(
-                f"{path!r} is a {type(module).__name__} with batch_first=False, so its layers cannot tell which example "
-                "a row belongs to: make it with batch_first=True (the weights are the same), or have all "
+                f"{path!r} is a {type(module).__name__} with batch_first=False, so its layers cannot tell which "
+                "example a row belongs to: make it with batch_first=True (the weights are the same), or have all "
                 "hyperparameters drawn per batch: SearchSpace(..., per_batch=[...])"
             )
 
