@@ -182,7 +182,11 @@ def test_a_fixed_dropout_between_layers_draws_as_in_torch(size: ResponseSize, ro
 @pytest.mark.parametrize("size", ["full", 2, "gate", None])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_tangent_and_its_gradient_are_those_of_double_backward(
-    settings: dict[str, Any], size: ResponseSize | None, training: bool
+    settings: dict[str, Any],
+    size: ResponseSize | None,
+    training: bool,
+    lstm_reference: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Along the response input, the inputs and the initial states; dropout, drawn alike, included."""
     layer = converted(size, rate="between", weight_rate="weights", **settings).train(training)
@@ -205,6 +209,7 @@ def test_tangent_and_its_gradient_are_those_of_double_backward(
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x, t) for x, t in zip(given[:3], incoming, strict=True)]  # type: ignore[no-untyped-call]
         value, tangent = forward_ad.unpack_dual(together(*duals, rows, linearise=True))  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("tune_stn.nn.lstm.lstm", lstm_reference)
     start, along = (*given[:3], torch.zeros_like(rows)), (*incoming, rows)
     value, expected = torch.autograd.functional.jvp(together, start, along, create_graph=True)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(tangent, expected, rtol=1e-10, atol=1e-10)
@@ -232,7 +237,6 @@ def test_units_between_layers_are_dropped_at_the_rate_of_their_example(
             found = time_major(layer, inputs)[0]
             unmasked = time_major(layer.eval(), inputs)[0]
         torch.manual_seed(4)
-        # The reading dropout draws in single precision for its rates.
         keep = (1 - rates).view(1, -1, 1)
         mask = torch.rand(TIME, BATCH, HIDDEN, dtype=torch.float64).lt(keep) / keep
         for i, row in enumerate(response_input.expand(BATCH, -1)):

@@ -1,8 +1,9 @@
-"""The hand-written recurrence against a cell in plain autograd that can be read in a minute."""
+"""The hand-written recurrence against the cell in plain autograd of `conftest.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -44,25 +45,6 @@ def drawn(forms: tuple[str, str], size: int, dtype: torch.dtype = torch.float64,
     return *states, projection(forms[0], features), projection(forms[1], size)
 
 
-def reference(
-    inputs: Tensor, hidden: Tensor, cell: Tensor, offset: Tensor, from_inputs: Projection, from_hidden: Projection
-) -> tuple[Tensor, Tensor]:
-    def project(side: Projection, value: Tensor) -> Tensor:
-        total = torch.zeros_like(offset) if side.weight is None else value @ side.weight.T
-        for factor in side.factors:
-            value = value @ factor.T
-        return total if side.unit is None else total + side.unit * value
-
-    outputs = []
-    for x in inputs:
-        gates = offset + project(from_inputs, x) + project(from_hidden, hidden)
-        admit, forget, new, emit = gates.chunk(4, -1)
-        cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
-        hidden = emit.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs), cell
-
-
 def leaves(arguments: Arguments) -> list[Tensor]:
     *states, from_inputs, from_hidden = arguments
     parts = [part for side in (from_inputs, from_hidden) for part in (side.weight, *side.factors, side.unit)]
@@ -77,10 +59,12 @@ def loss(outputs: Tensor, cell: Tensor) -> Tensor:
 @each_pair
 @each_size
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_values_and_gradients_are_those_of_the_reference(forms: tuple[str, str], size: int, dtype: torch.dtype) -> None:
+def test_values_and_gradients_are_those_of_the_reference(
+    forms: tuple[str, str], size: int, dtype: torch.dtype, lstm_reference: Any
+) -> None:
     arguments = drawn(forms, size, dtype)
     before = [leaf.detach().clone() for leaf in leaves(arguments)]
-    ours, theirs = lstm(*arguments), reference(*arguments)
+    ours, theirs = lstm(*arguments), lstm_reference(*arguments)
     rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-4, 1e-5)
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=rtol, atol=atol)
@@ -101,9 +85,9 @@ def test_gradients_are_those_of_finite_differences(forms: tuple[str, str]) -> No
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["hidden", "cell"])
-def test_one_output_alone_has_a_gradient_and_it_can_be_taken_twice(part: int) -> None:
+def test_one_output_alone_has_a_gradient_and_it_can_be_taken_twice(part: int, lstm_reference: Any) -> None:
     arguments = drawn(("full", "full"), size=3)
-    ours, theirs = lstm(*arguments)[part].sum(), reference(*arguments)[part].sum()
+    ours, theirs = lstm(*arguments)[part].sum(), lstm_reference(*arguments)[part].sum()
     wanted = leaves(arguments)
     expected = torch.autograd.grad(theirs, wanted, materialize_grads=True)
     for _ in range(2):
@@ -112,7 +96,7 @@ def test_one_output_alone_has_a_gradient_and_it_can_be_taken_twice(part: int) ->
             torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
-def test_constants_need_no_gradient() -> None:
+def test_constants_need_no_gradient(lstm_reference: Any) -> None:
     """Frozen weights, inputs that are data."""
     arguments = drawn(("full", "full"), size=3)
     inputs, hidden, cell, offset, from_inputs, from_hidden = arguments
@@ -123,7 +107,7 @@ def test_constants_need_no_gradient() -> None:
     from_inputs.unit.requires_grad_()
     ours, theirs = (
         torch.autograd.grad(loss(*f(inputs, hidden, cell, offset, from_inputs, from_hidden)), [from_inputs.unit])[0]
-        for f in (lstm, reference)
+        for f in (lstm, lstm_reference)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -161,7 +145,7 @@ def test_products_by_hand(form: str) -> None:
 
 
 @each_size
-def test_tangents_and_their_gradients_are_those_of_double_backward(size: int) -> None:
+def test_tangents_and_their_gradients_are_those_of_double_backward(size: int, lstm_reference: Any) -> None:
     """Along changes of the gates at every step and of the initial states."""
     inputs, hidden, cell, offset, from_inputs, from_hidden = drawn(("plain", "plain"), size)
     assert from_hidden.weight is not None
@@ -171,7 +155,7 @@ def test_tangents_and_their_gradients_are_those_of_double_backward(size: int) ->
     identity = Projection(torch.eye(4 * size, dtype=torch.float64))
 
     def by_gates(gates: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        return reference(gates, hidden, cell, torch.zeros_like(offset), identity, from_hidden)
+        return lstm_reference(gates, hidden, cell, torch.zeros_like(offset), identity, from_hidden)
 
     assert from_inputs.weight is not None
     gates = (inputs @ from_inputs.weight.T + offset).detach()

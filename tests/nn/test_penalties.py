@@ -1,12 +1,15 @@
-"""Weight decay against effective weights that are formed one example at a time."""
+"""Penalties against effective weights and activations that are formed one example at a time."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tune_stn.nn import ResponseLayer, ResponseSize, SelfTuningModel, WeightDecay, self_tuning
+from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.space.sample import Sample
 
@@ -58,7 +61,7 @@ def effective_norm(layer: ResponseLayer, row: Tensor) -> Tensor:
 def test_it_is_the_penalty_of_each_examples_own_weights(size: ResponseSize) -> None:
     model = make(size)
     rows = torch.randn(3, 2, dtype=torch.float64)
-    penalty = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, rows))
+    penalty = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, rows), {})
     layers = list(model.response_layers())
     assert len(layers) == 2  # the layer in two places counts once
     expected = torch.stack(
@@ -73,9 +76,9 @@ def test_it_is_the_penalty_of_each_examples_own_weights(size: ResponseSize) -> N
 def test_without_a_response_it_is_the_penalty_of_the_base() -> None:
     model = make("full")
     total = plain_norms(model) + sum(layer.weight.square().sum() for layer in model.response_layers())
-    one = WeightDecay()(model.network, Sample({"weight_decay": torch.tensor([0.4]).double()}))
+    one = WeightDecay()(model.network, Sample({"weight_decay": torch.tensor([0.4]).double()}), {})
     torch.testing.assert_close(one, (0.2 * total)[None])
-    several = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}))
+    several = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}), {})
     torch.testing.assert_close(several, RATES.double() / 2 * total)
 
 
@@ -83,8 +86,8 @@ def test_a_shared_rate_meets_responses_of_each_example() -> None:
     """A weight decay that is drawn per batch, beside hyperparameters that are not."""
     model = make("gate")
     rows = torch.randn(3, 2, dtype=torch.float64)
-    shared = WeightDecay()(model.network, Sample({"weight_decay": torch.tensor([0.4]).double()}, rows))
-    each = WeightDecay()(model.network, Sample({"weight_decay": torch.full((3,), 0.4).double()}, rows))
+    shared = WeightDecay()(model.network, Sample({"weight_decay": torch.tensor([0.4]).double()}, rows), {})
+    each = WeightDecay()(model.network, Sample({"weight_decay": torch.full((3,), 0.4).double()}, rows), {})
     assert shared.shape == (3,)
     torch.testing.assert_close(shared, each, rtol=1e-6, atol=0)
 
@@ -93,7 +96,7 @@ def test_plain_network_and_its_gradient() -> None:
     """d/dW of rate / 2 * W^2 is rate * W: what SGD's own weight decay adds."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
-    penalty = WeightDecay()(network, Sample({"weight_decay": torch.tensor([0.3])}))
+    penalty = WeightDecay()(network, Sample({"weight_decay": torch.tensor([0.3])}), {})
     assert penalty.shape == (1,)
     gradients = torch.autograd.grad(penalty.sum(), list(network.parameters()), allow_unused=True)
     for (name, parameter), gradient in zip(network.named_parameters(), gradients, strict=True):
@@ -107,12 +110,12 @@ def test_plain_network_and_its_gradient() -> None:
 def test_gradients_reach_the_response_input_and_the_response_parameters() -> None:
     model = make("full")
     rows = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    penalty = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, rows))
+    penalty = WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, rows), {})
     matrices = [layer.response_weight for layer in model.response_layers()]
     gates = [layer.gate for layer in model.response_layers()]
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(penalty.sum(), [rows, *matrices, *gates]))
     assert torch.autograd.gradcheck(
-        lambda h: WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, h)), [rows]
+        lambda h: WeightDecay()(model.network, Sample({"weight_decay": RATES.double()}, h), {}), [rows]
     )
 
 
@@ -121,4 +124,121 @@ def test_it_names_what_it_reads() -> None:
     assert WeightDecay("penalty").names == ("penalty",)
     network = nn.Linear(2, 2)
     sample = Sample({"penalty": torch.tensor([1.0]), "weight_decay": torch.tensor([0.0])})
-    assert float(WeightDecay("penalty")(network, sample).detach()) > 0
+    assert float(WeightDecay("penalty")(network, sample, {}).detach()) > 0
+
+
+@pytest.mark.parametrize(
+    ("only", "decayed"),
+    [
+        ("*", ["conv", "fc", "plain", "embedding", "mixture"]),
+        ("conv.*", ["conv"]),
+        ("fc.weight", ["fc"]),
+        ("same_fc.weight", []),  # a shared module counts by its first path
+        ("plain*", ["plain"]),
+        ("mixture", ["mixture"]),
+        ("*.bias", []),
+        ("[cp]*", ["conv", "plain"]),
+    ],
+)
+def test_only_the_named_parameters_are_decayed(only: str, decayed: list[str]) -> None:
+    """Each group may have a strength of its own, responding or not."""
+    model = make("full")
+    row = torch.randn(1, 2, dtype=torch.float64)
+    expected = torch.zeros((), dtype=torch.float64)
+    for path in decayed:
+        if path == "mixture":
+            expected = expected + model.network.get_parameter(path).square().sum()
+            continue
+        layer = model.network.get_submodule(path)
+        if isinstance(layer, ResponseLayer):
+            expected = expected + effective_norm(layer, row[0])
+        else:
+            expected = expected + layer.get_parameter("weight").square().sum()
+    penalty = WeightDecay("other", only=only)
+    assert penalty.names == ("other",)
+    found = penalty(model.network, Sample({"other": torch.tensor([0.4]).double()}, row), {})
+    torch.testing.assert_close(found.sum(), 0.2 * expected)
+
+
+@pytest.mark.parametrize("size", ["full", 2, "gate"])
+@pytest.mark.parametrize("responding", [True, False])
+def test_norms_are_spared(size: ResponseSize, responding: bool) -> None:
+    """Also where their affine part responds, and so has matrices of its own, or has several axes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((4, 2, 2)))
+    model = self_tuning(network, SPACE, start=START, response=size, norms=responding)
+    for parameter in model.response_parameters():
+        nn.init.normal_(parameter)
+    assert (len(list(model.response_layers())) == 4) is responding
+    rows = torch.randn(3, 2)
+    penalty = WeightDecay()(model.network, Sample({"weight_decay": RATES}, rows), {})
+    layer = model.network.get_submodule("0")
+    assert isinstance(layer, ResponseLayer)
+    expected = torch.stack([rate / 2 * effective_norm(layer, row) for rate, row in zip(RATES, rows, strict=True)])
+    torch.testing.assert_close(penalty, expected)
+
+
+# Activations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_axis"), [((3, 4), 0), ((3, 4, 5), 0), ((6, 3, 2), 1), ((3,), 0), ((2, 5, 3), -1)]
+)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_activation_norm_is_the_mean_square_of_each_example(
+    shape: tuple[int, ...], batch_axis: int, calls: int
+) -> None:
+    """A module that is called twice counts twice."""
+    torch.manual_seed(0)
+    outputs = [torch.randn(shape) for _ in range(calls)]
+    penalty = ActivationNorm("alpha", "lstm", batch_axis=batch_axis)
+    found = penalty(nn.Identity(), Sample({"alpha": RATES}), {"lstm": outputs, "other": [torch.ones(1)]})
+    assert found.shape == (3,)
+    for i, rate in enumerate(RATES.tolist()):
+        entries = [output.select(batch_axis, i).flatten().tolist() for output in outputs]
+        expected = rate * sum(sum(x**2 for x in own) / len(own) for own in entries)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_axis", "time_axis"), [((3, 4, 5), 0, 1), ((4, 3, 5), 1, 0), ((3, 2, 6), 0, 2), ((3, 1, 5), 0, 1)]
+)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_temporal_norm_is_the_mean_square_of_each_examples_changes(
+    shape: tuple[int, ...], batch_axis: int, time_axis: int, calls: int
+) -> None:
+    """Of a sequence of one step there are none."""
+    torch.manual_seed(0)
+    outputs = [torch.randn(shape) for _ in range(calls)]
+    penalty = TemporalActivationNorm("beta", "lstm", batch_axis=batch_axis, time_axis=time_axis)
+    found = penalty(nn.Identity(), Sample({"beta": RATES}), {"lstm": outputs})
+    for i, rate in enumerate(RATES.tolist()):
+        expected = 0.0
+        for output in outputs:
+            own = output.movedim((batch_axis, time_axis), (0, 1))[i]
+            squares = [
+                float((own[t + 1].flatten()[k] - own[t].flatten()[k]) ** 2)
+                for t in range(own.shape[0] - 1)
+                for k in range(own[0].numel())
+            ]
+            expected += rate * sum(squares) / max(len(squares), 1)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ActivationNorm, TemporalActivationNorm])
+def test_a_shared_strength_meets_activations_of_each_example(kind: Any) -> None:
+    outputs = torch.randn(3, 4, 5)
+    shared = kind("alpha", "x")(nn.Identity(), Sample({"alpha": torch.tensor([0.4])}), {"x": [outputs]})
+    each = kind("alpha", "x")(nn.Identity(), Sample({"alpha": torch.full((3,), 0.4)}), {"x": [outputs]})
+    assert shared.shape == (3,)
+    torch.testing.assert_close(shared, each)
+    assert kind("alpha", "x").names == ("alpha",)
+    assert kind("alpha", "x").paths == ("x",)
+    assert WeightDecay().paths == ()
+
+
+def test_gradient_of_the_activation_norms() -> None:
+    outputs = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    sample = Sample({"alpha": RATES.double()})
+    for penalty in (ActivationNorm("alpha", "x"), TemporalActivationNorm("alpha", "x")):
+        assert torch.autograd.gradcheck(lambda x, p=penalty: p(nn.Identity(), sample, {"x": [x]}), [outputs])

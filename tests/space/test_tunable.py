@@ -140,6 +140,15 @@ def test_one_row_serves_a_batch_that_shares_everything() -> None:
     assert {tuple(value.shape) for value in state.values(state.perturbed(64)).values()} == {(1,)}
 
 
+def test_origin_is_the_start_and_stays_there() -> None:
+    state = tunable()
+    start = state.raw.detach().clone()
+    with torch.no_grad():
+        state.raw.add_(3.0)
+    assert torch.equal(state.origin, start)
+    assert not state.origin.requires_grad
+
+
 def test_the_global_seed_decides() -> None:
     state = tunable()
 
@@ -209,6 +218,73 @@ def test_entropy_bonus_raises_the_scale_and_leaves_raw() -> None:
     assert torch.autograd.gradcheck(lambda rho: torch.log(torch.nn.functional.softplus(rho)), state.rho.double())
 
 
+# Bounds -----------------------------------------------------------------------------------------------------------
+
+
+def moved(state: Tunable, raw: float, rho: float) -> Tunable:
+    with torch.no_grad():
+        state.raw.fill_(raw)
+        state.rho.fill_(rho)
+    return state
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_confined_coordinates_are_those_of_the_ends(sign: int) -> None:
+    """The value is that of the end, nudged inside as a start value on it is; a domain without ends has none."""
+    state = moved(tunable(), sign * 50.0, sign * 50.0)
+    state.confine()
+    ends = {"rate": (0.0, 0.9), "decay": (1e-6, 1e-1), "holes": (0, 4)}
+    expected = [SPACE[name].inverse(high if sign > 0 else low) for name, (low, high) in ends.items()]
+    assert state.raw.tolist() == pytest.approx([*expected, sign * 50.0], rel=1e-6)
+    assert state.scale().tolist() == pytest.approx([2.0 if sign > 0 else 0.01] * 4)
+
+
+def test_confining_leaves_what_is_inside() -> None:
+    state = moved(tunable(), 0.7, 0.3)
+    state.confine()
+    assert state.raw.tolist() == pytest.approx([0.7] * 4)
+    assert state.rho.tolist() == pytest.approx([0.3] * 4)
+
+
+def test_bounds_reach_out_to_the_start() -> None:
+    """A start value nearer to the end than its coordinate stands for, and scales beyond the usual."""
+    start = {**START, "rate": 1e-5, "decay": 1e-1 * (1 - 1e-4)}
+    for scale, lowest, highest in ((1e-3, 1e-3, 2.0), (5.0, 0.01, 5.0)):
+        state = Tunable(SPACE, start, scale=scale)
+        before = state.raw.detach().clone(), state.rho.detach().clone()
+        state.confine()
+        assert torch.equal(state.raw, before[0])
+        torch.testing.assert_close(state.rho.detach(), before[1])
+        for rho, end in ((-50.0, lowest), (50.0, highest)):
+            moved(state, 0.0, rho).confine()
+            assert state.scale().tolist() == pytest.approx([end] * 4)
+
+
+def test_bounds_do_not_hide_what_is_not_a_number() -> None:
+    state = moved(tunable(), math.nan, math.nan)
+    state.confine()
+    assert bool(state.raw.isnan().all())
+    assert bool(state.rho.isnan().all())
+
+
+def test_bounds_follow_the_type_and_are_no_part_of_the_state() -> None:
+    state = moved(tunable().double(), 1e9, 0.0)
+    state.confine()
+    assert state.lowest.dtype == torch.float64
+    assert float(state.raw[0].detach()) == pytest.approx(math.log(999))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relative_speed_takes_the_slope_of_the_transform_out(dtype: torch.dtype) -> None:
+    """A quarter over s (1 - s), at most ten; one for a domain without ends."""
+    state = tunable().to(dtype)
+    share = torch.tensor([0.5, 0.1, 0.9, 0.9], dtype=dtype)
+    speed = state.relative_speed(torch.logit(share))
+    torch.testing.assert_close(speed, torch.tensor([1, 0.25 / 0.09, 0.25 / 0.09, 1], dtype=dtype), rtol=1e-5, atol=0)
+    assert not speed.requires_grad
+    assert state.relative_speed(torch.tensor([9.0, -9.0, 100.0, 9.0], dtype=dtype)).tolist() == [10, 10, 10, 1]
+
+
 # State ------------------------------------------------------------------------------------------------------------
 
 
@@ -220,5 +296,8 @@ def test_state_dict_is_plain_tensors_and_restores(kind: type[Tunable] | type[Con
     buffer.seek(0)
     other = kind(SPACE, {**START, "rate": 0.7, "holes": 0})
     other.load_state_dict(torch.load(buffer, weights_only=True))
+    if isinstance(other, Tunable):
+        assert isinstance(state, Tunable)
+        assert torch.equal(other.origin, state.origin)  # or the response would read other inputs than it learned
     assert other.mean_values() == state.mean_values()
-    assert set(state.state_dict()) == ({"raw", "rho"} if kind is Tunable else {"value"})
+    assert set(state.state_dict()) == ({"raw", "rho", "origin"} if kind is Tunable else {"value"})

@@ -27,7 +27,7 @@ def test_gradient_of_the_tasks_own_loss_is_zero_at_the_best_weight(penalty: floa
     (decay,) = task.penalties
     assert isinstance(decay, WeightDecay)
     loss = task.loss(model(train.inputs.double()), train.targets.double())
-    loss = loss + decay(model, Sample({"penalty": torch.tensor([penalty], dtype=torch.float64)})).mean()
+    loss = loss + decay(model, Sample({"penalty": torch.tensor([penalty], dtype=torch.float64)}), {}).mean()
     (gradient,) = torch.autograd.grad(loss, [weight])
     assert float(gradient.abs().max()) < 1e-12
 

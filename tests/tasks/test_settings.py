@@ -18,15 +18,22 @@ NAMED = "accepted is the name of a class in torch.optim, or a callable"
 
 
 def refusals() -> list[tuple[dict[str, Any], str]]:
-    counts = ("epochs", "batch_size", "eval_batch_size", "train_steps", "valid_steps")
-    numbers = ("lr", "hyper_lr", "scale", "clip_norm", "hyper_clip_norm")
+    counts = ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps")
+    numbers = ("lr", "hyper_lr", "scale", "clip_norm", "hyper_clip_norm", "response_share")
+    switches = ("tune_scales", "compile", "relative_hyper_lr")
     return [
         *(({name: value}, INTEGER) for name in counts for value in (0, -1, 1.0, "5", True, None)),
         *(({name: value}, POSITIVE) for name in numbers for value in (0.0, -1.0, math.inf, math.nan, "1", True)),
-        *(({name: None}, POSITIVE) for name in ("lr", "hyper_lr", "scale")),
+        *(({name: None}, POSITIVE) for name in ("lr", "hyper_lr", "scale", "response_share")),
+        *(({"response_share": v}, "accepted is a number above 0, at most 1") for v in (1.01, 2)),
+        *(({"precision": v}, "accepted are 'float32' and 'bfloat16'") for v in ("float16", "bf16", 32, None)),
         *(({"entropy_weight": v}, "accepted is a finite number of at least 0") for v in (-1e-9, math.inf, None)),
-        *(({"warmup_epochs": v}, "accepted is an integer of 0 or more") for v in (-1, 0.5, True, None)),
-        *(({"tune_scales": v}, "accepted are true and false") for v in (1, "true", None)),
+        *(
+            ({name: v}, "accepted is an integer of 0 or more")
+            for name in ("warmup_epochs", "restarts")
+            for v in (-1, 0.5, True, None)
+        ),
+        *(({name: v}, "accepted are true and false") for name in switches for v in (1, "true", None)),
         *(({name: v}, NAMED) for name in ("optimizer", "hyper_optimizer") for v in ("sgd", "Tensor", "", 3, None)),
         *(({"lr_schedule": v}, "name of a class in torch.optim.lr_scheduler") for v in ("Step", "SGD", "Optimizer", 1)),
         *(
@@ -64,6 +71,8 @@ def test_what_is_refused_is_named_with_what_is_accepted(setting: dict[str, Any],
         {},
         {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "entropy_weight": 0, "lr": 1},
         {"clip_norm": 0.25, "hyper_clip_norm": 1},
+        {"clip_norm": None, "hyper_clip_norm": None, "restarts": 0, "response_share": 1},
+        {"accumulate": 4, "precision": "bfloat16", "compile": True, "relative_hyper_lr": True},
         {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.0}},
         {"optimizer": torch.optim.SGD, "hyper_optimizer": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr)},
         {"lr_schedule": "MultiStepLR", "lr_schedule_args": {"milestones": [1, 2], "gamma": 0.2}},

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tune_stn.data.augment import InputScale
+from tune_stn.data.augment import InputScale, LabelSmoothing, Mixup
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn import WeightDecay
+from tune_stn.nn.penalties import ActivationNorm
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import TASKS, Task, Training, accuracy, get_task
 
@@ -39,7 +40,9 @@ def make(**changes: Any) -> Task:
 def test_defaults() -> None:
     task = make()
     assert task.training == Training()
-    assert task.metrics == {}
+    assert task.metrics == task.weight_dropout == {}
+    assert task.label_augmentations == ()
+    assert task.norms is False
     assert task.loss is nn.functional.cross_entropy
 
 
@@ -52,6 +55,8 @@ def test_defaults() -> None:
         ({"dropout": {"0": "rates"}}, "task 'mine' reads 'rates', not in its space: rate, scale, decay"),
         ({"augmentations": (InputScale("scales"),)}, "task 'mine' reads 'scales', not in its space"),
         ({"penalties": (WeightDecay(),)}, "task 'mine' reads 'weight_decay', not in its space"),
+        ({"weight_dropout": {"1": "weights"}}, "task 'mine' reads 'weights', not in its space"),
+        ({"label_augmentations": (Mixup(classes=2),)}, "task 'mine' reads 'mixup', not in its space"),
         ({"start": {"rate": 0.95, "scale": 0.1, "decay": 0.1}}, r"start value 0\.95 of 'rate' is outside \[0, 0\.9\]"),
         ({"start": {"rate": 0.1, "decay": 0.1}}, "no start value for scale"),
         ({"start": {"rate": 0.1, "scale": 0.1, "decay": 0.1, "more": 1}}, "unknown hyperparameter 'more'"),
@@ -72,6 +77,26 @@ def test_a_hyperparameter_may_have_several_readers() -> None:
         penalties=(WeightDecay("shared"),),
     )
     assert list(task.space) == ["shared"]
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        {"dropout": {"0": "rate"}},
+        {"weight_dropout": {"1": "rate"}},
+        {"augmentations": (InputScale("rate"),)},
+        {"label_augmentations": (LabelSmoothing("rate", classes=2),)},
+        {"penalties": (WeightDecay("rate"),)},
+        {"penalties": (ActivationNorm("rate", "1"),)},
+    ],
+    ids=str,
+)
+def test_any_one_reader_is_enough(reader: dict[str, Any]) -> None:
+    nobody: dict[str, Any] = {"dropout": {}, "augmentations": (), "penalties": ()}
+    space = SearchSpace({"rate": Uniform(0, 0.9)}, per_batch=["rate"])
+    assert list(make(space=space, start={"rate": 0.1}, **{**nobody, **reader}).space) == ["rate"]
+    with pytest.raises(ValueError, match=r"bind it to a dropout module or a layer's weights by path, an augmentation"):
+        make(space=space, start={"rate": 0.1}, **nobody)
 
 
 def test_accuracy_is_the_share_of_hits() -> None:

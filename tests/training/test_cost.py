@@ -113,6 +113,19 @@ def test_delta_stn_steps_by_hand(bare: Any, size: ResponseSize, tune_scales: boo
     assert trainer.meter.epoch_flops == 3 * PLAIN
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_response_step_on_a_quarter_of_the_batch_costs_a_quarter(bare: Any, size: ResponseSize) -> None:
+    trainer = Trainer(bare(response=size, response_share=0.25), algorithm="delta-stn")
+    assert per_step(trainer) == {"train": PLAIN, "response": RESPONSE[size] // 4, "hyper": PERTURBED_HYPER[size]}
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
+def test_a_batch_in_parts_costs_what_it_costs_whole(bare: Any, algorithm: str) -> None:
+    """A gate-only response: V of a larger one would be made for each part."""
+    whole, parts = (Trainer(bare(accumulate=count, response="gate"), algorithm=algorithm) for count in (1, 4))
+    assert per_step(whole) == per_step(parts)
+
+
 def test_tangents_through_a_plain_layer_are_counted(bare: Any) -> None:
     """There torch, not a response layer, multiplies by the tangent, inside its own derivative formula.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tune_stn.training.flops import FlopCounter
+from tune_stn.training.flops import FORMULAS, FlopCounter
 
 
 def test_fused_attention_counts_as_what_it_fuses() -> None:
@@ -28,3 +31,29 @@ def test_a_module_whose_input_is_a_parameter() -> None:
     with FlopCounter() as counter:
         torch.autograd.grad(layer(torch.randn(4, 5)).sum(), list(layer.parameters()))
     assert counter.get_total_flops() == 2 * 2 * 4 * 5 * 3  # forward, and the weight's gradient
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+def test_a_fused_lstm_counts_as_what_it_fuses(settings: dict[str, Any]) -> None:
+    """Torch fuses it in single precision and takes it apart in double."""
+    counts = []
+    for dtype in (torch.float32, torch.float64):
+        layer = nn.LSTM(5, 7, dtype=dtype, **settings)
+        inputs = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
+        shape = len(layer.all_weights), 4 if layer.batch_first else 3, 7
+        hidden, cell = torch.zeros(2, *shape, dtype=dtype, requires_grad=True)
+        with FlopCounter() as counter:
+            layer(inputs, (hidden, cell))[0].sum().backward()
+        counts.append(counter.get_total_flops())
+    matrices = sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+    assert counts == [3 * 2 * 4 * 3 * matrices] * 2
+
+
+def test_the_fused_lstm_of_a_gpu_counts_likewise() -> None:
+    """By its shapes, for its kernel runs nowhere else; gradients of the weights only where they are made."""
+    aten = torch.ops.aten
+    shapes = torch.Size([4, 3, 5]), [torch.Size([28, 5]), torch.Size([28, 7]), torch.Size([28])]
+    once = 2 * 4 * 3 * 28 * (5 + 7)
+    assert FORMULAS[aten._cudnn_rnn](*shapes, 2, None) == once
+    assert FORMULAS[aten._cudnn_rnn_backward](*shapes, 2, [True, True, True, False]) == once
+    assert FORMULAS[aten._cudnn_rnn_backward](*shapes, 2, [True, True, True, True]) == 2 * once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune_stn.data.augment import InputScale, LabelSmoothing, Mixup
 from tune_stn.data.splits import Split
+from tune_stn.nn.penalties import ActivationNorm, WeightDecay
 from tune_stn.nn.self_tuning import SelfTuningModel
-from tune_stn.space import Sample, Tunable
-from tune_stn.tasks import Task
+from tune_stn.space import LogUniform, Sample, SearchSpace, Uniform
+from tune_stn.tasks import Task, accuracy
 from tune_stn.training import Trainer
 from tune_stn.training.learner import Learner
 
@@ -27,11 +30,6 @@ def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 def same(parameters: list[nn.Parameter], before: list[Tensor]) -> bool:
     return all(torch.equal(now, then) for now, then in zip(parameters, before, strict=True))
-
-
-def hyper_of(learner: Learner) -> Tunable:
-    assert isinstance(learner.model.hyper, Tunable)
-    return learner.model.hyper
 
 
 def made(task: Task, algorithm: str, stir: Stir) -> tuple[Trainer, Learner, Split]:
@@ -52,13 +50,83 @@ def test_training_moves_the_weights_and_never_the_hyperparameters(make_task: Any
     assert not any(torch.equal(now, then) for now, then in zip(learner.response, response, strict=True))
 
 
+EVERY_READER: dict[str, Any] = {
+    "space": SearchSpace(
+        {"dropout": Uniform(0, 0.9), "norm": Uniform(0, 1), "smoothing": Uniform(0, 0.5), "decay": LogUniform(1e-6, 1)}
+    ),
+    "start": {"dropout": 0.2, "norm": 0.5, "smoothing": 0.3, "decay": 1e-3},
+    "augmentations": (InputScale("norm"),),
+    "label_augmentations": (LabelSmoothing("smoothing", classes=3), Mixup("norm", classes=3)),
+    "penalties": (WeightDecay("decay"), ActivationNorm("norm", "2")),
+}
+
+
 def test_training_loss_has_no_path_to_the_hyperparameters(make_task: Any, stir: Stir) -> None:
-    """Also if one asks for it: augmentation, dropout and penalties read detached values."""
-    _, learner, batch = made(make_task(), "stn", stir)
+    """Also if one asks for it: augmentations, dropout and penalties read detached values."""
+    _, learner, batch = made(make_task(**EVERY_READER), "stn", stir)
     sample = learner.model.perturbed_sample(len(batch))
     loss = learner.training_loss(batch, sample)
     assert torch.autograd.grad(loss, learner.hyper, allow_unused=True, retain_graph=True) == (None, None)
     assert any(g is not None for g in torch.autograd.grad(loss, learner.base, allow_unused=True))
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", *TUNING])
+def test_targets_are_augmented_in_training_alone(make_task: Any, algorithm: str) -> None:
+    """There they are probabilities; hyper-steps, evaluation and metrics see the classes themselves."""
+    seen: dict[str, list[Tensor]] = {"training": [], "evaluation": [], "metric": []}
+    trainer: Trainer | None = None
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if trainer is not None:
+            seen["training" if trainer.model.training else "evaluation"].append(targets)
+        return F.cross_entropy(outputs, targets)
+
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen["metric"].append(targets)
+        return accuracy(outputs, targets)
+
+    task = make_task(**EVERY_READER, loss=loss, metrics={"accuracy": metric}, train_steps=1)
+    trainer = Trainer(task, algorithm=algorithm)
+    trainer.run_epoch()
+    assert len(seen["training"]) == (6 if algorithm == "delta-stn" else 3)
+    assert len(seen["evaluation"]) == (2 if algorithm == "fixed" else 5)
+    assert {targets.dtype for targets in seen["evaluation"] + seen["metric"]} == {torch.int64}
+    for targets in seen["training"]:
+        assert targets.shape == (8, 3)
+        assert torch.allclose(targets.sum(1), torch.ones(8))
+        assert (targets > 0).all()
+
+
+def test_augmentations_come_in_their_order(make_task: Any) -> None:
+    """Inputs first, then what takes inputs and targets; each sees what the one before has made."""
+    order: list[str] = []
+
+    @dataclass(frozen=True)
+    class Inputs:
+        name: str
+        names: tuple[str, ...] = ("dropout",)
+
+        def __call__(self, inputs: Tensor, sample: Sample) -> Tensor:
+            order.append(self.name)
+            return inputs + 1
+
+    @dataclass(frozen=True)
+    class Labels(Inputs):
+        def __call__(self, inputs: Tensor, targets: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            order.append(self.name)
+            return inputs * 2, targets + 1
+
+    task = make_task(
+        augmentations=(Inputs("one"), Inputs("two")),
+        label_augmentations=(Labels("three"), Labels("four")),
+        penalties=(WeightDecay("decay"), WeightDecay("input_scale")),
+    )
+    trainer = Trainer(task, algorithm="fixed")
+    batch = trainer.splits.train.take(torch.arange(8))
+    augmented = trainer.learner.augmented(batch, trainer.model.mean_sample())
+    assert order == ["one", "two", "three", "four"]
+    assert torch.allclose(augmented.inputs, (batch.inputs + 2) * 4)
+    assert torch.equal(augmented.targets, batch.targets + 2)
 
 
 @pytest.mark.parametrize("algorithm", TUNING)

@@ -65,6 +65,18 @@ def test_constants_have_neither_raw_nor_scale() -> None:
     assert columns["source"] == ["fixed"] * 3
 
 
+@pytest.mark.parametrize("records", [0, 1, 2, 3])
+def test_truncated_to_its_first_records(buffer: ScheduleBuffer, records: int) -> None:
+    """A run that goes back forgets what came after; it goes on from there."""
+    whole = buffer.columns(SPACE, tuned=True)
+    buffer.truncate(records)
+    if records:
+        columns = buffer.columns(SPACE, tuned=True)
+        assert columns == {name: column[: 3 * records] for name, column in whole.items()}
+    buffer.record(Tunable(SPACE, START), step=7, epoch=0, source="stn")
+    assert buffer.columns(SPACE, tuned=True)["step"] == [*whole["step"][: 3 * records], 7, 7, 7]
+
+
 def test_recording_does_not_hold_the_graph(buffer: ScheduleBuffer) -> None:
     assert not any(tensor.requires_grad for tensor in [*buffer.raw, *buffer.scale])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
-from tune_stn.space import Tunable
+from tune_stn.space import SearchSpace, Tunable, Uniform
 from tune_stn.training import Trainer
 
 Differences = Callable[[Trainer, Trainer], list[str]]
@@ -263,3 +263,34 @@ def test_bad_hyperparameters_are_named(make_task: Any, algorithm: str, hp: dict[
 def test_unknown_algorithm_is_named(make_task: Any) -> None:
     with pytest.raises(ValueError, match="'bogus'; accepted are fixed, stn, delta-stn"):
         Trainer(make_task(), algorithm="bogus")
+
+
+# What of the task goes into the model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_norms_respond_where_the_task_says_so(make_task: Any, norms: bool) -> None:
+    trainer = Trainer(make_task("batch-norm", norms=norms), algorithm="stn")
+    assert ("1" in trainer.model.conversion.responding) is norms
+    assert math.isfinite(trainer.run_epoch()["val_loss"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights_are_dropped_where_the_task_says_so(make_task: Any, algorithm: str) -> None:
+    """In training alone, at the rate of the hyperparameter."""
+    space = SearchSpace({"dropout": Uniform(0.0, 0.9), "weights": Uniform(0.0, 0.9)}, per_batch=["weights"])
+    task = make_task(
+        space=space,
+        start={"dropout": 0.1, "weights": 0.5},
+        weight_dropout={"1": "weights"},
+        augmentations=(),
+        penalties=(),
+    )
+    trainer = Trainer(task, algorithm=algorithm)
+    assert trainer.model.conversion.bound == {"0": "dropout", "1 (weights)": "weights"}
+    layer = trainer.model.network.get_submodule("1")
+    inputs, sample = torch.eye(36), trainer.model.hyper.constant_sample()
+    with trainer.model.using(sample):
+        share = [float((layer.train(mode)(inputs) == layer.bias).float().mean()) for mode in (True, False)]
+    assert share == pytest.approx([0.5, 0.0], abs=0.1)
+    assert math.isfinite(trainer.run_epoch()["val_loss"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from tune_stn.tasks import get_task
+from tune_stn.data import fashion_mnist
+from tune_stn.data.errors import DataError
+from tune_stn.data.splits import Splits
+from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.ridge import validation_loss
 from tune_stn.training import Trainer
-
-# The ridge task as users run it --------------------------------------------------------------------------------------
 
 
 def run_ridge(algorithm: str, seed: int) -> tuple[float, float, float]:
@@ -32,3 +35,50 @@ def test_stn_ends_near_the_best_penalty() -> None:
     """Its weights are an average over the perturbation, so they stay a little off the exact minimiser."""
     found, best, at_start = run_ridge("stn", 0)
     assert abs(found - best) < 0.5 * (at_start - best)
+
+
+# Start values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fashion() -> tuple[Task, Splits]:
+    """A narrow MLP on few images, at the task's own learning rates."""
+    try:
+        fashion_mnist.find()
+    except DataError:
+        pytest.skip("needs the real data: apt-get install dataset-fashion-mnist")
+    task = get_task(
+        "fashion-mnist-mlp", train_images=1000, valid_images=500, test_images=100, hidden=200, warmup_epochs=1
+    )
+    return task, task.data(0)
+
+
+# As shares of the domains: [0, .95] of the dropouts on input and two hidden layers, [0, 1] of the input scale.
+STARTS = {
+    "all at the lower end": (0, 0, 0, 0),
+    "all at the upper end": (1, 1, 1, 1),
+    "all in the middle": (0.5, 0.5, 0.5, 0.5),
+    "one": (1, 0, 0, 0),
+    "two": (0, 1, 0, 0),
+    "three": (0, 0, 1, 0),
+    "four": (0, 0, 0, 1),
+    "every other": (1, 0, 1, 0),
+    "mixed": (0.1, 0.9, 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
+@pytest.mark.parametrize("shares", STARTS.values(), ids=STARTS)
+def test_no_start_value_makes_a_run_diverge(
+    fashion: tuple[Task, Splits], algorithm: str, shares: tuple[float, ...]
+) -> None:
+    """Ten epochs with hyper-steps in nine: nothing restarts, and no loss is above that of guessing by a tenth."""
+    task, splits = fashion
+    tops = {"dropout_input": 0.95, "dropout_1": 0.95, "dropout_2": 0.95, "input_scale": 1.0}
+    start = {name: share * top for (name, top), share in zip(tops.items(), shares, strict=True)}
+    trainer = Trainer(task, algorithm=algorithm, hp=start, splits=splits)
+    losses = [trainer.run_epoch()["val_loss"] for _ in range(10)]
+    assert trainer.diverged is None
+    assert trainer.restarts == 0
+    assert max(losses) < math.log(10) + 0.1
+    assert min(losses) == pytest.approx(losses[-1], rel=0.05)

@@ -329,7 +329,7 @@ def _sides(parts: Sequence[Any], split: int) -> tuple[Projection, Projection]:
 def _product(*terms: tuple[Tensor, Tensor]) -> Tensor:
     """Sum of `left @ right`.
 
-    MKL is half as slow again where the width of a result is no multiple of 8, so there it is made transposed.
+    MKL takes half as long again where the width of a result is no multiple of 8, so there it is made transposed.
     """
     turned = terms[0][0].device.type == "cpu" and terms[0][1].shape[1] % 8 != 0
     pairs = [(right.t(), left.t()) if turned else (left, right) for left, right in terms]

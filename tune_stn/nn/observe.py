@@ -17,7 +17,7 @@ def observing(network: nn.Module, paths: Iterable[str]) -> Iterator[Activations]
     """Collect the outputs of the modules at `paths` inside the block; of a tuple, as an LSTM gives, the first entry.
 
     Raises:
-        ValueError: the network has no module at a path.
+        ValueError: the network has no module at a path, did not call it inside the block, or it gave no tensor.
     """
     seen: dict[str, list[Tensor]] = {}
     with ExitStack() as hooks:
@@ -31,9 +31,16 @@ def observing(network: nn.Module, paths: Iterable[str]) -> Iterator[Activations]
             handle = module.register_forward_hook(lambda _m, _i, output, to=outputs: to.append(_first(output)))
             hooks.callback(handle.remove)
         yield seen
+        if silent := sorted(path for path, outputs in seen.items() if not outputs):
+            raise ValueError(
+                f"module {silent[0]!r} has no output to observe: the forward pass of the network does not call it"
+            )
 
 
 def _first(output: Any) -> Tensor:
     tensor = output[0] if isinstance(output, tuple) else output
-    assert isinstance(tensor, Tensor)
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"an observed module gave {type(tensor).__name__}: a tensor is needed, or a tuple that begins with one"
+        )
     return tensor

@@ -131,5 +131,6 @@ class TemporalActivationNorm:
 
 
 def _per_example(values: Tensor, batch_axis: int) -> Tensor:
-    """Mean over all axes but the batch: shape `(batch,)`."""
-    return values.movedim(batch_axis, 0).flatten(1).mean(1)
+    """Mean over all axes but the batch, shape `(batch,)`; of nothing (the changes of a single step), zero."""
+    flat = values.movedim(batch_axis, 0).unsqueeze(-1).flatten(1)
+    return flat.sum(1) / max(flat.shape[1], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +21,33 @@ def _attention_backward(of_output: Shape, query: Shape, key: Shape, value: Shape
     return int(sdpa_backward_flop_count(of_output, query, key, value))  # type: ignore[no-untyped-call]
 
 
+def _recurrent(inputs: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+    """Each matrix is multiplied once for each example and step; of biases there is no product."""
+    return 2 * math.prod(inputs[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _lstm(inputs: Shape, of_inputs: Shape, of_hidden: Shape, *_: Any, **__: Any) -> int:
+    return _recurrent(inputs, (of_inputs, of_hidden))
+
+
+def _lstm_backward(inputs: Shape, of_inputs: Shape, of_hidden: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _lstm(inputs, of_inputs, of_hidden)
+
+
+def _recurrent_backward(inputs: Shape, weights: Sequence[Shape], *rest: Any, **_: Any) -> int:
+    """Of the data always, of the weights if the last argument says so."""
+    passes = 2 if rest[-1][3] else 1
+    return passes * _recurrent(inputs, weights)
+
+
 # Fused operations that torch's counter takes for free.
 FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten.mkldnn_rnn_layer: _lstm,
+    aten.mkldnn_rnn_layer_backward: _lstm_backward,
+    aten._cudnn_rnn: _recurrent,
+    aten._cudnn_rnn_backward: _recurrent_backward,
 }
 
 

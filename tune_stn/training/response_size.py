@@ -19,4 +19,4 @@ def response_size(task: Task, rule: Rule) -> tuple[ResponseSize | Mapping[str, R
         return chosen, ""
     if rule.response == "gate" and any(isinstance(penalty, WeightDecay) for penalty in task.penalties):
         return "full", "under a strong weight decay, weights and gates shrink each other to nothing"
-    return rule.response, f"default of {rule.name}"
+    return rule.response, rule.why

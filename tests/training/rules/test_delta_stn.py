@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
 from tune_stn.nn.observe import Activations
+from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm, WeightDecay
 from tune_stn.space import Sample
 from tune_stn.training import Trainer
 from tune_stn.training.learner import Learner
@@ -27,40 +28,110 @@ def made(make_task: Any, stir: Any, network: str, **settings: Any) -> tuple[Trai
     return trainer, trainer.splits.train.take(torch.arange(8))
 
 
-def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) -> list[Tensor]:
-    """Gradients of the loss of f(x; 0) + d/ds f(x; s h), the derivative by torch's double backward."""
+def linearised_loss(learner: Learner, batch: Split, sample: Sample) -> Tensor:
+    """Training loss of f(x; 0) + d/ds f(x; s h), the derivative by torch's double backward; the same of activations."""
     h = sample.response_input
     assert h is not None
 
     def predict(inputs: Tensor, sample: Sample) -> tuple[Tensor, Activations]:
-        def at(s: Tensor) -> Tensor:
-            outputs: Tensor = learner.forward(inputs, Sample(sample.values, h * s))
-            return outputs
+        paths = sorted(learner.observed)
 
-        primal, tangent = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
-        return primal + tangent, {}
+        def at(s: Tensor) -> tuple[Tensor, ...]:
+            outputs, activations = learner.predict(inputs, Sample(sample.values, h * s))
+            return outputs, *(activations[path][0] for path in paths)
 
-    return list(torch.autograd.grad(learner.training_loss(batch, sample, predict), learner.response))
+        values, tangents = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
+        outputs, *activations = (value + tangent for value, tangent in zip(values, tangents, strict=True))
+        return outputs, {path: [activation] for path, activation in zip(paths, activations, strict=True)}
+
+    return learner.training_loss(batch, sample, predict)
+
+
+def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) -> list[Tensor]:
+    return list(torch.autograd.grad(linearised_loss(learner, batch, sample), learner.response))
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("size", ["full", "gate", 2])
-def test_response_gradient_equals_double_backward(make_task: Any, stir: Any, network: str, size: Any) -> None:
-    """Same network, same draws, same dropout masks: relative error 1e-10 at most."""
-    trainer, batch = made(make_task, stir, network, response=size)
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_response_gradient_equals_double_backward(
+    make_task: Any, stir: Any, network: str, size: Any, share: float
+) -> None:
+    """Same network, same draws, same dropout masks: relative error 1e-10 at most. A share is the first of the batch."""
+    trainer, batch = made(make_task, stir, network, response=size, response_share=share)
     learner, model = trainer.learner, trainer.model
-    sample = model.perturbed_sample(len(batch), linearise=True)
+    rows = round(share * len(batch))
+    sample = model.perturbed_sample(rows, linearise=True)
     reference = copy.deepcopy(trainer)
-    model.perturbed_sample = lambda rows, **kwargs: sample  # type: ignore[method-assign]
+    asked: list[int] = []
+    model.perturbed_sample = lambda rows, **kwargs: asked.append(rows) or sample  # type: ignore[method-assign,func-returns-value]
     torch.manual_seed(7)
     response_step(learner, batch)
     torch.manual_seed(7)
-    expected = double_backward_gradients(reference.learner, batch, sample)
+    expected = double_backward_gradients(reference.learner, Split(batch.inputs[:rows], batch.targets[:rows]), sample)
+    assert asked == [rows]
     for parameter, gradient in zip(learner.response, expected, strict=True):
         assert parameter.grad is not None
         assert gradient.norm() > 1e-6
         assert (parameter.grad - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("network", "penalty"),
+    [
+        ("mlp", ActivationNorm("input_scale", "2")),
+        ("mlp", ActivationNorm("input_scale", "3")),  # a dropout of torch's own
+        ("cnn", ActivationNorm("input_scale", "4")),
+        ("cnn", TemporalActivationNorm("input_scale", "2", time_axis=2)),
+        ("batch-norm", ActivationNorm("input_scale", "1")),
+    ],
+)
+def test_penalties_see_activations_to_first_order(make_task: Any, stir: Any, network: str, penalty: Any) -> None:
+    """By double backward to 1e-10, and by central differences of the whole objective in a random direction."""
+    start = {"dropout": 0.2, "input_scale": 0.9, "decay": 1e-1}
+    settings = {"start": start, "penalties": (penalty, WeightDecay("decay")), "response": "full"}
+    trainer, batch = made(make_task, stir, network, **settings)
+    learner, model = trainer.learner, trainer.model
+    sample = model.perturbed_sample(len(batch), linearise=True)
+    reference = copy.deepcopy(trainer).learner
+    model.perturbed_sample = lambda rows, **kwargs: sample  # type: ignore[method-assign]
+    torch.manual_seed(7)
+    response_step(learner, batch)
+    gradient = torch.cat([p.grad.flatten() for p in learner.response if p.grad is not None])
+
+    def objective(flat: Tensor) -> Tensor:
+        nn.utils.vector_to_parameters(flat, reference.response)
+        torch.manual_seed(7)
+        return linearised_loss(reference, batch, sample)
+
+    at = nn.utils.parameters_to_vector(reference.response).detach()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), reference.response)])
+    assert (gradient - exact).norm() <= 1e-10 * exact.norm()
+    direction = torch.randn(at.shape, generator=torch.Generator().manual_seed(1))
+    up, down = (float(objective(at + step * direction).detach()) for step in (1e-6, -1e-6))
+    assert float(gradient @ direction) == pytest.approx((up - down) / 2e-6, rel=1e-6)
+    # The penalty is a part of it that matters.
+    reference.task = make_task(network, **{**settings, "penalties": (WeightDecay("decay"), WeightDecay("input_scale"))})
+    without = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), reference.response)])
+    assert (without - exact).norm() > 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize(("share", "rows"), [(1.0, 8), (0.5, 4), (0.3, 3), (0.01, 1)])
+def test_share_is_rounded_up_and_of_the_response_step_alone(make_task: Any, share: float, rows: int) -> None:
+    trainer = Trainer(make_task(response_share=share), algorithm="delta-stn")
+    seen: list[tuple[int, bool]] = []
+    forward = trainer.learner.forward
+
+    def note(inputs: Tensor, sample: Sample) -> Any:
+        seen.append((len(inputs), sample.linearise))
+        return forward(inputs, sample)
+
+    trainer.learner.forward = note  # type: ignore[method-assign]
+    trainer.run_epoch()
+    assert {size for size, linearise in seen if linearise} == {rows}
+    assert seen[:2] == [(8, False), (rows, True)]
 
 
 @pytest.mark.usefixtures("double")

@@ -17,6 +17,7 @@ class Fixed:
     tunes = False
     centred = False
     response: ResponseSize | None = None
+    why = ""
 
     def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
         with meter.step("train"):

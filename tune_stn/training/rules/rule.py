@@ -20,12 +20,14 @@ class Rule(Protocol):
         tunes: whether hyperparameters are a tunable state, stepped by `Learner.hyper_step`.
         centred: whether responses see the offset from the mean instead of the raw coordinate.
         response: default response size; None for a plain network.
+        why: why that size, as a user may be told.
     """
 
     name: str
     tunes: bool
     centred: bool
     response: ResponseSize | None
+    why: str
 
     def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
         """Step the weights on one batch, charging the meter; gives the detached training loss."""

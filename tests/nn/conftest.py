@@ -1,0 +1,36 @@
+"""The recurrence of an LSTM as it can be read in a minute, in plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tune_stn.nn.lstm_kernel import Projection
+
+
+@pytest.fixture
+def lstm_reference() -> Callable[..., tuple[Tensor, Tensor]]:
+    """What `tune_stn.nn.lstm_kernel.lstm` should give."""
+    return _reference
+
+
+def _reference(
+    inputs: Tensor, hidden: Tensor, cell: Tensor, offset: Tensor, from_inputs: Projection, from_hidden: Projection
+) -> tuple[Tensor, Tensor]:
+    def project(side: Projection, value: Tensor) -> Tensor:
+        total = torch.zeros_like(offset) if side.weight is None else value @ side.weight.T
+        for factor in side.factors:
+            value = value @ factor.T
+        return total if side.unit is None else total + side.unit * value
+
+    outputs = []
+    for x in inputs:
+        gates = offset + project(from_inputs, x) + project(from_hidden, hidden)
+        admit, forget, new, emit = gates.chunk(4, -1)
+        cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
+        hidden = emit.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs), cell
