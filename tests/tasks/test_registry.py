@@ -79,7 +79,7 @@ def test_a_task_itself_takes_training_settings() -> None:
     changed = get_task(task, epochs=7)
     assert changed.training.epochs == 7
     assert changed.space is task.space
-    with pytest.raises(ValueError, match=r"unknown setting 'features' of task 'ridge'; accepted are accumulate, batch_size"):
+    with pytest.raises(ValueError, match=r"unknown setting 'features' of task 'ridge'; accepted are accumulate, batch"):
         get_task(task, features=3)
 
 

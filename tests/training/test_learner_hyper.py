@@ -182,20 +182,24 @@ def test_relative_steps_move_all_values_by_the_same_share_of_their_domains(
 def test_hyperparameters_stay_where_their_domains_are(
     make_task: Any, stir: Stir, algorithm: str, tune_scales: bool
 ) -> None:
-    """Steps that would lead far out end at the raw coordinate of the ends, scales at 0.01 or 2."""
+    """A step that would lead far out ends at the raw coordinate of an end, and at a scale of 0.01 or 2."""
     task = make_task("cnn", hyper_lr=100.0, tune_scales=tune_scales)
     _, learner, batch = made(task, algorithm, stir)
     hyper = hyper_of(learner)
+    torch.manual_seed(0)
+    learner.hyper_step(batch)
+    ends = [{domain.inverse(domain.nearest(far)) for far in (-1.0, 2.0)} for domain in hyper.space.values()]
+    assert all(
+        any(raw == pytest.approx(end) for end in both) for raw, both in zip(hyper.raw.tolist(), ends, strict=True)
+    )
+    expected = (0.01, 2.0) if tune_scales else (0.5,)
+    assert all(any(scale == pytest.approx(end) for end in expected) for scale in hyper.scale().tolist())
     for _ in range(3):
         learner.hyper_step(batch)
-        ends = {name: (domain.inverse(domain.low), domain.inverse(domain.high)) for name, domain in hyper.space.items()}
-        for raw, (low, high) in zip(hyper.raw.tolist(), ends.values(), strict=True):
-            assert min(abs(raw - low), abs(raw - high)) < 1e-5
-        scales = hyper.scale().tolist()
-        expected = [pytest.approx(0.01), pytest.approx(2.0)] if tune_scales else [pytest.approx(0.5)]
-        assert all(scale in expected for scale in scales)
-        for name, value in hyper.mean_values().items():
-            assert hyper.space[name].contains(value)
+        for raw, both in zip(hyper.raw.tolist(), ends, strict=True):
+            assert min(both) - 1e-5 < raw < max(both) + 1e-5
+        assert all(0.0099 < scale < 2.01 for scale in hyper.scale().tolist())
+        assert all(hyper.space[name].contains(value) for name, value in hyper.mean_values().items())
 
 
 def test_a_start_beyond_those_bounds_is_kept(make_task: Any, stir: Stir) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.linear import ResponseLinear
-from tune_stn.nn.response import Responding, ResponseSize, size_in_words
+from tune_stn.nn.projection import ResponseProjection
+from tune_stn.nn.response import Responding, ResponseSize
 from tune_stn.nn.slot import Slot, check_rows
 
 
@@ -51,7 +51,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         self.slot = slot
         self.size = size
         self.projections = nn.ModuleList(
-            _Projection(weight, bias, inputs, size, slot, generator) for weight, bias in self._base_projections()
+            ResponseProjection(weight, bias, inputs, size, slot, generator) for weight, bias in self._base_projections()
         )
         frozen = not base.out_proj.weight.requires_grad
         self.out_proj = ResponseLinear(base.out_proj, inputs, None if frozen else size, slot, generator)
@@ -137,7 +137,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         """Query, key and value of the heads, each `(batch, length, embed_dim)`."""
         outputs = []
         for projection, base, given in zip(self.projections, self._base_projections(), inputs, strict=True):
-            assert isinstance(projection, _Projection)
+            assert isinstance(projection, ResponseProjection)
             with projection.lent(*base):
                 outputs.append(projection(given))
         return outputs
@@ -180,7 +180,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         """Of the three input projections and of the added key and value, if any; `out_proj` counts for itself."""
         total = self._base_projections()[0][0].new_zeros(1)
         for projection, base in zip(self.projections, self._base_projections(), strict=True):
-            assert isinstance(projection, _Projection)
+            assert isinstance(projection, ResponseProjection)
             with projection.lent(*base):
                 total = total + projection.squared_norm(response_input)
         if self.bias_k is not None and self.bias_v is not None:
@@ -190,46 +190,6 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
     def response_parameters(self) -> Iterator[nn.Parameter]:
         """None of its own: the projections give theirs."""
         return iter(())
-
-
-class _Projection(ResponseLinear):
-    """An input projection of which only the response is its own: the attention lends it weight and bias.
-
-    Torch holds those of all three in one parameter, and under that name they stay.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        inputs: int,
-        size: ResponseSize | None,
-        slot: Slot,
-        generator: torch.Generator,
-    ) -> None:
-        base = nn.Module()
-        base.weight = nn.Parameter(weight.detach())
-        base.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
-        super().__init__(base, inputs, size, slot, generator)
-        del self.weight, self.bias
-
-    @contextmanager
-    def lent(self, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
-        """Inside the block it is a response layer; after it, it holds no tensor with a graph, so it can be copied."""
-        vars(self).update(weight=weight, bias=bias)
-        try:
-            yield
-        finally:
-            del vars(self)["weight"], vars(self)["bias"]
-
-    def squared_norm(self, response_input: Tensor | None) -> Tensor:
-        """Zero without a weight: then the attention counts it."""
-        if "weight" in vars(self):
-            return super().squared_norm(response_input)
-        return torch.zeros(1, device=self.gate.device)
-
-    def extra_repr(self) -> str:
-        return f"response={size_in_words(self.size)}"
 
 
 def _merged_mask(

@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from tune_stn.nn.attention import _Projection
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.lstm_kernel import Projection, lstm, run, tangents
+from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot, check_rows
 
@@ -179,7 +179,7 @@ class ResponseLSTM(Responding, nn.LSTM):
         return f"{super().extra_repr()}, response={size_in_words(self.size)}"
 
 
-class _GateProjection(_Projection):
+class _GateProjection(ResponseProjection):
     def response_bound(self, weight: Tensor) -> float:
         """Torch draws all parameters of an LSTM alike, by the size of its hidden state."""
         return 1 / math.sqrt(weight.shape[0] // 4)
