@@ -1,11 +1,13 @@
 """Response layers, regularisers that read a sample, and the conversion of a user's network."""
 
+from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.nn.conv import ResponseConv
 from tune_stn.nn.conv_transpose import ResponseConvTranspose
 from tune_stn.nn.conversion import Conversion
 from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
 from tune_stn.nn.embedding import ResponseEmbedding
 from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.lstm import ResponseLSTM
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.modules import LockedDropout, StochasticDepth
 from tune_stn.nn.norm import (
@@ -34,9 +36,11 @@ __all__ = [
     "ResponseConvTranspose",
     "ResponseEmbedding",
     "ResponseGroupNorm",
+    "ResponseLSTM",
     "ResponseLayer",
     "ResponseLayerNorm",
     "ResponseLinear",
+    "ResponseMultiheadAttention",
     "ResponseNorm",
     "ResponseSize",
     "SelfTuningModel",

@@ -49,7 +49,7 @@ class Learner:
         if training.compile:
             for module in model.modules():
                 if isinstance(module, nn.LSTM):  # its loop over time would be unrolled: a minute for ten steps
-                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
         # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
         self._compiled: Callable[..., Any] = torch.compile(model.forward) if training.compile else model
         self.observed = {path for penalty in task.penalties for path in penalty.paths}

@@ -75,8 +75,8 @@ class Trainer:
         self.hp = task.space.check_values({**task.start, **(hp or {})})
         self.splits = (splits or task.data(seed)).to(self.device)
         self.model = self._make_model().to(self.device)
-        self.learner = Learner(task, self.model)
         self.meter = self._make_meter()
+        self.learner = Learner(task, self.model)
         self.schedule = ScheduleBuffer()
         self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed")
         self.epoch = 0
