@@ -264,7 +264,7 @@ def test_a_task_object_and_a_trial_that_fails(
 @pytest.mark.ray
 def test_a_diverging_run_is_said_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     lines: list[str] = []
-    settings = {**SETTINGS, "lr": 1e6}
+    settings = {**SETTINGS, "lr": 1e6, "clip_norm": None, "restarts": 0}
     found = compare(
         "digits-mlp", ["fixed", "stn"], budget=6, seeds=1, out=tmp_path, settings=settings, cluster=cluster,
         say=lines.append,

@@ -95,7 +95,7 @@ def test_reports_have_the_same_keys_until_the_trial_ends_itself(algorithm: str) 
 
 
 def test_divergence_ends_the_trial_with_its_reason() -> None:
-    one = trial(lr=1e6, algorithm="fixed")
+    one = trial(lr=1e6, clip_norm=None, restarts=0, algorithm="fixed")
     report = one.step()
     while not report["done"]:
         report = one.step()
@@ -103,6 +103,22 @@ def test_divergence_ends_the_trial_with_its_reason() -> None:
     assert "loss became" in report["reason"]
     assert report["val_loss"] == math.inf
     assert report["epoch"] < 5
+
+
+def test_a_restart_is_reported_where_it_happened() -> None:
+    one = trial(algorithm="stn")
+    one.step()
+    run, calls = one.trainer._run_epoch, iter([True])
+
+    def diverging_once() -> tuple[float, dict[str, float]]:
+        train_loss, report = run()
+        return (math.nan if next(calls, False) else train_loss), report
+
+    one.trainer._run_epoch = diverging_once  # type: ignore[method-assign]
+    report = one.step()
+    assert (report["status"], report["epoch"]) == ("running", 2)
+    assert "loss became nan in epoch 2; went on from the end of epoch 1" in report["reason"]
+    assert one.step()["reason"] == ""
 
 
 def test_defaults_are_self_tuning_at_seed_0_from_the_tasks_start() -> None:

@@ -44,6 +44,8 @@ class Progress:
             self.best = min(self.best, report["val_loss"])
             if report["status"] == "diverged":
                 self.say(f"{self._label(run)} trial {report['trial_id']} diverged: {report['reason']}")
+            elif report.get("reason"):
+                self.say(f"{self._label(run)} trial {report['trial_id']} was restarted: {report['reason']}")
             if time.monotonic() - last >= EVERY_S:
                 last = time.monotonic()
                 spent = f"cost {cost_total:.0f}" + (f" of {run.budget:g}" if run.trials is None else "")

@@ -115,7 +115,7 @@ class Trainer:
                 break
             else:
                 self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(report["val_loss"]))
-                self._last_good = good if abs(report["val_loss"]) > self._largest_good_loss else None
+                self._last_good = good if report["val_loss"] > self._largest_good_loss else None
         values = self.model.hyper.mean_values()
         hyper = self.model.hyper
         scales = hyper.scale().tolist() if isinstance(hyper, Tunable) else [0.0] * len(values)
