@@ -117,7 +117,7 @@ def test_a_restart_is_reported_where_it_happened() -> None:
     one.trainer._run_epoch = diverging_once  # type: ignore[method-assign]
     report = one.step()
     assert (report["status"], report["epoch"]) == ("running", 2)
-    assert "loss became nan in epoch 2; went on from the end of epoch 1" in report["reason"]
+    assert "loss became nan in epoch 2; went back to the end of epoch 1" in report["reason"]
     assert one.step()["reason"] == ""
 
 
