@@ -77,7 +77,7 @@ def test_a_killed_worker_changes_nothing(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluster: Cluster, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", small(epochs=200, warmup_epochs=0), "stn", budget=9.0)
+    run = make_run(tmp_path / "run", small(epochs=200, warmup_epochs=0, response="gate"), "stn", budget=9.0)
     record = execute(run, cluster)
     reports = read_reports(run.folder / REPORTS)
     assert reports[-2]["cost_total"] < 9.0 <= reports[-1]["cost_total"] == record["cost_total"]
