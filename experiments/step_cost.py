@@ -91,11 +91,13 @@ def lstm(steps: int, batch: int, hidden: int) -> Callable[[bool], Task]:
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            # Inside a network its inputs want a gradient too; the fused plain layer makes it in any case.
+            self.scale = nn.Parameter(torch.ones(hidden))
             self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
             self.dropout = LockedDropout(batch_first=True)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            output: Tensor = self.dropout(self.lstm(inputs)[0])
+            output: Tensor = self.dropout(self.lstm(inputs * self.scale)[0])
             return output
 
     return lambda small: sequences(Layer, steps=5 if small else steps, batch=8 if small else batch, width=hidden)
