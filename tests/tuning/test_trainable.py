@@ -374,7 +374,7 @@ def test_tuner_with_the_learning_rate_tuned_from_outside(cluster: Cluster, tmp_p
     task = get_task("digits-mlp")
     tuner = tune.Tuner(
         tune.with_resources(STNTrainable, {"cpu": 1}),
-        param_space={**SMALL, "hp": task.space.to_tune(), "lr": tune.loguniform(1e-3, 1e-1)},
+        param_space={**SMALL, "response": "gate", "hp": task.space.to_tune(), "lr": tune.loguniform(1e-3, 1e-1)},
         tune_config=tune.TuneConfig(
             metric="val_loss", mode="min", search_alg=BasicVariantGenerator(random_state=0), num_samples=2
         ),
@@ -390,7 +390,7 @@ def test_tuner_with_the_learning_rate_tuned_from_outside(cluster: Cluster, tmp_p
         assert found.metrics["epoch"] == 2
         assert 1e-3 <= found.config["lr"] <= 1e-1
         assert all(domain.contains(found.metrics[f"hp/{name}"]) for name, domain in task.space.items())
-        expected = steps(trial(lr=found.config["lr"], hp=found.config["hp"]), 2)[-1]
+        expected = steps(trial(response="gate", lr=found.config["lr"], hp=found.config["hp"]), 2)[-1]
         assert {key: found.metrics[key] for key in expected} == expected | {"done": True}
         seen.add(found.config["lr"])
     assert len(seen) == 2
