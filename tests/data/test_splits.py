@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_stn.data.splits import Split, Splits, random_splits
+from tune_stn.data.splits import Split, Splits, official_splits, random_splits
 
 
 def examples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,3 +75,14 @@ def test_seed_decides_and_the_global_state_does_not() -> None:
 def test_impossible_sizes_are_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="sizes"):
         random_splits(*examples(10), sizes=sizes, seed=0)
+
+
+def test_official_splits_draw_from_the_training_set_and_take_test_examples_in_order() -> None:
+    official, test_set = Split(*examples(20)), Split(*examples(6))
+    train, valid, test = official_splits(official, test_set, train_images=8, valid_images=5, test_images=4, seed=3)
+    again = random_splits(official.inputs, official.targets, sizes=(8, 5), seed=3)
+    assert torch.equal(train.inputs, again[0].inputs) and torch.equal(valid.targets, again[1].targets)
+    assert torch.equal(test.inputs, test_set.inputs[:4])
+    for test_images in (0, 7):
+        with pytest.raises(ValueError, match=rf"test_images={test_images}: accepted is 1 to 6"):
+            official_splits(official, test_set, train_images=8, valid_images=5, test_images=test_images, seed=3)

@@ -8,7 +8,6 @@ order, so one table of checksums serves both.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickletools
 import tarfile
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.data.errors import DataError
+from tune_stn.data.folders import cache_folder, env_folder, target_folder
 from tune_stn.data.splits import Split
 
 CLASSES = 10
@@ -69,7 +69,7 @@ def find(folder: str | Path | None = None) -> Path:
     if folder is not None:
         candidates = [Path(folder).expanduser()]
     else:
-        candidates = [place for place in (_env_folder(), _cache_folder()) if place is not None]
+        candidates = [place for place in (env_folder("cifar10"), cache_folder("cifar10")) if place is not None]
     for candidate in candidates:
         for place in (candidate, *(candidate / name for name in FOLDERS)):
             if all(_existing(place, name) is not None for name in SHA256):
@@ -94,7 +94,7 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, url: str =
     Raises:
         DataError: no connection, a wrong checksum, or a folder that cannot be written to.
     """
-    target = Path(folder).expanduser() if folder is not None else _env_folder() or _cache_folder()
+    target = target_folder(folder, "cifar10")
     if all(_existing(target, name) is not None for name in SHA256):
         return target
     try:
@@ -110,15 +110,6 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, url: str =
     except (OSError, ValueError) as error:  # connection and file system; checksum
         raise DataError(f"{url} could not be fetched into {target}: {error}; try again") from error
     return target
-
-
-def _env_folder() -> Path | None:
-    root = os.environ.get("TUNE_STN_DATA")
-    return Path(root) / "cifar10" if root else None
-
-
-def _cache_folder() -> Path:
-    return Path(pooch.os_cache("tune_stn")) / "cifar10"
 
 
 def _existing(folder: Path, name: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pooch
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.data.errors import DataError
+from tune_stn.data.folders import cache_folder, env_folder, target_folder
 from tune_stn.data.idx import read_idx
 from tune_stn.data.splits import Split
 
@@ -52,8 +52,8 @@ def find(folder: str | Path | None = None) -> Path:
     if folder is not None:
         candidates = [Path(folder).expanduser()]
     else:
-        candidates = [DEBIAN_FOLDER, _cache_folder()]
-        if (from_env := _env_folder()) is not None:
+        candidates = [DEBIAN_FOLDER, cache_folder("fashion-mnist")]
+        if (from_env := env_folder("fashion-mnist")) is not None:
             candidates.insert(0, from_env)
     for candidate in candidates:
         if all(_existing(candidate, name) is not None for name in SHA256):
@@ -81,7 +81,7 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, base_url: 
     Raises:
         DataError: no connection, a wrong checksum, or a folder that cannot be written to.
     """
-    target = Path(folder).expanduser() if folder is not None else _env_folder() or _cache_folder()
+    target = target_folder(folder, "fashion-mnist")
     for name, sha256 in SHA256.items():
         url = f"{base_url.rstrip('/')}/{name}"
         try:
@@ -92,15 +92,6 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, base_url: 
                 "`apt-get install dataset-fashion-mnist`"
             ) from error
     return target
-
-
-def _env_folder() -> Path | None:
-    root = os.environ.get("TUNE_STN_DATA")
-    return Path(root) / "fashion-mnist" if root else None
-
-
-def _cache_folder() -> Path:
-    return Path(pooch.os_cache("tune_stn")) / "fashion-mnist"
 
 
 def _existing(folder: Path, name: str) -> Path | None:

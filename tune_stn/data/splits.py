@@ -84,3 +84,19 @@ def _check_lengths(inputs: Tensor, targets: Tensor) -> None:
         )
     if len(inputs) == 0:
         raise ValueError("a split needs at least one example")
+
+
+def official_splits(
+    training_set: Split, test_set: Split, *, train_images: int, valid_images: int, test_images: int, seed: int
+) -> tuple[Split, Split, Split]:
+    """Training and validation examples drawn from an official training set by `seed`, test examples in order.
+
+    Raises:
+        ValueError: there are fewer examples than asked for, or none of a split is.
+    """
+    train, valid = random_splits(
+        training_set.inputs, training_set.targets, sizes=(train_images, valid_images), seed=seed
+    )
+    if not 1 <= test_images <= len(test_set):
+        raise ValueError(f"test_images={test_images}: accepted is 1 to {len(test_set)}")
+    return train, valid, Split(test_set.inputs[:test_images], test_set.targets[:test_images])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tune_stn.data import fashion_mnist
 from tune_stn.data.augment import Cutout, InputScale
-from tune_stn.data.splits import Split, Splits, random_splits
+from tune_stn.data.splits import Split, Splits, official_splits
 from tune_stn.space import Integer, SearchSpace, Uniform
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
@@ -123,15 +123,14 @@ class SimpleCNN(nn.Module):
 
 
 def _load(train_images: int, valid_images: int, test_images: int, data_dir: str | None, seed: int) -> Splits:
-    """Training and validation images are drawn from the official training set by `seed`, test images in order."""
-    training_set, test_set = fashion_mnist.load(data_dir)
-    train, valid = random_splits(
-        training_set.inputs, training_set.targets, sizes=(train_images, valid_images), seed=seed
+    splits = official_splits(
+        *fashion_mnist.load(data_dir),
+        train_images=train_images,
+        valid_images=valid_images,
+        test_images=test_images,
+        seed=seed,
     )
-    if not 1 <= test_images <= len(test_set):
-        raise ValueError(f"test_images={test_images}: accepted is 1 to {len(test_set)}")
-    test = Split(test_set.inputs[:test_images], test_set.targets[:test_images])
-    return Splits(train=_normalised(train), valid=_normalised(valid), test=_normalised(test))
+    return Splits(*map(_normalised, splits))
 
 
 def _normalised(split: Split) -> Split:
