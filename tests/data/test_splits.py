@@ -81,7 +81,8 @@ def test_official_splits_draw_from_the_training_set_and_take_test_examples_in_or
     official, test_set = Split(*examples(20)), Split(*examples(6))
     train, valid, test = official_splits(official, test_set, train_images=8, valid_images=5, test_images=4, seed=3)
     again = random_splits(official.inputs, official.targets, sizes=(8, 5), seed=3)
-    assert torch.equal(train.inputs, again[0].inputs) and torch.equal(valid.targets, again[1].targets)
+    assert torch.equal(train.inputs, again[0].inputs)
+    assert torch.equal(valid.targets, again[1].targets)
     assert torch.equal(test.inputs, test_set.inputs[:4])
     for test_images in (0, 7):
         with pytest.raises(ValueError, match=rf"test_images={test_images}: accepted is 1 to 6"):
