@@ -1,7 +1,7 @@
-"""The README's tables and pictures, from the committed result files.
+"""The tables and pictures of README.md and results/README.md, from the committed result files.
 
-python experiments/readme.py           # rewrites the marked parts of README.md, and results/figures/*.png
-python experiments/readme.py --check   # exit code 1 if the README does not say what the results say
+python experiments/readme.py           # rewrites the marked parts of both pages, and results/figures/*.png
+python experiments/readme.py --check   # exit code 1 if a page does not say what the results say
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from tune_stn.study.summary import summary, with_interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+NETWORKS = {
+    "mlp": "MLP, 1200 wide",
+    "cnn": "CNN",
+    "lstm-small": "LSTM 35x20x200",
+    "lstm-large": "LSTM 70x40x650",
+    "transformer": "transformer block",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    before = after = path.read_text()
-    for name, table in (
-        ("equal-cost", equal_cost()),
-        ("regularisation-gain", regularisation_gain()),
-        ("step-cost", step_cost()),
-        ("response-size", response_size()),
-        ("start-values", start_values()),
-        ("augmentation-cost", augmentation_cost()),
-    ):
-        after = replace_marked(after, name, table)
+    for path, tables in PAGES.items():
+        before = after = path.read_text()
+        for name, table in tables.items():
+            after = replace_marked(after, name, table())
+        if not arguments.check:
+            path.write_text(after)
+        elif after != before:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the results say: run python experiments/readme.py")
     if arguments.check:
-        sys.exit(0 if after == before else "README.md is not what the results say: run python experiments/readme.py")
-    path.write_text(after)
+        return
     figures = RESULTS / "figures"
     figures.mkdir(exist_ok=True)
     plot_best_so_far(load_results(RESULTS / "equal_cost")).savefig(figures / "equal_cost.png", dpi=110)
@@ -155,6 +158,18 @@ def augmentation_cost() -> str:
     return markdown(["augmentation", *threads], rows)
 
 
+def step_cost_short() -> str:
+    table = pd.read_csv(RESULTS / "step_cost" / "cpu.csv")
+    table = table[(table["response"] == "auto") & (table["step"] != "hyper-step")]
+    rows = []
+    for (step, share), group in table.groupby(["step", "share"], sort=False):
+        part = "" if share == 1 else f", response step on {share:g} of the batch"
+        for threads, one in group.groupby("threads"):
+            ratios = one.set_index("model")["over_plain"]
+            rows.append([f"{step}{part}", str(threads), *(f"{ratios[name]:.2f}" for name in NETWORKS)])
+    return markdown(["", "threads", *NETWORKS.values()], rows)
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -163,9 +178,23 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def replace_marked(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if begin not in text or end not in text:
-        raise SystemExit(f"README.md has no marks {begin} ... {end}")
+        raise SystemExit(f"no page has the marks {begin} ... {end}")
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
 
+
+PAGES = {
+    ROOT / "README.md": {
+        "equal-cost": equal_cost,
+        "regularisation-gain": regularisation_gain,
+        "step-cost-short": step_cost_short,
+    },
+    RESULTS / "README.md": {
+        "step-cost": step_cost,
+        "response-size": response_size,
+        "start-values": start_values,
+        "augmentation-cost": augmentation_cost,
+    },
+}
 
 if __name__ == "__main__":
     main()
