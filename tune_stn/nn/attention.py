@@ -44,10 +44,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         generator: torch.Generator,
     ) -> None:
         nn.Module.__init__(self)
-        # What torch's own forward, the transformer layers around it and a user read of the base.
-        for name, value in (vars(base) | base._parameters).items():
-            if name not in vars(self):
-                setattr(self, name, value)
+        self.take_over(base)
         self.slot = slot
         self.size = size
         self.projections = nn.ModuleList(

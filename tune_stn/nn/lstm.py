@@ -46,10 +46,7 @@ class ResponseLSTM(Responding, nn.LSTM):
         self, base: nn.LSTM, inputs: int, size: ResponseSize | None, slot: Slot, generator: torch.Generator
     ) -> None:
         nn.Module.__init__(self)
-        # What torch's own forward and a user read of the base.
-        for name, value in (vars(base) | base._parameters).items():
-            if name not in vars(self):
-                setattr(self, name, value)
+        self.take_over(base)
         self._init_flat_weights()
         self.slot = slot
         self.size = size

@@ -67,6 +67,12 @@ class Responding(nn.Module):
         """Why this very `base`, though of the right type, cannot be converted; None if it can."""
         return None
 
+    def take_over(self, base: nn.Module) -> None:
+        """Have what torch's own code, the modules around and a user read of the base: its parameters and attributes."""
+        for name, value in (vars(base) | base._parameters).items():
+            if name not in vars(self):
+                setattr(self, name, value)
+
     def response_parameters(self) -> Iterator[nn.Parameter]:
         """Own parameters that describe the response; a child that responds gives its own."""
         raise NotImplementedError
