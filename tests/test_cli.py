@@ -83,7 +83,7 @@ def test_help(arguments: Sequence[str]) -> None:
     assert done.stdout.startswith("Usage: ")
     if arguments[0] == "compare":
         options = ["task", "methods", "budget", "seeds", "out", "resume", "set", "address", "max-concurrent"]
-        options += ["cpus-per-trial", "gpus-per-trial", "storage-path", "quiet"]
+        options += ["cpus-per-trial", "gpus-per-trial", "resources", "label", "storage-path", "working-dir", "quiet"]
         assert all(f"--{name} " in done.stdout for name in options)
 
 
@@ -154,6 +154,18 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
     "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
     "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
+    "part of several gpus": (but(COMPARE, "--gpus-per-trial", "1.5"), ["--gpus-per-trial 1.5", "a share of one"]),
+    "form of a resource": (but(COMPARE, "--resources", "fast"), ["--resources fast", "key=value"]),
+    "resource": (but(COMPARE, "--resources", "fast=much"), ["--resources fast=much", "'much' is no number"]),
+    "no resource": (but(COMPARE, "--resources", "fast=0"), ["--resources fast=0", "above 0"]),
+    "cpus as a resource": (but(COMPARE, "--resources", "CPU=2"), ["--resources CPU=2", "--cpus-per-trial"]),
+    "form of a label": (but(COMPARE, "--label", "b"), ["--label b", "key=value"]),
+    "storage": (but(COMPARE, "--storage-path", "foo://x"), ["--storage-path foo://x", "s3://bucket/folder"]),
+    "working directory": (but(COMPARE, "--working-dir", "."), ["--working-dir .", "only with --address"]),
+    "no working directory": (
+        [*COMPARE, "--address", "auto", "--working-dir", "none"],
+        ["--working-dir none", "no such folder"],
+    ),
     "concurrency": (but(COMPARE, "--max-concurrent", "0"), ["--max-concurrent 0", "1 or more"]),
     "no data": (empty_data, ["Fashion-MNIST not found in empty", "data_dir", "tune-stn data"]),
     "corrupt data": (corrupt_data, ["bad/train-images-idx3-ubyte", "fetch the file again"]),

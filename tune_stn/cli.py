@@ -72,11 +72,17 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--task", required=True, help="A built-in task, or your own as module:attribute."),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the results."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting of the task."),
-        click.option("--address", help="A running Ray cluster; default: start a local Ray."),
+        click.option("--address", help="A running Ray cluster, host:port or auto; default: start a local Ray."),
         click.option("--cpus-per-trial", type=float, default=1, show_default=True),
         click.option("--gpus-per-trial", type=float, default=0, show_default=True, help="Fractions share a GPU."),
+        click.option("--resources", multiple=True, metavar="NAME=AMOUNT", help="Custom resources of a trial, too."),
+        click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only nodes with this Ray label."),
         click.option("--max-concurrent", type=int, help="Trials at a time; default: as many as fit."),
-        click.option("--storage-path", help="For Ray Tune's checkpoints; default: inside the results directory."),
+        click.option(
+            "--storage-path",
+            help="For Ray Tune's checkpoints: a folder or URI (s3://...) that all nodes share; default: inside --out.",
+        ),
+        click.option("--working-dir", help="With --address: a folder with your own modules, copied to every node."),
         click.option("--resume", is_flag=True, help="Go on with what was cut off in the results directory."),
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     ]
@@ -203,21 +209,37 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
             address=options["address"],
             cpus_per_trial=options["cpus_per_trial"],
             gpus_per_trial=options["gpus_per_trial"],
+            resources=dict(_amount(text) for text in options["resources"]),
+            labels=dict(_pair("--label", text, "zone=b") for text in options["labels"]),
             max_concurrent=options["max_concurrent"],
             storage_path=options["storage_path"],
+            working_dir=options["working_dir"],
         ),
     }
 
 
 def _setting(text: str) -> tuple[str, Any]:
     """`key=value`, the value as JSON where it is JSON, else as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"--set {text}: accepted is key=value, such as epochs=20")
+    key, value = _pair("--set", text, "epochs=20")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
+
+
+def _amount(text: str) -> tuple[str, float]:
+    name, amount = _pair("--resources", text, "accelerator=1")
+    try:
+        return name, float(amount)
+    except ValueError:
+        raise ValueError(f"--resources {text}: {amount!r} is no number") from None
+
+
+def _pair(option: str, text: str, example: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{option} {text}: accepted is key=value, such as {example}")
+    return key, value
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

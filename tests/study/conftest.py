@@ -13,7 +13,7 @@ import pytest
 
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results, load_results
-from tune_stn.study.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
+from tune_stn.training.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
 
 STEPS = 20  # per epoch
 

@@ -12,10 +12,11 @@ import pytest
 
 from tune_stn.methods import get_method
 from tune_stn.study.collect import write_tables
-from tune_stn.study.run import DONE, REPORTS, SCHEDULE, Run
-from tune_stn.study.tables import INCUMBENT, read_table, reports_schema
-from tune_stn.study.tables import SCHEDULE as SCHEDULE_SCHEMA
+from tune_stn.study.run import DONE, SCHEDULE, Run
 from tune_stn.tasks import get_task
+from tune_stn.training.tables import INCUMBENT, read_table, reports_schema
+from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
+from tune_stn.tuning.journal import REPORTS
 
 TASK = get_task("digits-mlp")
 RECORD = {"trials": 2, "cost_total": 4.0, "failures": {}, "hopeless": False}

@@ -16,10 +16,10 @@ import pytest
 from torch import nn
 
 from tune_stn.methods import get_method
-from tune_stn.study.run import DONE, REPORTS, SCHEDULE, Run, execute
+from tune_stn.study.run import DONE, SCHEDULE, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.recorder import read_reports
+from tune_stn.tuning.journal import REPORTS, read_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 TIMES = ("wall_time_s", "device_time_s", "trial_id", "parent_trial_id", "segment")
@@ -91,7 +91,7 @@ def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)  # each would be a new process
-    monkeypatch.setattr("tune_stn.tuning.recorder.FAILURES_IN_A_ROW", 2)
+    monkeypatch.setattr("tune_stn.tuning.budget.FAILURES_IN_A_ROW", 2)
     plain = small(epochs=2)
 
     def fails() -> nn.Module:

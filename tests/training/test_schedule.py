@@ -1,114 +1,251 @@
-"""The schedule buffer: order, contents and its way through a file."""
+"""A schedule as data: its values at any time, and its ways through frames and files."""
 
 from __future__ import annotations
 
+import copy
+from contextlib import contextmanager
+from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import pyarrow.parquet as pq
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
 import pytest
-import torch
+from hypothesis import given
 
-from tune_stn.space import Constants, Integer, LogUniform, SearchSpace, Tunable, Uniform
-from tune_stn.training.schedule import SOURCES, ScheduleBuffer, write_schedule
-
-SPACE = SearchSpace({"rate": Uniform(0.0, 0.9), "holes": Integer(0, 4), "decay": LogUniform(1e-4, 1.0)})
-START = {"rate": 0.3, "holes": 2, "decay": 0.01}
+from tune_stn.space import Integer, SearchSpace, Uniform
+from tune_stn.training.schedule import INTERPOLATIONS, UNITS, Schedule
 
 
-@pytest.fixture
-def buffer() -> ScheduleBuffer:
-    """The start and two steps far to either side."""
-    hyper, buffer = Tunable(SPACE, START, scale=0.5), ScheduleBuffer()
-    buffer.record(hyper, step=0, epoch=0, source="start")
-    for step, shift in ((5, 40.0), (10, -80.0)):
-        hyper.raw.data.add_(shift)
-        hyper.rho.data.add_(1.0)
-        buffer.record(hyper, step=step, epoch=step // 10, source="stn")
-    return buffer
+def make(times: Any, values: Any, *words: Any, names: Any = ("a", "b"), **more: Any) -> Schedule:
+    return Schedule(names, np.array(times), np.array(values), *words, **more)
 
 
-def test_rows_go_by_step_and_then_in_the_order_of_the_space(buffer: ScheduleBuffer) -> None:
-    columns = buffer.columns(SPACE, tuned=True)
-    assert list(columns) == ["step", "epoch", "hp", "value", "raw", "scale", "source"]
-    assert columns["step"] == [0, 0, 0, 5, 5, 5, 10, 10, 10]
-    assert columns["epoch"] == [0, 0, 0, 0, 0, 0, 1, 1, 1]
-    assert columns["hp"] == ["rate", "holes", "decay"] * 3
-    assert columns["source"] == ["start"] * 3 + ["stn"] * 6
-    assert set(columns["source"]) <= set(SOURCES)
+STEPS = make([2, 5, 6], [[0.1, 1.0], [0.4, 1.0], [0.4, 3.0]])
 
 
-def test_values_are_the_start_and_stay_inside_their_domains(buffer: ScheduleBuffer) -> None:
-    columns = buffer.columns(SPACE, tuned=True)
-    assert columns["value"][:3] == pytest.approx([0.3, 2, 0.01], rel=1e-5)
-    for name, value in zip(columns["hp"], columns["value"], strict=True):
-        low, high = SPACE[name].low, SPACE[name].high  # type: ignore[attr-defined]
-        assert low * (1 - 1e-6) <= value <= high * (1 + 1e-6)
-    assert columns["value"][3:] == pytest.approx([0.9, 4, 1.0, 0.0, 0, 1e-4])
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    """Of one or two hyperparameters, few distinct values, gaps between the records; with epochs or without."""
+    times = sorted(draw(st.sets(st.integers(0, 30), min_size=1, max_size=8)))
+    number = st.sampled_from([0.0, 0.1, 1 / 3, 1.0, -7.25, 1e-300])
+    names = ("a", "b")[: draw(st.integers(1, 2))]
+    values = draw(st.lists(st.lists(number, min_size=len(names), max_size=len(names)), min_size=8, max_size=8))
+    unit = draw(st.sampled_from(UNITS))
+    epochs = None
+    if unit == "step" and draw(st.booleans()):
+        length = draw(st.integers(1, 9))
+        epochs = np.array([-(-time // length) for time in times])
+    schedule = make(times, values[: len(times)], unit, draw(st.sampled_from(INTERPOLATIONS)), names=names)
+    return replace(schedule, epochs=epochs)
 
 
-def test_a_record_is_a_snapshot(buffer: ScheduleBuffer) -> None:
-    columns = buffer.columns(SPACE, tuned=True)
-    inverse = [SPACE[name].inverse(START[name]) for name in SPACE]
-    raw = torch.tensor(columns["raw"]).view(3, 3)
-    assert torch.allclose(raw, torch.tensor(inverse) + torch.tensor([[0.0], [40.0], [-40.0]]), atol=1e-5)
-    scales = torch.tensor(columns["scale"]).view(3, 3)
-    assert scales[0].tolist() == pytest.approx([0.5] * 3)
-    assert (scales.diff(dim=0) > 0.1).all()
+# Values --------------------------------------------------------------------------------------------------------------
 
 
-def test_constants_have_neither_raw_nor_scale() -> None:
-    buffer = ScheduleBuffer()
-    buffer.record(Constants(SPACE, {"rate": 0.0, "holes": 4, "decay": 1.0}), step=0, epoch=0, source="fixed")
-    columns = buffer.columns(SPACE, tuned=False)
-    assert columns["value"] == [0.0, 4.0, 1.0]
-    assert columns["raw"] == columns["scale"] == [None] * 3
-    assert columns["source"] == ["fixed"] * 3
+def test_each_record_holds_from_its_time_on() -> None:
+    expected = [(0.1, 1.0)] * 5 + [(0.4, 1.0)] + [(0.4, 3.0)] * 4
+    assert [tuple(STEPS.at(time).values()) for time in range(10)] == expected
+    assert STEPS.at(5.9) == {"a": 0.4, "b": 1.0}
 
 
-@pytest.mark.parametrize("records", [0, 1, 2, 3])
-def test_truncated_to_its_first_records(buffer: ScheduleBuffer, records: int) -> None:
-    """A run that goes back forgets what came after; it goes on from there."""
-    whole = buffer.columns(SPACE, tuned=True)
-    buffer.truncate(records)
-    if records:
-        columns = buffer.columns(SPACE, tuned=True)
-        assert columns == {name: column[: 3 * records] for name, column in whole.items()}
-    buffer.record(Tunable(SPACE, START), step=7, epoch=0, source="stn")
-    assert buffer.columns(SPACE, tuned=True)["step"] == [*whole["step"][: 3 * records], 7, 7, 7]
+def test_linear_goes_straight_from_record_to_record() -> None:
+    linear = replace(STEPS, interpolation="linear")
+    assert [linear.at(time)["a"] for time in range(8)] == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert linear.at(5.5)["b"] == 2.0
 
 
-def test_recording_does_not_hold_the_graph(buffer: ScheduleBuffer) -> None:
-    assert not any(tensor.requires_grad for tensor in [*buffer.raw, *buffer.scale])
+@given(schedules(), st.floats(-5, 40))
+def test_a_value_lies_between_its_neighbours(schedule: Schedule, time: float) -> None:
+    values = np.array(list(schedule.at(time).values()))
+    before = schedule.values[max(np.searchsorted(schedule.times, time, side="right") - 1, 0)]
+    after = schedule.values[min(np.searchsorted(schedule.times, time, side="left"), len(schedule.times) - 1)]
+    assert (values >= np.minimum(before, after)).all()
+    assert (values <= np.maximum(before, after)).all()
 
 
-def test_state_brings_everything_back(buffer: ScheduleBuffer) -> None:
-    again = ScheduleBuffer()
-    again.load_state_dict(buffer.state_dict())
-    assert again.columns(SPACE, tuned=True) == buffer.columns(SPACE, tuned=True)
-    again.record(Tunable(SPACE, START), step=11, epoch=1, source="stn")
-    assert len(again.columns(SPACE, tuned=True)["step"]) == 12
-    assert len(buffer.columns(SPACE, tuned=True)["step"]) == 9
+@given(schedules())
+def test_records_are_met_exactly(schedule: Schedule) -> None:
+    for time, values in zip(schedule.times.tolist(), schedule.values.tolist(), strict=True):
+        assert list(schedule.at(time).values()) == values
 
 
-def test_loaded_records_go_to_the_device_of_those_to_come(buffer: ScheduleBuffer) -> None:
-    """A run resumed on a GPU stacks old and new records."""
-    again = ScheduleBuffer()
-    again.load_state_dict(buffer.state_dict(), device="meta")
-    assert {tensor.device.type for tensor in [*again.raw, *again.scale]} == {"meta"}
+@given(schedules())
+def test_changes_are_enough_to_follow_it_and_no_more(schedule: Schedule) -> None:
+    changes = schedule.changes()
+    assert changes[0][0] == 0
+    now: dict[str, float] = {}
+    for time in range(35):
+        now = dict(changes).get(time, now)
+        assert now == schedule.at(time)
+    assert all(one[1] != other[1] for one, other in pairwise(changes))
 
 
-@pytest.mark.parametrize("tuned", [True, False])
-def test_parquet_file_holds_the_columns(buffer: ScheduleBuffer, tmp_path: Path, tuned: bool) -> None:
-    path = tmp_path / "schedule.parquet"
-    write_schedule(buffer, SPACE, tuned=tuned, path=path)
-    table = pq.read_table(path)
-    assert table.to_pydict() == buffer.columns(SPACE, tuned=tuned)
-    assert [str(kind) for kind in table.schema.types] == [
-        "int64",
-        "int64",
-        "string",
-        "double",
-        "double",
-        "double",
-        "string",
+def test_iteration_goes_over_every_time_up_to_the_last_record() -> None:
+    assert [time for time, _ in STEPS] == [0, 1, 2, 3, 4, 5, 6]
+    assert [hp for _, hp in STEPS] == [STEPS.at(time) for time in range(7)]
+    assert [(step, hp["a"], batch) for (step, hp), batch in zip(STEPS, "xyz", strict=False)] == [
+        (0, 0.1, "x"),
+        (1, 0.1, "y"),
+        (2, 0.1, "z"),
     ]
+
+
+def test_constant() -> None:
+    constant = Schedule.constant({"rate": 0.3, "decay": 1})
+    assert constant.changes() == [(0, {"rate": 0.3, "decay": 1.0})]
+    assert constant.at(10**6) == {"rate": 0.3, "decay": 1.0}
+
+
+# By epochs -----------------------------------------------------------------------------------------------------------
+
+
+def test_per_epoch_takes_what_is_in_force_when_the_epoch_begins() -> None:
+    """Epochs of 3 steps: they begin at 0, 3 and 6; the record at step 6 holds from the beginning of epoch 2."""
+    assert STEPS.per_epoch(3) == make([0, 1, 2], [[0.1, 1.0], [0.1, 1.0], [0.4, 3.0]], "epoch")
+    assert STEPS.per_epoch(4) == make([0, 1, 2], [[0.1, 1.0], [0.1, 1.0], [0.4, 3.0]], "epoch")
+    assert STEPS.per_epoch(10) == make([0, 1], [[0.1, 1.0], [0.4, 3.0]], "epoch")
+
+
+@given(schedules().filter(lambda s: s.unit == "step" and s.interpolation == "previous"), st.integers(1, 9))
+def test_known_epochs_are_as_good_as_their_length(schedule: Schedule, length: int) -> None:
+    known = replace(schedule, epochs=-(-schedule.times // length))
+    mine, other = known.per_epoch(), schedule.per_epoch(length)
+    assert [mine.at(epoch) for epoch in range(40)] == [other.at(epoch) for epoch in range(40)]
+
+
+def test_per_epoch_of_epochs_is_itself_and_of_unknown_ones_is_refused() -> None:
+    epochs = replace(STEPS, unit="epoch")
+    assert epochs.per_epoch() is epochs
+    with pytest.raises(ValueError, match="give steps_per_epoch="):
+        STEPS.per_epoch()
+    with pytest.raises(ValueError, match="give steps_per_epoch="):
+        replace(STEPS, epochs=np.array([1, 2, 2]), interpolation="linear").per_epoch()
+    with pytest.raises(ValueError, match="steps_per_epoch=0"):
+        STEPS.per_epoch(0)
+
+
+# The record itself ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_frozen_to_the_numbers_and_keeps_its_own() -> None:
+    times = np.array([0, 4])
+    schedule = Schedule(("a",), times, np.array([[1.0], [2.0]]))
+    times[1] = 9
+    assert schedule.times.tolist() == [0, 4]
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.values[0] = 5
+    with pytest.raises(FrozenInstanceError):
+        schedule.unit = "epoch"  # type: ignore[misc]
+
+
+def test_equal_is_what_has_equal_contents() -> None:
+    same = copy.deepcopy(STEPS)
+    assert same == STEPS
+    assert hash(same) == hash(STEPS)
+    others = [replace(STEPS, unit="epoch"), replace(STEPS, interpolation="linear"), STEPS.select("b", "a"), "STEPS"]
+    others += [replace(STEPS, times=STEPS.times + 1), replace(STEPS, values=STEPS.values * 2)]
+    assert all(other != STEPS for other in others)
+    assert repr(STEPS) == "Schedule(a, b; 3 record(s), step 2 to 6)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: make([], np.zeros((0, 2))), "one time at least"),
+        (lambda: make([0, 1], [[0.0, 1.0]]), r"at 2 time\(s\) has values of shape \(1, 2\)"),
+        (lambda: make([0], [0.0, 1.0]), r"of shape \(2,\)"),
+        (lambda: make([0], [[0.0]]), r"of 2 hyperparameter\(s\)"),
+        (lambda: make([0, 4, 4], np.zeros((3, 2))), "0, 4, 4.*increasing"),
+        (lambda: make([5, 4], np.zeros((2, 2))), "5, 4.*increasing"),
+        (lambda: make([-1], [[0.0, 0.0]]), "-1.*from 0"),
+        (lambda: make([0.5], [[0.0, 0.0]]), "whole numbers"),
+        (lambda: make([[0]], [[0.0, 0.0]]), "one for each record"),
+        (lambda: make([0, 7], [[0.0, 0.0], [0.0, np.nan]]), "'b' is not finite at step 7"),
+        (lambda: make([3], [[np.inf, 0.0]], "epoch"), "'a' is not finite at epoch 3"),
+        (lambda: make([0], [[0.0, 0.0]], "batch"), "unit 'batch'.*step, epoch"),
+        (lambda: make([0], [[0.0, 0.0]], "step", "cubic"), "'cubic'.*previous, linear"),
+        (lambda: make([0], [[0.0, 0.0]], names=("a", "a")), "each once"),
+        (lambda: make([0], np.zeros((1, 0)), names=()), "at least one"),
+        (lambda: make([0, 3], np.zeros((2, 2)), epochs=[0, 0]), "first epoch that begins"),
+        (lambda: make([0, 3], np.zeros((2, 2)), epochs=[0]), "first epoch that begins"),
+        (lambda: make([1, 3], np.zeros((2, 2)), epochs=[2, 1]), "first epoch that begins"),
+        (lambda: make([0, 3], np.zeros((2, 2)), "epoch", epochs=[0, 1]), "first epoch that begins"),
+        (lambda: STEPS.select("c"), "no 'c'; it has a, b"),
+    ],
+)
+def test_what_is_wrong_is_said(wrong: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        wrong()
+
+
+def test_check_names_what_a_space_does_not_have() -> None:
+    space = SearchSpace({"a": Uniform(0.0, 0.4), "b": Integer(0, 3), "other": Uniform(0.0, 1.0)})
+    STEPS.check(space)
+    with pytest.raises(ValueError, match="'c', which is no hyperparameter of this task; it has a, b, other"):
+        make([0], [[0.1, 0.0]], names=("a", "c")).check(space)
+    with pytest.raises(ValueError, match=r"'a' of the schedule is 0.5 at step 7, outside \[0, 0.4\]"):
+        make([0, 7], [[0.1, 0], [0.5, 1]]).check(space)
+
+
+# Frames and files ----------------------------------------------------------------------------------------------------
+
+
+@given(schedules())
+def test_a_frame_brings_everything_back(schedule: Schedule) -> None:
+    assert Schedule.from_frame(schedule.to_frame()) == schedule
+
+
+@pytest.mark.parametrize("schedule", [STEPS, replace(STEPS, unit="epoch", interpolation="linear")])
+def test_a_file_brings_everything_back(schedule: Schedule, tmp_path: Path) -> None:
+    path = tmp_path / "schedule.parquet"
+    schedule.to_parquet(path)
+    assert Schedule.from_parquet(path) == schedule
+    assert Schedule.from_parquet(str(path)) == schedule
+    assert Schedule.from_parquet(path.as_uri()) == schedule
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no schedule at .*nowhere.parquet"):
+        Schedule.from_parquet(tmp_path / "nowhere.parquet")
+    with pytest.raises(ValueError, match=r"is a directory; of a study, give the schedule.parquet"):
+        Schedule.from_parquet(tmp_path)
+    (tmp_path / "notes.parquet").write_text("no Parquet")
+    with pytest.raises(ValueError, match=r"notes.parquet is damaged, or no Parquet file"):
+        Schedule.from_parquet(tmp_path / "notes.parquet")
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"other.parquet: no schedule in a table of the columns x; accepted"):
+        Schedule.from_parquet(tmp_path / "other.parquet")
+
+
+# A result of Tune ----------------------------------------------------------------------------------------------------
+
+
+class Checkpoint:
+    """As much of `tune.Checkpoint` as is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @contextmanager
+    def as_directory(self) -> Any:
+        yield str(self.directory)
+
+
+def test_a_result_gives_its_checkpoints_schedule_or_else_what_it_reported(tmp_path: Path) -> None:
+    reports = pd.DataFrame({"training_iteration": [1, 2, 3], "hp/a": [0.1, 0.1, 0.2], "config/a": 9, "loss": 1.0})
+    reported = make([0, 1, 2], [[0.1], [0.1], [0.2]], "epoch", names=("a",))
+    checkpoint = Checkpoint(tmp_path)
+    for without in (None, checkpoint):
+        assert Schedule.from_result(SimpleNamespace(checkpoint=without, metrics_dataframe=reports)) == reported
+    STEPS.to_parquet(tmp_path / "schedule.parquet")
+    assert Schedule.from_result(SimpleNamespace(checkpoint=checkpoint, metrics_dataframe=reports)) == STEPS
+
+
+@pytest.mark.parametrize("reports", [None, pd.DataFrame({"training_iteration": [1], "config/a": [0.1]})])
+def test_a_result_without_a_schedule_says_what_to_do(reports: pd.DataFrame | None) -> None:
+    with pytest.raises(ValueError, match=r"Report the values as hp/<name>.*from_pbt_policy"):
+        Schedule.from_result(SimpleNamespace(checkpoint=None, metrics_dataframe=reports))

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from pyarrow.fs import LocalFileSystem
+from ray import tune
 
 from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster
 
@@ -22,17 +25,31 @@ from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster
         ({"cpus_per_trial": -1}, "--cpus-per-trial -1:"),
         ({"cpus_per_trial": float("nan")}, "--cpus-per-trial nan:"),
         ({"gpus_per_trial": -0.5}, "--gpus-per-trial -0.5: accepted is a number of 0 or more"),
+        ({"cpus_per_trial": float("inf")}, "--cpus-per-trial inf:"),
+        ({"cpus_per_trial": 1e-5}, "--cpus-per-trial 1e-05:"),
+        ({"gpus_per_trial": float("nan")}, "--gpus-per-trial nan:"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: accepted are whole GPUs or a share of one"),
+        ({"resources": {"fast": 0}}, "--resources fast=0: accepted is a number above 0"),
+        ({"resources": {"fast": 1, "slow": -1}}, "--resources slow=-1:"),
+        ({"resources": {"gpu": 1}}, "--resources gpu=1: use --gpus-per-trial"),
         ({"max_concurrent": 0}, "--max-concurrent 0: accepted is an integer of 1 or more"),
+        ({"storage_filesystem": LocalFileSystem()}, "storage_filesystem: give storage_path, too"),
+        ({"working_dir": "."}, "--working-dir .: only with --address"),
+        ({"working_dir": "none", "address": "auto"}, "--working-dir none: there is no such folder"),
     ],
 )
 def test_numbers_that_could_not_start_a_trial_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Cluster(**settings)
 
 
 def test_resources_of_a_trial_as_tune_wants_them() -> None:
-    assert Cluster().resources == {"cpu": 1}
-    assert Cluster(cpus_per_trial=0.5, gpus_per_trial=0.25).resources == {"cpu": 0.5, "gpu": 0.25}
+    assert Cluster().per_trial == tune.PlacementGroupFactory([{"CPU": 1}])
+    parts = Cluster(cpus_per_trial=0.5, gpus_per_trial=0.25, resources={"fast": 2})
+    assert parts.per_trial.bundles == [{"CPU": 0.5, "GPU": 0.25, "fast": 2}]
+    somewhere = Cluster(labels={"zone": "b"}).per_trial
+    assert somewhere == tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[{"zone": "b"}])
+    assert somewhere != Cluster().per_trial
 
 
 @pytest.mark.ray
@@ -41,10 +58,12 @@ def test_slots_are_what_fits(cluster: Cluster) -> None:
     assert Cluster(cpus_per_trial=0.5).slots() == 4
     assert Cluster(cpus_per_trial=0.5, max_concurrent=3).slots() == 3
     assert Cluster(cpus_per_trial=1.5).slots() == 1
-    with pytest.raises(ValueError, match="wants 3 CPUs and 0 GPUs, but the cluster has 2 and 0: lower --cpus"):
+    with pytest.raises(ValueError, match=r"wants 3 CPU, but no node has that \(there are nodes with 2 CPU\): lower"):
         Cluster(cpus_per_trial=3).slots()
-    with pytest.raises(ValueError, match="wants 1 CPUs and 2 GPUs"):
+    with pytest.raises(ValueError, match="wants 1 CPU, 2 GPU"):
         Cluster(gpus_per_trial=2).slots()
+    with pytest.raises(ValueError, match="wants 1 CPU, 1 fast"):
+        Cluster(resources={"fast": 1}).slots()
 
 
 @pytest.mark.ray
@@ -56,6 +75,23 @@ def test_a_session_inside_a_running_ray_leaves_it_running(cluster: Cluster, monk
     assert ray.is_initialized()
     assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "mine"
     assert "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS" not in os.environ
+
+
+@pytest.mark.ray
+def test_a_working_directory_comes_too_late_for_a_running_ray(cluster: Cluster, tmp_path: Path) -> None:
+    late = Cluster(address="auto", working_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"Ray is connected already: give working_dir to ray\.init"), late.session():
+        pass
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_a_storage_that_cannot_be_written_to_is_found_before_a_trial_starts(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    good, bad = (Cluster(storage_path=str(tmp_path / path)) for path in ("runs", "file/runs"))
+    good.check(good.storage(tmp_path), "digits-mlp", {}, seed=0)
+    with pytest.raises(ValueError, match="file/runs: cannot be written to"):
+        bad.check(bad.storage(tmp_path), "digits-mlp", {}, seed=0)
 
 
 OWN_SESSION = """
@@ -89,8 +125,9 @@ def test_a_session_of_its_own_starts_and_stops_ray() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster answers there (.*refused"),
-        ("nowhere", "--address nowhere: accepted are host:port, ray://host:port and auto"),
+        ("127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster answers there, or this machine .* (.*refused"),
+        ("nowhere", "--address nowhere: accepted are host:port and auto"),
+        ("ray://127.0.0.1:10001", "--address ray://127.0.0.1:10001: Ray Client is not supported; start this command"),
         ("127.0.0.1:99999", "accepted are host:port"),
     ],
 )

@@ -1,69 +1,37 @@
-"""Every report once, the running total, and the budget that ends a run."""
+"""Every report once, the running total, and what an earlier process had recorded."""
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tune_stn.tuning.recorder import FAILURES_IN_A_ROW, BudgetStopper, Recorder, read_reports
+from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.recorder import Recorder
 
-
-def trial(name: str, status: str = "RUNNING", **more: Any) -> Any:
-    return SimpleNamespace(trial_id=name, status=status, last_result={}, **more)
-
-
-def result(epoch: int, *, cost: float = 1.5, seconds: float = 0.25, **more: Any) -> dict[str, Any]:
-    """As `STNTrainable.step` gives it, with some of what Tune adds; `cost` is of this epoch."""
-    return {
-        "epoch": epoch,
-        "step": 8 * epoch,
-        "cost": 100.0 + epoch,  # as of a copied checkpoint: includes what another trial spent
-        "cost_increment": cost,
-        "device_time_s": 50.0,
-        "device_time_increment_s": seconds,
-        "train_loss": 1.0,
-        "val_loss": 2.0,
-        "test_loss": 3.0,
-        "val_accuracy": 0.5,
-        "hp/dropout": 0.1,
-        "scale/dropout": 0.5,
-        "parent_trial_id": "",
-        "segment": "",
-        "status": "running",
-        "reason": "",
-        "time_total_s": 9.0,
-        "training_iteration": epoch,
-    } | more
-
-
-def record(recorder: Recorder, name: str, report: dict[str, Any]) -> None:
-    """As Tune does it: the callback first, then the trial's last result."""
-    one = trial(name)
-    recorder.on_trial_result(0, [], one, report)
-
-
-def saved(recorder: Recorder, name: str, report: dict[str, Any]) -> None:
-    one = trial(name)
-    one.last_result = report
-    recorder.on_checkpoint(0, [], one, None)  # type: ignore[arg-type]
+Make = Callable[..., Any]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "reports.jsonl"
+def record(fake_trial: Make, own_result: Make) -> Make:
+    """`record(recorder, "a", epoch)`: as Tune calls the recorder."""
+
+    def call(recorder: Recorder, name: str, epoch: int, **more: Any) -> None:
+        recorder.on_trial_result(0, [], fake_trial(name), own_result(epoch, **more))
+
+    return call
 
 
-def test_lines_hold_reports_with_own_and_running_totals(path: Path) -> None:
-    recorder = Recorder(path)
+def test_lines_hold_reports_with_own_and_running_totals(tmp_path: Path, record: Make) -> None:
+    recorder = Recorder(tmp_path / "new" / "folder")
     for epoch in (1, 2, 3):
-        record(recorder, "a", result(epoch))
-        record(recorder, "b", result(epoch, cost=2.0))
-    lines = read_reports(path)
+        record(recorder, "a", epoch)
+        record(recorder, "b", epoch, cost=2.0)
+    lines = read_reports(recorder.path)
     assert [line["cost_total"] for line in lines] == [1.5, 3.5, 5.0, 7.0, 8.5, 10.5]
     assert [line["cost"] for line in lines] == [1.5, 2.0, 3.0, 4.0, 4.5, 6.0]
     assert [line["device_time_s"] for line in lines] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
@@ -77,40 +45,39 @@ def test_lines_hold_reports_with_own_and_running_totals(path: Path) -> None:
     assert sum(final.values()) == recorder.cost_total == 10.5
 
 
-def test_a_repetition_is_neither_kept_nor_charged(path: Path) -> None:
+def test_a_repetition_is_neither_kept_nor_charged_nor_told(tmp_path: Path, record: Make) -> None:
     heard: list[float] = []
-    recorder = Recorder(path, lambda report, total: heard.append(total))
+    recorder = Recorder(tmp_path, on_report=lambda report, total: heard.append(total))
     for epoch in (1, 2, 3, 2, 3, 4):
-        record(recorder, "a", result(epoch))
-    assert [line["epoch"] for line in read_reports(path)] == [1, 2, 3, 4]
+        record(recorder, "a", epoch, val_loss=float("nan") if epoch == 3 else 1.0)
+    assert [line["epoch"] for line in read_reports(recorder.path)] == [1, 2, 3, 4]
     assert heard == [1.5, 3.0, 4.5, 6.0]
 
 
-def test_a_copy_of_another_trial_reports_its_epochs_anew(path: Path) -> None:
+def test_a_copy_of_another_trial_reports_its_epochs_anew(tmp_path: Path, record: Make) -> None:
     """After an exploit the epochs rewind, but the work is done again and is charged; nothing of the parent's is."""
-    recorder = Recorder(path)
+    recorder = Recorder(tmp_path)
     for epoch in (1, 2, 3):
-        record(recorder, "a", result(epoch))
-    record(recorder, "a", result(2, segment="copy", parent_trial_id="b"))
-    record(recorder, "a", result(2, segment="copy", parent_trial_id="b"))
-    lines = read_reports(path)
-    assert [line["cost"] for line in lines] == [1.5, 3.0, 4.5, 6.0]
+        record(recorder, "a", epoch)
+    record(recorder, "a", 2, segment="copy", parent_trial_id="b")
+    record(recorder, "a", 2, segment="copy", parent_trial_id="b")
+    assert [line["cost"] for line in read_reports(recorder.path)] == [1.5, 3.0, 4.5, 6.0]
     assert recorder.cost_total == 6.0
 
 
-def test_goes_on_counting_from_the_file(path: Path) -> None:
-    before = Recorder(path)
+def test_goes_on_counting_from_the_file(tmp_path: Path, record: Make, fake_trial: Make) -> None:
+    before = Recorder(tmp_path)
     for epoch in (1, 2):
-        record(before, "a", result(epoch))
-    lines = path.read_text().splitlines()
+        record(before, "a", epoch)
+    lines = before.path.read_text().splitlines()
     late = [json.dumps(json.loads(line) | {"wall_time_s": 1000.0 + i}) + "\n" for i, line in enumerate(lines)]
-    path.write_text("".join(late))
-    after = Recorder(path)
+    before.path.write_text("".join(late))
+    after = Recorder(tmp_path)
     assert after.cost_total == 3.0
-    after.on_step_begin(0, [trial("a")])
+    after.on_step_begin(0, [fake_trial("a")])
     for epoch in (2, 3):
-        record(after, "a", result(epoch))
-    lines = read_reports(path)
+        record(after, "a", epoch)
+    lines = read_reports(after.path)
     assert [(line["epoch"], line["cost"], line["cost_total"]) for line in lines] == [
         (1, 1.5, 1.5),
         (2, 3, 3),
@@ -120,150 +87,86 @@ def test_goes_on_counting_from_the_file(path: Path) -> None:
     assert 1001.0 <= lines[-1]["wall_time_s"] < 1100.0
 
 
-def test_trials_that_tune_did_not_save_are_dropped_and_not_charged(path: Path) -> None:
+def test_trials_that_tune_did_not_save_are_dropped_and_not_charged(
+    tmp_path: Path, record: Make, fake_trial: Make
+) -> None:
     """A killed driver: Tune brings back what it saved last, and will make the other trials again, by another name."""
-    before = Recorder(path)
+    before = Recorder(tmp_path)
     for epoch in (1, 2):
-        record(before, "known", result(epoch))
-        record(before, "lost", result(epoch, cost=7.0))
-    after = Recorder(path)
-    after.on_step_begin(0, [trial("known")])
-    assert [(line["trial_id"], line["cost_total"]) for line in read_reports(path)] == [("known", 1.5), ("known", 3.0)]
+        record(before, "known", epoch)
+        record(before, "lost", epoch, cost=7.0)
+    after = Recorder(tmp_path)
+    after.on_step_begin(0, [fake_trial("known")])
+    assert [(line["trial_id"], line["cost_total"]) for line in read_reports(after.path)] == [
+        ("known", 1.5),
+        ("known", 3.0),
+    ]
     assert after.cost_total == 3.0
     after.on_step_begin(1, [])  # a later step drops nothing
-    record(after, "lost again", result(1, cost=7.0))
-    assert [line["cost_total"] for line in read_reports(path)] == [1.5, 3.0, 10.0]
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    record(after, "lost again", 1, cost=7.0)
+    assert [line["cost_total"] for line in read_reports(after.path)] == [1.5, 3.0, 10.0]
+    assert [file.name for file in tmp_path.iterdir()] == [REPORTS]
 
 
-def test_nothing_is_dropped_from_a_run_that_starts(path: Path) -> None:
-    recorder = Recorder(path)
-    record(recorder, "a", result(1))
+def test_nothing_is_dropped_from_a_run_that_starts(tmp_path: Path, record: Make) -> None:
+    recorder = Recorder(tmp_path)
+    record(recorder, "a", 1)
     recorder.on_step_begin(0, [])
-    assert len(read_reports(path)) == 1
+    assert len(read_reports(recorder.path)) == 1
 
 
-def test_a_torn_last_line_is_cut_off(path: Path) -> None:
-    recorder = Recorder(path)
+def test_a_line_torn_by_a_crash_is_written_again(tmp_path: Path, record: Make) -> None:
+    recorder = Recorder(tmp_path)
     for epoch in (1, 2):
-        record(recorder, "a", result(epoch))
-    whole = path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in (first + 1, len(whole) - 1):
-        path.write_bytes(whole[:cut])
-        after = Recorder(path)
-        assert after.cost_total == 1.5
-        record(after, "a", result(2))
-        lines = read_reports(path)
-        assert [line["epoch"] for line in lines] == [1, 2]
-        assert lines[-1]["cost_total"] == 3.0
+        record(recorder, "a", epoch)
+    recorder.path.write_bytes(recorder.path.read_bytes()[:-1])
+    after = Recorder(tmp_path)
+    assert after.cost_total == 1.5
+    record(after, "a", 2)
+    assert [(line["epoch"], line["cost_total"]) for line in read_reports(after.path)] == [(1, 1.5), (2, 3.0)]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b'{"epoch": 1}', b"[1]", b"7", b'{"trial_id": "a", "epo'])
-def test_a_damaged_earlier_line_is_named(path: Path, damage: bytes) -> None:
-    recorder = Recorder(path)
-    for epoch in (1, 2, 3):
-        record(recorder, "a", result(epoch))
-    lines = path.read_bytes().splitlines()
-    path.write_bytes(b"\n".join([lines[0], damage, lines[2]]) + b"\n")
-    with pytest.raises(ValueError, match=r"reports\.jsonl, line 2 is damaged .*delete its folder") as caught:
-        Recorder(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_file_no_reports(path: Path) -> None:
-    assert read_reports(path) == []
-    assert not path.exists()
-
-
-# Budget -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_budget_ends_the_run_at_the_report_that_reaches_it(path: Path) -> None:
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 4.5)
-    for epoch in (1, 2):
-        record(recorder, "a", result(epoch))
-        assert not stopper.stop_all()
-    assert stopper("a", result(3)) is False  # the run ends, not one trial
-    record(recorder, "a", result(3))
-    assert stopper.stop_all()
-    assert stopper.spent
-    assert not stopper.hopeless
-
-
-def test_a_trial_cut_off_by_the_budget_saves_first_where_its_schedule_is_read_from_checkpoints(path: Path) -> None:
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 3.0, save_last=True)
-    assert stopper("a", result(1)) is False
-    record(recorder, "a", result(1))
-    assert stopper("a", result(2)) is True  # asked before the report is recorded
-    record(recorder, "a", result(2))
-    assert stopper.spent
-    assert not stopper.stop_all()
-    saved(recorder, "a", result(1))  # an older one does not do
-    assert not stopper.stop_all()
-    saved(recorder, "a", result(2))
-    assert stopper.stop_all()
-
-
-@pytest.mark.parametrize("end", ["on_trial_complete", "on_trial_error"])
-def test_a_trial_that_has_ended_is_not_waited_for(path: Path, end: str) -> None:
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 1.0, save_last=True)
-    record(recorder, "a", result(1))
-    assert not stopper.stop_all()
-    getattr(recorder, end)(0, [], trial("a"))
-    assert stopper.stop_all()
-
-
-def test_a_trial_brought_back_with_the_budget_spent_repeats_up_to_its_last_report_and_saves(path: Path) -> None:
-    """The driver was killed between the last report and the checkpoint."""
-    before = Recorder(path)
-    for epoch in (1, 2, 3):
-        record(before, "a", result(epoch))
-    record(before, "done", result(1))
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 6.0, save_last=True)
-    recorder.on_step_begin(0, [trial("a", "PENDING"), trial("done", "TERMINATED")])
-    assert recorder.unsaved == {"a"}
-    assert stopper.spent
-    assert not stopper.stop_all()
-    assert stopper("a", result(2)) is False
-    record(recorder, "a", result(2))
-    assert stopper("a", result(3)) is True
-    record(recorder, "a", result(3))
-    saved(recorder, "a", result(3))
-    assert stopper.stop_all()
-    assert len(read_reports(path)) == 4
-
-
-def test_one_failure_after_the_other_is_hopeless(path: Path, tmp_path: Path) -> None:
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 100.0)
+def test_failures_are_remembered_by_the_next_process(tmp_path: Path, record: Make, fake_trial: Make) -> None:
     error_file = tmp_path / "error.txt"
     error_file.write_text("Traceback\n  File x\nValueError: no such thing\n\n")
-    for number in range(FAILURES_IN_A_ROW - 1):
-        recorder.on_trial_error(0, [], trial(f"bad{number}", error_file=str(error_file)))
-    assert not stopper.stop_all()
-    record(recorder, "good", result(1))  # a report in between: not hopeless
-    for number in range(FAILURES_IN_A_ROW):
-        assert not stopper.stop_all()
-        recorder.on_trial_error(0, [], trial(f"worse{number}"))
-    assert stopper.stop_all()
-    assert stopper.hopeless
-    assert not stopper.spent
-    assert recorder.failures["bad0"] == "ValueError: no such thing"
-    assert recorder.failures["worse0"] == "the trial's process died"
+    before = Recorder(tmp_path / "run")
+    record(before, "one", 1)
+    for name, file in (("one", str(error_file)), ("never reported", None), ("restarted", None), ("lost", None)):
+        before.on_trial_error(0, [], fake_trial(name, error_file=file))
+    after = Recorder(tmp_path / "run")
+    assert after.failures == before.failures
+    assert set(after.failures) == {"one", "never reported", "restarted", "lost"}
+    assert after.failures_in_a_row == 0
+    failed = [fake_trial(name, "ERROR") for name in ("one", "never reported")]
+    after.on_step_begin(0, [*failed, fake_trial("restarted", "PENDING")])  # of "lost" Tune knows nothing
+    expected = {"one": "ValueError: no such thing", "never reported": "the trial's process died"}
+    assert after.failures == Recorder(tmp_path / "run").failures == expected
 
 
-def test_a_stopper_that_tune_saved_before_a_crash_counts_with_the_recorder_of_the_resumed_run(path: Path) -> None:
-    saved_by_tune = pickle.dumps(BudgetStopper(Recorder(path), 2.0))
-    recorder = Recorder(path)
-    stopper = BudgetStopper(recorder, 2.0)
-    restored = pickle.loads(saved_by_tune)  # noqa: S301
-    assert restored is stopper
-    for epoch in (1, 2):
-        assert not restored.stop_all()
-        record(recorder, "a", result(epoch))
-    assert restored.stop_all()
+def test_a_pickled_recorder_goes_on_with_the_journal(tmp_path: Path, record: Make, monkeypatch: Any) -> None:
+    """As in `Tuner.restore`, which brings back the callbacks that it saved when the run began."""
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder("run", metric="val_accuracy", mode="max", hps=["dropout"], columns={"cost": "flops"}, seed=3)
+    saved = pickle.dumps(recorder)
+    record(recorder, "a", 1)
+    monkeypatch.chdir("/")
+    again = pickle.loads(saved)  # noqa: S301
+    assert again.cost_total == 1.5
+    assert again.reading == recorder.reading
+    assert {name: getattr(again, name) for name in ("path", "seed", "method", "write_every_s")} == {
+        **{"path": tmp_path / "run" / REPORTS, "seed": 3, "method": "tune", "write_every_s": 60.0},
+    }
+
+
+def test_another_runs_record_is_not_overwritten_unless_asked(tmp_path: Path, record: Make) -> None:
+    first = Recorder(tmp_path)
+    record(first, "a", 1)
+    with pytest.raises(ValueError, match=r"holds the record of another run: take another directory, or overwrite=True"):
+        Recorder(tmp_path).on_step_begin(0, [])
+    first.setup()  # the same object in another `tune.run`
+    with pytest.raises(ValueError, match="holds the record of another run"):
+        first.on_step_begin(0, [])
+    assert len(read_reports(first.path)) == 1
+    after = Recorder(tmp_path, overwrite=True)
+    after.on_step_begin(0, [])
+    assert (after.cost_total, read_reports(after.path)) == (0.0, [])

@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping
 
+from tune_stn.methods.asha import ASHA
 from tune_stn.methods.fixed import FIXED
 from tune_stn.methods.gp_bo import GP_BO
+from tune_stn.methods.grid import GRID
 from tune_stn.methods.hyperband import HYPERBAND
+from tune_stn.methods.median import MEDIAN
 from tune_stn.methods.method import Context, Method, Plan
+from tune_stn.methods.pb2 import PB2
 from tune_stn.methods.pbt import PBT
 from tune_stn.methods.random import RANDOM
 from tune_stn.methods.stn import DELTA_STN, STN
+from tune_stn.methods.stn_population import STN_POPULATION
+from tune_stn.methods.tpe import TPE
 
-METHODS: Mapping[str, Method] = {
-    method.name: method for method in (STN, DELTA_STN, FIXED, RANDOM, GP_BO, HYPERBAND, PBT)
-}
+# In the order of lists and legends.
+_ALL = (STN, DELTA_STN, STN_POPULATION, FIXED, RANDOM, GRID, TPE, GP_BO, HYPERBAND, ASHA, MEDIAN, PBT, PB2)
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> Method:

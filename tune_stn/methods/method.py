@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
+from tune_stn.space import SearchSpace
 from tune_stn.tasks.task import Task
 
 METRIC, MODE = "best_val_loss", "min"
@@ -56,8 +57,8 @@ class Plan:
         search_alg: proposes the trials' hyperparameters, under `config["hp"]`.
         samples: number of trials at most; the budget usually ends the run before.
         scheduler: stops, pauses or clones trials.
-        kept_checkpoints: of a trial: the newest, and one more in case that one is damaged; None for all, where other
-            trials may still want them.
+        kept_checkpoints: of a trial: the newest, and one more in case that one is damaged; more where other trials may
+            still want them.
         hp: `config["hp"]`: constants, or Tune domains for `search_alg` to sample.
     """
 
@@ -65,7 +66,7 @@ class Plan:
     samples: int
     hp: dict[str, Any]
     scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
-    kept_checkpoints: int | None = 2
+    kept_checkpoints: int = 2
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ def random_draws(context: Context, *, concurrent: int = 0) -> BasicVariantGenera
 
 
 def start_point(task: Task) -> dict[str, float]:
-    """The task's start values, as Ray Tune writes them: integers of an integer domain as such."""
-    domains = task.space.to_tune()
-    return {name: domains[name].cast(value) for name, value in task.space.check_values(task.start).items()}
+    """The task's start values, as Ray Tune writes them."""
+    return tune_values(task.space, task.space.check_values(task.start))
+
+
+def tune_values(space: SearchSpace, values: Mapping[str, float]) -> dict[str, float]:
+    """Values as Ray Tune writes them: integers of an integer domain as such."""
+    domains = space.to_tune()
+    return {name: domains[name].cast(value) for name, value in values.items()}

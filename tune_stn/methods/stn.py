@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from tune_stn.methods.method import Context, Method, Plan, random_draws
+from ray.tune.search import ConcurrencyLimiter
+
+from tune_stn.methods.method import METRIC, MODE, Context, Method, Plan, start_point
+from tune_stn.tuning.search import STNSearch
 
 
 def _plan(context: Context) -> Plan:
-    # One at a time: what is left of the budget after the first trial goes into a restart from random start values,
+    search = STNSearch(metric=METRIC, mode=MODE, seed=context.seed, start=start_point(context.task))
+    # One at a time: what is left of the budget after the first trial goes into a restart that knows how it ended,
     # instead of halving the first trial's share.
     return Plan(
-        search_alg=random_draws(context, concurrent=1),
+        search_alg=ConcurrencyLimiter(search, max_concurrent=1),
         samples=context.samples(context.epochs),
         hp=context.task.space.to_tune(),
     )
 
 
-STN = Method("stn", "Self-Tuning Network; restarts from random start values while budget is left", "stn", _plan)
+STN = Method("stn", "Self-Tuning Network; restarts around where it ended while budget is left", "stn", _plan)
 DELTA_STN = Method("delta-stn", "Delta-STN: linearised response around the mean; restarts like stn", "delta-stn", _plan)

@@ -57,6 +57,7 @@ class Tunable(nn.Module):
         # A start value may lie between the end of its domain and the raw coordinate that stands for the end.
         self.register_buffer("lowest", torch.minimum(lowest, self.origin), False)
         self.register_buffer("highest", torch.maximum(highest, self.origin), False)
+        self.start_scale = scale
         self.scales = (min(scale, LEAST_SCALE), max(scale, LARGEST_SCALE))
         self.rho = nn.Parameter(torch.full((len(space),), inverse_softplus(scale)))
         self.register_buffer("per_batch", torch.tensor([name in space.per_batch for name in space]), False)
@@ -95,6 +96,13 @@ class Tunable(nn.Module):
         """
         self.raw.clamp_(self.lowest, self.highest)
         self.rho.clamp_(*map(inverse_softplus, self.scales))
+
+    @torch.no_grad()
+    def widen(self, factor: float) -> None:
+        """Multiply the scales by `factor`, 1 or more, up to their start value; those above it stay as they are."""
+        before = self.scale()
+        after = (factor * before).clamp(max=self.start_scale)
+        self.rho.copy_(torch.where(after > before, after + torch.log(-torch.expm1(-after)), self.rho))
 
     @torch.no_grad()
     def relative_speed(self, raw: Tensor) -> Tensor:

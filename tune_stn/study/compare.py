@@ -13,18 +13,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from tune_stn.methods import Context, Method, get_method
 from tune_stn.study.collect import write_tables
 from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, Run, execute
-from tune_stn.study.tables import STUDY_SCHEMA_VERSION, whole_file
-from tune_stn.tasks.registry import get_task
+from tune_stn.tasks.registry import get_task, look_in
 from tune_stn.tasks.task import Task
+from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.nodes import alive_nodes
 
 Say = Callable[[str], None]
 
@@ -107,10 +106,13 @@ def run_study(
     infinite.
     """
     # A method that cannot search the space, and missing data, are found before anything starts.
+    if cluster.working_dir is not None:
+        look_in(Path(cluster.working_dir))
     resolved = get_task(task, **settings)
     for method in methods:
         method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
     resolved.data(seeds[0])
+    storage = cluster.storage(out / "state")
     given = task if isinstance(task, str) else None
     study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
@@ -130,6 +132,7 @@ def run_study(
     progress = Progress(say, total=len(runs))
     with cluster.session():
         study["cluster"] = _cluster_description(cluster)
+        cluster.check(storage, task, settings, seed=seeds[0])
         _write_study(out, study)
         try:
             for run in runs:
@@ -202,12 +205,15 @@ def _description(
 
 
 def _cluster_description(cluster: Cluster) -> dict[str, Any]:
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = alive_nodes()
     return {
-        "cpus": total.get("CPU", 0),
-        "gpus": total.get("GPU", 0),
+        "nodes": len(nodes),
+        "cpus": sum(node.resources.get("CPU", 0) for node in nodes),
+        "gpus": sum(node.resources.get("GPU", 0) for node in nodes),
         "cpus_per_trial": cluster.cpus_per_trial,
         "gpus_per_trial": cluster.gpus_per_trial,
+        "resources": dict(cluster.resources),
+        "labels": dict(cluster.labels),
         "slots": cluster.slots(),
     }
 

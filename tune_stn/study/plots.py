@@ -16,7 +16,7 @@ from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
 from tune_stn.study.summary import final_values
-from tune_stn.study.tables import hp_names, whole_file
+from tune_stn.training.tables import hp_names, whole_file
 
 # Okabe and Ito's palette, told apart by colour-blind readers, and Tol's muted colours beyond its eight.
 _COLOURS = {
@@ -30,10 +30,11 @@ _COLOURS = {
     "gp-bo": "#117733",
     "hyperband": "#882255",
     "asha": "#AA4499",
+    "median": "#661100",
     "pbt": "#CC79A7",
     "pb2": "#000000",
 }
-_SPARE = ["#332288", "#44AA99", "#661100", "#6699CC", "#DDCC77"]
+_SPARE = ["#332288", "#44AA99", "#6699CC", "#DDCC77", "#CC6677"]
 _AXIS_LABELS = {
     "cost_total": "cost (plain-epoch equivalents)",
     "wall_time_s": "wall-clock time (seconds)",

@@ -15,7 +15,7 @@ from tune_stn.study.plots import write_plots
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
-from tune_stn.study.tables import whole_file
+from tune_stn.training.tables import whole_file
 
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from tune_stn.study.tables import (
+from tune_stn.study.incumbent import best_so_far
+from tune_stn.training.tables import (
     INCUMBENT,
     SCHEDULE,
     STUDY_SCHEMA_VERSION,
@@ -22,7 +23,6 @@ from tune_stn.study.tables import (
 )
 
 FORMATS = ("parquet", "csv")
-_TABLES = ("reports", "schedule", "incumbent")
 _STUDY_KEYS = {"task": str, "methods": list, "seeds": list, "missing": list}
 
 
@@ -46,7 +46,7 @@ class Results:
 
 
 def load_results(directory: str | Path) -> Results:
-    """Read a study that `tune-stn compare` wrote.
+    """Read a study that `tune-stn compare` wrote, or a run that a `Recorder` wrote, whose best-so-far is computed here.
 
     Raises:
         NotADirectoryError: `directory` is none.
@@ -57,7 +57,10 @@ def load_results(directory: str | Path) -> Results:
     if not path.is_dir():
         raise NotADirectoryError(f"not a directory: {path}")
     study = _read_study(path / "study.json")
-    return Results(path, study, *(read_table(path / f"{name}.parquet", name) for name in _TABLES))
+    reports, schedule = (read_table(path / f"{name}.parquet", name) for name in ("reports", "schedule"))
+    if "recorder" in study:
+        return Results(path, study, reports, schedule, best_so_far(reports))
+    return Results(path, study, reports, schedule, read_table(path / "incumbent.parquet", "incumbent"))
 
 
 def _read_study(path: Path) -> dict[str, Any]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet as pq
 from ray import tune
 
 from tune_stn.methods import Context, Method
-from tune_stn.study.tables import whole_file
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
+from tune_stn.training.tables import whole_file
+from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.recorder import FINISHED, BudgetStopper, OnReport, Recorder, read_reports
-from tune_stn.tuning.trainable import SCHEDULE_FILE, STNTrainable
+from tune_stn.tuning.recorded import read_own_schedules, read_recorded, schedule_rows
+from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
+from tune_stn.tuning.trainable import STNTrainable
 
-REPORTS, SCHEDULE, DONE = "reports.jsonl", "schedule.parquet", "done.json"
+SCHEDULE, DONE = "schedule.parquet", "done.json"
 MAX_RESTARTS = 3  # of a trial whose process died
 CHECKPOINTS_PER_TRIAL = 20
 
@@ -71,15 +72,14 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
         ValueError: the method cannot search the task's space.
     """
-    storage = cluster.storage_path or str(run.folder.resolve() / "tune")
-    # Tune keeps its own state of a run under this name; a shared storage path holds many studies.
-    name = f"{run.folder.resolve().parent.parent.name}-{run.folder.name}" if cluster.storage_path else "run"
+    storage = cluster.storage(run.folder / "tune")
     context = Context(run.task, run.budget, run.seed, cluster.slots(), run.trials)
     plan = run.method.plan(context)
     if run.folder.exists() and not run.method.restores:
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(run.folder / REPORTS, on_report)
+    name = _own_name(run.folder) if cluster.storage_path else "run"
+    recorder = Recorder(run.folder, hps=list(run.task.space), overwrite=True, write_every_s=None, on_report=on_report)
     stopper = BudgetStopper(recorder, run.budget, save_last=get_rule(run.method.algorithm).tunes)
     begun = recorder.cost_total > 0
     analysis = tune.run(
@@ -91,8 +91,9 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         scheduler=plan.scheduler,
         stop=stopper,
         callbacks=[recorder],
-        storage_path=storage,
-        resources_per_trial=cluster.resources,
+        storage_path=storage.path,
+        storage_filesystem=storage.filesystem,
+        resources_per_trial=cluster.per_trial,
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=plan.kept_checkpoints,
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
@@ -105,13 +106,14 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         verbose=0,
     )
     trials = analysis.trials
-    unfinished = len(trials) < plan.samples or any(trial.status not in FINISHED for trial in trials)
+    unfinished = len(trials) < plan.samples or any(trial.status not in ENDED for trial in trials)
     if unfinished and not stopper.stop_all():
         raise Interrupted
-    schedule = _schedule(run, trials)
+    recorded = read_recorded(recorder.path)
+    schedule = schedule_rows(recorded, read_own_schedules(trials))
     schedule.to_parquet(run.folder / SCHEDULE, index=False)
     record = {
-        "trials": len({report["trial_id"] for report in read_reports(run.folder / REPORTS)}),
+        "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
         "failures": recorder.failures,
         "hopeless": stopper.hopeless,
@@ -121,44 +123,10 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     return record
 
 
-def _schedule(run: Run, trials: list[Any]) -> pd.DataFrame:
-    """The run's schedule: of self-tuning trials from their last checkpoints, of others from their reports."""
-    columns = ["trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "raw", "scale", "source"]
-    parts = [pd.DataFrame(columns=columns)]
-    if get_rule(run.method.algorithm).tunes:
-        for trial in trials:
-            if trial.checkpoint is not None:
-                with trial.checkpoint.as_directory() as directory:
-                    part = pq.read_table(Path(directory) / SCHEDULE_FILE).to_pandas()
-                parts.append(part.assign(trial_id=trial.trial_id, parent_trial_id=None))
-    else:
-        parts.append(pd.DataFrame(_rows_from_reports(run.folder / REPORTS), columns=columns))
-    return pd.concat([part for part in parts if len(part)] or parts)[columns]
-
-
-def _rows_from_reports(path: Path) -> list[dict[str, Any]]:
-    """A row for each hyperparameter at a trial's start, and at each copy of another trial.
-
-    After a copy, a value that the parent had at the time was exploited, another one explored.
-    """
-    rows: list[dict[str, Any]] = []
-    segments: dict[str, str] = {}
-    latest: dict[str, dict[str, float]] = {}
-    for report in read_reports(path):
-        trial, segment, parent = report["trial_id"], report["segment"], report["parent_trial_id"]
-        values = {key.removeprefix("hp/"): value for key, value in report.items() if key.startswith("hp/")}
-        if segments.get(trial) != segment:
-            segments[trial] = segment
-            for hp, value in values.items():
-                copied = latest.get(parent, {}).get(hp) == value
-                source = ("exploit" if copied else "explore") if segment else "fixed"
-                # A report closes its epoch; the values held from its beginning.
-                row = {"trial_id": trial, "parent_trial_id": parent or None, "epoch": report["epoch"] - 1, "hp": hp}
-                steps_an_epoch = report["step"] // report["epoch"]
-                rows.append(
-                    row
-                    | {"step": report["step"] - steps_an_epoch, "value": value, "source": source}
-                    | {"raw": None, "scale": None}
-                )
-        latest[trial] = values
-    return rows
+def _own_name(folder: Path) -> str:
+    """Under which Tune keeps its state of this run in a storage that many studies share; the same when resumed."""
+    path = folder / "name.txt"
+    if not path.exists():
+        with whole_file(path) as partial:
+            partial.write_text(f"{folder.resolve().parent.parent.name}-{folder.name}-{secrets.token_hex(4)}")
+    return path.read_text()

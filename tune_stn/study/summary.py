@@ -10,7 +10,7 @@ import pandas as pd
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval
-from tune_stn.study.tables import hp_names
+from tune_stn.training.tables import hp_names
 
 _TRIAL = [*RUN, "trial_id"]
 

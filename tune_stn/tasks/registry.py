@@ -60,9 +60,7 @@ def _find(name: str) -> Callable[..., Task] | Task:
     module_name, _, attribute = name.partition(":")
     if not module_name or module_name.startswith("."):
         raise ValueError(f"task {name!r}: accepted is module:attribute with the full name of the module")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    look_in(Path.cwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -74,6 +72,13 @@ def _find(name: str) -> Callable[..., Task] | Task:
     if not isinstance(found, Task) and not callable(found):
         raise ValueError(f"task {name!r}: {module_name} has no task or function {attribute!r}")
     return found
+
+
+def look_in(folder: Path) -> None:
+    """Have the modules of a folder found, too."""
+    path = str(folder.absolute())
+    if path not in sys.path:
+        sys.path.insert(0, path)
 
 
 def _parameters(factory: Callable[..., Task]) -> list[str]:

@@ -1,98 +1,301 @@
-"""The buffer of a run's hyperparameter schedule: one row for each hyperparameter at each change."""
+"""A hyperparameter schedule as data: read from a run, looked at, and replayed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from tune_stn.space.search_space import SearchSpace
-from tune_stn.space.tunable import Constants, Tunable
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE
+from tune_stn.training.schedule_sources import policy_records, read_frame, records, trial_rows
 
-Source = Literal["start", "stn", "explore", "exploit", "fixed", "replay"]
-SOURCES: tuple[Source, ...] = ("start", "stn", "explore", "exploit", "fixed", "replay")
+UNITS = ("step", "epoch")
+INTERPOLATIONS = ("previous", "linear")
 
 
-@dataclass
-class ScheduleBuffer:
-    """Raw coordinates and scales at each recorded step; kept on their device until somebody looks.
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Values of hyperparameters over training steps, or over epochs; both count from 0.
+
+    The values of a record are in force from its time on: at step t, the training step after t others. Before the first
+    record its values hold, after the last one the last.
 
     Attributes:
-        steps, epochs, sources: one entry for each record.
-        raw, scale: shape `(n,)` each, one for each record; for constants the values themselves and zeros.
+        names: of the `n` hyperparameters.
+        times: of the records, increasing, shape `(records,)`.
+        values: shape `(records, n)`, finite.
+        unit: what `times` count, "step" (of training) or "epoch".
+        interpolation: between two records, "previous" holds the earlier one's values, "linear" goes straight from one
+            to the other. `dataclasses.replace(schedule, interpolation="linear")` changes it.
+        epochs: of steps, the first epoch that begins with each record in force, shape `(records,)`; None where unknown.
+
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, times do not increase, or a word is not accepted.
+
+    Example:
+        A plain network in a loop of your own, with the values at every step:
+
+        >>> schedule = Schedule.from_parquet("study/schedule.parquet", trial_id="0a1b2_00000")
+        >>> for (step, hp), batch in zip(schedule, loader):
+        ...     model.dropout.p = hp["dropout"]
+
+        `zip` ends with the last record; `schedule.at(step)` holds its values for longer.
     """
 
-    steps: list[int] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
-    raw: list[Tensor] = field(default_factory=list)
-    scale: list[Tensor] = field(default_factory=list)
+    names: tuple[str, ...]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+    unit: Literal["step", "epoch"] = "step"
+    interpolation: Literal["previous", "linear"] = "previous"
+    epochs: NDArray[np.int64] | None = None
 
-    def record(self, hyper: Tunable | Constants, *, step: int, epoch: int, source: Source) -> None:
-        """Add the present state. No value is read from the device here, so a GPU need not stop."""
-        raw, scale = (hyper.raw, hyper.scale()) if isinstance(hyper, Tunable) else (hyper.value, hyper.value * 0)
-        self.steps.append(step)
-        self.epochs.append(epoch)
-        self.sources.append(source)
-        self.raw.append(raw.detach().clone())
-        self.scale.append(scale.detach())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "times", _integers("times", self.times))
+        object.__setattr__(self, "values", np.array(self.values, dtype=np.float64))
+        if self.epochs is not None:
+            object.__setattr__(self, "epochs", _integers("epochs", self.epochs))
+        self._check()
+        for array in (self.times, self.values, self.epochs):
+            if array is not None:
+                array.setflags(write=False)
 
-    def truncate(self, records: int) -> None:
-        """Forget all but the first records."""
-        for column in (self.steps, self.epochs, self.sources, self.raw, self.scale):
-            del column[records:]
+    def _check(self) -> None:
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names {self.names!r} of a schedule: accepted is at least one, each once")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit {self.unit!r} of a schedule: accepted are {', '.join(UNITS)}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}: accepted are {', '.join(INTERPOLATIONS)}")
+        if not len(self.times) or self.values.shape != (len(self.times), len(self.names)):
+            raise ValueError(
+                f"a schedule of {len(self.names)} hyperparameter(s) at {len(self.times)} time(s) has values of shape "
+                f"{self.values.shape}: accepted is (times, hyperparameters), with one time at least"
+            )
+        if self.times[0] < 0 or (np.diff(self.times) <= 0).any():
+            raise ValueError(f"times {_shortened(self.times.tolist())} of a schedule: accepted are increasing, from 0")
+        for name, column in zip(self.names, self.values.T, strict=True):
+            if not np.isfinite(column).all():
+                time = self.times[~np.isfinite(column)][0]
+                raise ValueError(f"{name!r} is not finite at {self.unit} {time}: a schedule has a number everywhere")
+        epochs = self.epochs
+        if epochs is not None and (
+            self.unit != "step"
+            or epochs.shape != self.times.shape
+            or (np.diff(epochs) < 0).any()
+            or ((epochs > 0) != (self.times > 0)).any()
+        ):
+            raise ValueError(
+                f"epochs {_shortened(epochs.tolist())} of a schedule: accepted is, for each step, the first epoch that "
+                "begins at it or after it"
+            )
 
-    def columns(self, space: SearchSpace, *, tuned: bool) -> dict[str, Any]:
-        """Long form, by step and then in the order of the space: equal-length columns
-        `step, epoch, hp, value, raw, scale, source`; raw and scale are None throughout for constants.
+    @classmethod
+    def from_parquet(
+        cls, path: str | Path, *, trial_id: str | None = None, method: str | None = None, seed: int | None = None
+    ) -> Schedule:
+        """From a study's `schedule.parquet`, that of a trial's checkpoint, or any file of `from_frame`'s tables.
+
+        Args:
+            path: a file, or a URI that pyarrow reads (`s3://...`).
+            trial_id: which trial, where the table holds several.
+            method: whose trial.
+            seed: of its run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no Parquet file, holds no schedule, or one of several trials.
         """
-        raw, scale = torch.stack(self.raw).cpu(), torch.stack(self.scale).cpu()
-        values = raw
-        if tuned:
-            values = torch.stack([d.transform(c) for d, c in zip(space.values(), raw.unbind(1), strict=True)], 1)
-        per_step, rows = len(space), raw.numel()
-        return {
-            "step": [step for step in self.steps for _ in range(per_step)],
-            "epoch": [epoch for epoch in self.epochs for _ in range(per_step)],
-            "hp": list(space) * len(self.steps),
-            "value": values.flatten().tolist(),
-            "raw": raw.flatten().tolist() if tuned else [None] * rows,
-            "scale": scale.flatten().tolist() if tuned else [None] * rows,
-            "source": [source for source in self.sources for _ in range(per_step)],
-        }
+        frame = read_frame(path)
+        try:
+            return cls.from_frame(frame, trial_id=trial_id, method=method, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": list(self.steps),
-            "epochs": list(self.epochs),
-            "sources": list(self.sources),
-            "raw": torch.stack(self.raw).cpu() if self.raw else torch.empty(0),
-            "scale": torch.stack(self.scale).cpu() if self.scale else torch.empty(0),
-        }
+    @classmethod
+    def from_frame(
+        cls, frame: pd.DataFrame, *, trial_id: str | None = None, method: str | None = None, seed: int | None = None
+    ) -> Schedule:
+        """From a table, long or wide.
 
-    def load_state_dict(self, state: dict[str, Any], *, device: torch.device | str = "cpu") -> None:
-        """Go on from a state; `device` is where the records to come will be."""
-        self.steps, self.epochs = list(state["steps"]), list(state["epochs"])
-        self.sources = list(state["sources"])
-        self.raw, self.scale = (list(state[name].to(device).unbind()) for name in ("raw", "scale"))
+        Long: a study's `schedule` table, or any with the columns `hp`, `value` and `step` (or, without it, `epoch`),
+        in the order of time. A trial that copied another one (PBT) gives the schedule that led to its weights: the
+        other's values up to the copy, then its own.
+
+        Wide: columns `hp/<name>` beside `epoch` or `training_iteration` (a report closes its epoch, so the first
+        report's values are those of epoch 0) or, without these, `step`. A self-tuning run changes its values within
+        an epoch: take its `schedule` table rather than its reports.
+
+        Args:
+            frame: the table.
+            trial_id: which trial, where the table holds several.
+            method: whose trial.
+            seed: of its run.
+
+        Raises:
+            ValueError: the table holds no schedule, that of several trials, or not what a copy was made from.
+        """
+        rows = trial_rows(frame, trial_id=trial_id, method=method, seed=seed)
+        return cls(**records(rows), interpolation=frame.attrs.get("interpolation", "previous"))
+
+    @classmethod
+    def from_result(cls, result: Any) -> Schedule:
+        """From a trial's `ray.tune.Result`: its checkpoint's schedule, or else the `hp/<name>` that it reported.
+
+        Raises:
+            ValueError: it has neither.
+        """
+        if result.checkpoint is not None:
+            with result.checkpoint.as_directory() as directory:
+                file = Path(directory) / SCHEDULE_FILE
+                if file.exists():
+                    return cls.from_parquet(file)
+        reports = result.metrics_dataframe
+        if reports is None or not any(str(column).startswith("hp/") for column in reports.columns):
+            raise ValueError(
+                f"the result has no schedule: no {SCHEDULE_FILE} in its checkpoint and no hp/<name> in its reports. "
+                "Report the values as hp/<name>, or, of Tune's PBT, read the policy file by Schedule.from_pbt_policy"
+            )
+        return cls.from_frame(reports)
+
+    @classmethod
+    def from_pbt_policy(cls, path: str | Path) -> Schedule:
+        """From the `pbt_policy_<trial>.txt` that Tune's PBT writes, by epochs (training iterations).
+
+        The numbers of the config become hyperparameters: `config["hp"]["rate"]` is "rate", `config["a"]["b"]` "a/b".
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no policy file.
+        """
+        return cls(**policy_records(Path(path).expanduser()))
+
+    @classmethod
+    def constant(cls, values: Mapping[str, float]) -> Schedule:
+        """The same values all the time."""
+        return cls(tuple(values), np.zeros(1, np.int64), np.array([list(values.values())], np.float64))
+
+    def at(self, time: float) -> dict[str, float]:
+        """The values in force at a time, in the schedule's unit."""
+        before = max(int(np.searchsorted(self.times, time, side="right")) - 1, 0)
+        values = self.values[before]
+        if self.interpolation == "linear" and self.times[before] < time < self.times[-1]:
+            ends = self.values[before : before + 2]
+            share = (time - self.times[before]) / (self.times[before + 1] - self.times[before])
+            # Clipped, for rounding alone may lead outside.
+            values = np.clip((1 - share) * ends[0] + share * ends[1], ends.min(0), ends.max(0))
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Every time from 0 to the last record's, with its values."""
+        return ((time, self.at(time)) for time in range(int(self.times[-1]) + 1))
+
+    def changes(self) -> list[tuple[int, dict[str, float]]]:
+        """Time 0, and every other whole time at which some value is not that of the time before; all the values."""
+        times = range(int(self.times[-1]) + 1) if self.interpolation == "linear" else [0, *self.times.tolist()]
+        changes: list[tuple[int, dict[str, float]]] = []
+        for time in times:
+            values = self.at(time)
+            if not changes or values != changes[-1][1]:
+                changes.append((time, values))
+        return changes
+
+    def per_epoch(self, steps_per_epoch: int | None = None) -> Schedule:
+        """The values at the beginning of each epoch, by epochs; for a run with epochs of another length, say.
+
+        Args:
+            steps_per_epoch: training steps of an epoch; not needed where the schedule knows its `epochs`, or counts
+                epochs already.
+
+        Raises:
+            ValueError: it is needed, or not positive.
+        """
+        if self.unit == "epoch":
+            return self
+        if steps_per_epoch is not None:
+            if steps_per_epoch < 1:
+                raise ValueError(f"steps_per_epoch={steps_per_epoch}: accepted is an integer of 1 or more")
+            epochs = np.arange(-(-int(self.times[-1]) // steps_per_epoch) + 1)
+            values = [list(self.at(epoch * steps_per_epoch).values()) for epoch in epochs.tolist()]
+            return Schedule(self.names, epochs, np.array(values), "epoch")
+        if self.epochs is None or self.interpolation != "previous":
+            raise ValueError("the schedule does not know where its epochs begin: give steps_per_epoch=")
+        epochs = self.epochs.copy()
+        epochs[0] = 0  # the first record holds before its time, too
+        last = np.append(np.diff(epochs) > 0, True)  # of the records up to the beginning of an epoch
+        return Schedule(self.names, epochs[last], self.values[last], "epoch")
+
+    def select(self, *names: str) -> Schedule:
+        """The schedule of some of its hyperparameters.
+
+        Raises:
+            ValueError: it has no such hyperparameter.
+        """
+        if unknown := [name for name in names if name not in self.names]:
+            raise ValueError(f"the schedule has no {unknown[0]!r}; it has {', '.join(self.names)}")
+        columns = [self.names.index(name) for name in names]
+        return Schedule(names, self.times, self.values[:, columns], self.unit, self.interpolation, self.epochs)
+
+    def check(self, space: SearchSpace) -> None:
+        """Raise ValueError unless all names are of the space, and all values in their domains."""
+        if unknown := [name for name in self.names if name not in space]:
+            raise ValueError(
+                f"the schedule has {unknown[0]!r}, which is no hyperparameter of this task; it has {', '.join(space)}. "
+                "Schedule.select(...) leaves out what is not wanted"
+            )
+        for name, column in zip(self.names, self.values.T, strict=True):
+            for time, value in zip(self.times.tolist(), column.tolist(), strict=True):
+                if not space[name].contains(value):
+                    raise ValueError(
+                        f"{name!r} of the schedule is {value:g} at {self.unit} {time}, outside {space[name].describe()}"
+                    )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Long form, which `from_frame` reads: `step` (`epoch` too, where known) or `epoch`; `hp`, `value`, `source`.
+
+        Of steps, these are the rows that a replay of the schedule records; `interpolation` is in `frame.attrs`.
+        """
+        count = len(self.names)
+        columns: dict[str, Any] = {self.unit: self.times.repeat(count)}
+        if self.epochs is not None:
+            columns["epoch"] = (self.epochs - (self.times > 0)).repeat(count)
+        columns |= {"hp": list(self.names) * len(self.times), "value": self.values.ravel(), "source": "replay"}
+        frame = pd.DataFrame(columns)
+        frame.attrs["interpolation"] = self.interpolation
+        return frame
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write `to_frame()` to a file, which `from_parquet` reads."""
+        self.to_frame().to_parquet(path, index=False)
+
+    def _key(self) -> tuple[Any, ...]:
+        arrays = (self.times, self.values, self.epochs)
+        words = (self.names, self.unit, self.interpolation)
+        return *words, *(None if array is None else array.tobytes() for array in arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        first, last = self.times[[0, -1]]
+        return f"Schedule({', '.join(self.names)}; {len(self.times)} record(s), {self.unit} {first} to {last})"
 
 
-def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, path: Path) -> None:
-    """Write the long form of a buffer as a Parquet file."""
-    schema = pa.schema(
-        [
-            ("step", pa.int64()),
-            ("epoch", pa.int64()),
-            ("hp", pa.string()),
-            ("value", pa.float64()),
-            ("raw", pa.float64()),
-            ("scale", pa.float64()),
-            ("source", pa.string()),
-        ]
-    )
-    pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), path)
+def _integers(name: str, given: Any) -> NDArray[np.int64]:
+    array = np.array(given)
+    if array.ndim != 1 or (array.size and (array != np.floor(array)).any()):
+        raise ValueError(f"{name} {given!r} of a schedule: accepted are whole numbers, one for each record")
+    return array.astype(np.int64)
+
+
+def _shortened(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")

@@ -18,14 +18,15 @@ from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.self_tuning import self_tuning
-from tune_stn.space.tunable import Tunable
+from tune_stn.space.tunable import Constants, Tunable
 from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import CheckpointError
 from tune_stn.training.cost import CostMeter, plain_step_flops
 from tune_stn.training.learner import Learner
 from tune_stn.training.response_size import response_size
 from tune_stn.training.rules import get_rule
-from tune_stn.training.schedule import ScheduleBuffer
+from tune_stn.training.schedule import Schedule
+from tune_stn.training.schedule_buffer import ScheduleBuffer
 from tune_stn.training.seeds import derive_seed, stream
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Trainer:
         algorithm: "fixed", "stn" or "delta-stn".
         hp: hyperparameters: the start values of a self-tuning run, the constants of a fixed one. Those that are not
             named have the task's start value.
+        schedule: values that replace those of `hp` as training goes on, of some or all hyperparameters ("fixed" only):
+            training step t, counted from 0, or epoch t, is done at `schedule.at(t)`.
         seed: of initial weights, splits, data order and all noise.
         device: where everything lives.
         splits: the task's splits at this seed, if they are loaded already.
@@ -52,10 +55,12 @@ class Trainer:
         epoch: completed epochs.
         diverged: why the run cannot go on, or None.
         restarted: why the last epoch was trained anew from the last good one, or None.
-        schedule: the hyperparameters at the start and after each hyper-step.
+        branch: empty, or the name of the streams of data order and noise since the run took over another one's state.
+        schedule: the hyperparameters at the start and after each hyper-step, or at each change that was replayed.
 
     Raises:
-        ValueError: unknown algorithm or hyperparameter, or a value outside its domain.
+        ValueError: unknown algorithm or hyperparameter, a value outside its domain, or a schedule for an algorithm that
+            tunes.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Trainer:
         *,
         algorithm: str = "stn",
         hp: Mapping[str, float] | None = None,
+        schedule: Schedule | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         splits: Splits | None = None,
@@ -73,18 +79,27 @@ class Trainer:
         self.seed = seed
         self.device = torch.device(device)
         self.hp = task.space.check_values({**task.start, **(hp or {})})
+        self.replayed = schedule
+        if schedule is not None:
+            if self.rule.tunes:
+                raise ValueError(f"{algorithm!r} makes a schedule of its own; one is replayed by the algorithm 'fixed'")
+            schedule.check(task.space)
         self.splits = (splits or task.data(seed)).to(self.device)
         self.model = self._make_model().to(self.device)
         self.meter = self._make_meter()
         self.learner = Learner(task, self.model)
         self.schedule = ScheduleBuffer()
-        self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed")
         self.epoch = 0
         self.step = 0
+        if schedule is None:
+            self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed")
+        else:
+            self._follow(schedule, epoch_began=True)
         self.device_time_s = 0.0
         self.diverged: str | None = None
         self.restarted: str | None = None
         self.restarts = 0
+        self.branch = ""
         self._since_hyper_step = 0
         self._largest_good_loss = math.inf
         # The state a restart goes back to, None where that is the present one: so a checkpoint rarely holds two.
@@ -134,7 +149,7 @@ class Trainer:
         """Train one epoch; mean training loss, and losses and metrics on the other splits."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive_seed(self.seed, self._purpose("noise"), self.epoch))
+            torch.manual_seed(derive_seed(self.seed, self._purpose("noise", self.restarts), self.epoch))
             began = time.perf_counter()
             with self._slowed_down():
                 train_loss = float(self._train())
@@ -161,6 +176,7 @@ class Trainer:
             "device_time_s": self.device_time_s,
             "diverged": self.diverged,
             "restarts": self.restarts,
+            "branch": self.branch,
             "largest_good_loss": self._largest_good_loss,
             "last_good": self._last_good,
             "hp": self.hp,
@@ -193,18 +209,54 @@ class Trainer:
             if state.get(key) != mine:
                 raise CheckpointError(f"the checkpoint is of {key} {state.get(key)!r}, this run of {mine!r}")
         # Loading writes into the very tensors that state_dict gives, so what is to stay must be copied.
-        constants = {} if self.rule.tunes else {k: v.clone() for k, v in self.model.hyper.state_dict().items()}
+        stays = not self.rule.tunes and self.replayed is None
+        constants = {k: v.clone() for k, v in self.model.hyper.state_dict().items()} if stays else {}
         try:
             self._load_progress(state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
             raise CheckpointError(f"the checkpoint does not fit the model of {self.task.name!r}: {reason}") from error
-        self.model.hyper.load_state_dict({**self.model.hyper.state_dict(), **constants})
+        copied = {name: value.clone() for name, value in self.model.hyper.state_dict().items()}
+        self.model.hyper.load_state_dict({**copied, **constants})
         self.meter.load_state_dict(state["cost"])
         self.device_time_s = state["device_time_s"]
-        self.diverged, self.restarts = state["diverged"], state["restarts"]
+        self.diverged, self.restarts, self.branch = state["diverged"], state["restarts"], state["branch"]
         self._largest_good_loss, self._last_good = state["largest_good_loss"], state["last_good"]
         self.schedule.load_state_dict(state["schedule"], device=self.device)
+        if any(not torch.equal(value, copied[name]) for name, value in constants.items()):
+            self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="explore")
+
+    def take_over(
+        self, state: Mapping[str, Any], own: Mapping[str, Any], *, cost: float, branch: str, widen: float
+    ) -> None:
+        """Go on from the state of another run: its weights, responses, hyperparameters, optimizers and epoch.
+
+        Its perturbation scales are widened for the gradient to explore, and data order and noise are those of `branch`,
+        so that no two runs from one state are the same. What this run has spent stays its own; so does its schedule,
+        which goes on with a record of source "exploit".
+
+        Args:
+            state: of the other run.
+            own: of this run until now.
+            cost: what this run has spent, in plain-epoch equivalents.
+            branch: a name that no other run from the same state has.
+            widen: factor of the scales; none gets wider than its start value by it.
+
+        Raises:
+            CheckpointError: as from `load_state_dict`.
+            ValueError: nothing is tuned inside this run.
+        """
+        hyper = self.model.hyper
+        if not isinstance(hyper, Tunable):
+            raise ValueError(
+                f"a run of {self.rule.name!r} cannot take over another one's hyperparameters: it tunes none"
+            )
+        self.load_state_dict({**state, "schedule": own["schedule"], "device_time_s": own["device_time_s"]})
+        self.meter.spent_flops = round(cost * self.meter.epoch_flops)
+        self.branch = branch
+        self._last_good = None  # it names records of the other schedule
+        hyper.widen(widen)
+        self.schedule.record(hyper, step=self.step, epoch=self.epoch, source="exploit")
 
     def _load_progress(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -249,9 +301,9 @@ class Trainer:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
 
-    def _purpose(self, name: str) -> str:
-        """Name of a random stream: another one after each restart."""
-        return f"{name} {self.restarts}" if self.restarts else name
+    def _purpose(self, name: str, restarts: int = 0) -> str:
+        """Name of a random stream: another one in each branch, and after each restart where they count."""
+        return " ".join(str(part) for part in (name, self.branch, restarts) if part)
 
     def _make_model(self) -> SelfTuningModel:
         """The network with the seed's base weights, whatever the algorithm; responses have a stream of their own."""
@@ -288,7 +340,10 @@ class Trainer:
         self.model.train()
         total = torch.zeros((), device=self.device)
         steps = 0
-        for indices in epoch_batches(len(train), training.batch_size, stream(self.seed, "order", self.epoch)):
+        order = stream(self.seed, self._purpose("order"), self.epoch)
+        for indices in epoch_batches(len(train), training.batch_size, order):
+            if self.replayed is not None:
+                self._follow(self.replayed, epoch_began=steps == 0)
             total += self.rule.train_step(self.learner, train.take(indices), self.meter)
             self.step += 1
             steps += 1
@@ -302,9 +357,29 @@ class Trainer:
                     self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
         return total / steps
 
+    def _follow(self, schedule: Schedule, *, epoch_began: bool) -> None:
+        """Set what a schedule says for the training step to come, and record it if that is new.
+
+        A record has the epoch of the step before it, as one has that follows a hyper-step: so the records of a replayed
+        STN run are those of that run.
+        """
+
+        def values(step: int, epoch: int) -> list[float]:
+            given = self.hp | schedule.at(step if schedule.unit == "step" else epoch)
+            # Between two values of an integer, an interpolation is none.
+            return [domain.nearest(given[name]) for name, domain in self.task.space.items()]
+
+        hyper = self.model.hyper
+        assert isinstance(hyper, Constants)
+        now = values(self.step, self.epoch)
+        hyper.value.copy_(torch.tensor(now))
+        before = self.epoch - (epoch_began and self.epoch > 0)
+        if not self.schedule.steps or (self.step > 0 and now != values(self.step - 1, before)):
+            self.schedule.record(hyper, step=self.step, epoch=before, source="replay")
+
     def _validation_batches(self) -> Iterator[Split]:
         valid = self.splits.valid
-        order = stream(self.seed, "validation order", self.epoch)
+        order = stream(self.seed, self._purpose("validation order"), self.epoch)
         for indices in cycled_batches(len(valid), self.task.training.batch_size, order):
             yield valid.take(indices)
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSystem
+from ray import tune
+
+from tune_stn.tasks.task import Task
+from tune_stn.tuning.nodes import UNIT, alive_nodes, check_nodes, trial_slots
+from tune_stn.tuning.storage import Storage, open_storage
 
 # Tune reads these when it is used: our recorder keeps the reports, so Tune's own three log files per trial (3 ms a
 # report) are left out; trials stay in the driver's directory, so relative paths of a task mean the same there.
@@ -33,54 +41,116 @@ class Cluster:
     """Where trials run.
 
     Attributes:
-        address: of a running Ray cluster; None starts a local one on loopback and stops it afterwards.
+        address: of a running Ray cluster; None starts a local one on loopback and stops it afterwards. This process
+            must run on one of the cluster's nodes.
         cpus_per_trial: CPUs of a trial, and its number of threads; fractions are allowed.
         gpus_per_trial: GPUs of a trial; fractions share one.
+        resources: further ones of a trial: Ray's custom resources, or `memory` in bytes.
+        labels: trials run only on nodes with these Ray labels. Ray itself spreads trials over the nodes they fit on.
         max_concurrent: trials at a time; None for as many as fit.
-        storage_path: where Tune keeps checkpoints, anything Tune accepts; None for a folder of the study.
+        storage_path: where Tune keeps checkpoints, a folder or a URI such as `s3://bucket/folder`; None for a folder
+            of the study. All nodes must share it.
+        storage_filesystem: of pyarrow, where no URI leads to it; `storage_path` is then a path on it.
+        working_dir: a folder that Ray copies to every node, the trials' current directory and on their Python path.
 
     Raises:
-        ValueError: a number is negative or zero where work could never start.
+        ValueError: a number with which work could never start, a file system without a path, or a working directory
+            that is none or has nowhere to go.
     """
 
     address: str | None = None
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     max_concurrent: int | None = None
     storage_path: str | None = None
+    storage_filesystem: FileSystem | None = None
+    working_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.cpus_per_trial > 0:
+        if not 1 / UNIT <= self.cpus_per_trial < math.inf:
             raise ValueError(f"--cpus-per-trial {self.cpus_per_trial:g}: accepted is a number above 0")
-        if not self.gpus_per_trial >= 0:
+        if not (self.gpus_per_trial == 0 or 1 / UNIT <= self.gpus_per_trial < math.inf):
             raise ValueError(f"--gpus-per-trial {self.gpus_per_trial:g}: accepted is a number of 0 or more")
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"--gpus-per-trial {self.gpus_per_trial:g}: accepted are whole GPUs or a share of one")
+        for name, amount in self.resources.items():
+            if name.lower() in ("cpu", "gpu"):
+                raise ValueError(f"--resources {name}={amount:g}: use --{name.lower()}s-per-trial")
+            if not 1 / UNIT <= amount < math.inf:
+                raise ValueError(f"--resources {name}={amount:g}: accepted is a number above 0")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ValueError(f"--max-concurrent {self.max_concurrent}: accepted is an integer of 1 or more")
+        if self.storage_filesystem is not None and self.storage_path is None:
+            raise ValueError("storage_filesystem: give storage_path, too, a path on it")
+        if self.working_dir is not None:
+            if self.address is None:
+                raise ValueError(f"--working-dir {self.working_dir}: only with --address; a local Ray has the folder")
+            if not Path(self.working_dir).is_dir():
+                raise ValueError(f"--working-dir {self.working_dir}: there is no such folder")
 
     @property
-    def resources(self) -> dict[str, float]:
-        """A trial's resources, as Tune wants them."""
-        return {"cpu": self.cpus_per_trial} | ({"gpu": self.gpus_per_trial} if self.gpus_per_trial else {})
+    def bundle(self) -> dict[str, float]:
+        """A trial's resources by Ray's names."""
+        return {
+            "CPU": self.cpus_per_trial,
+            **({"GPU": self.gpus_per_trial} if self.gpus_per_trial else {}),
+            **self.resources,
+        }
+
+    @property
+    def per_trial(self) -> tune.PlacementGroupFactory:
+        """A trial's resources and labels, as Tune wants them."""
+        # A trial is one bundle. Ray puts each on the node with most to spare, whatever the strategy.
+        where: dict[str, Any] = {"bundle_label_selector": [dict(self.labels)]} if self.labels else {}
+        return tune.PlacementGroupFactory([self.bundle], **where)
 
     def slots(self) -> int:
-        """Trials that fit at a time. Raises ValueError if not even one does. Needs a session."""
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        fits = total.get("CPU", 0) / self.cpus_per_trial
-        if self.gpus_per_trial:
-            fits = min(fits, total.get("GPU", 0) / self.gpus_per_trial)
-        if fits < 1:
-            raise ValueError(
-                f"a trial wants {self.cpus_per_trial:g} CPUs and {self.gpus_per_trial:g} GPUs, but the cluster has "
-                f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}: lower --cpus-per-trial or --gpus-per-trial"
-            )
-        return min(int(fits), self.max_concurrent or int(fits))
+        """Trials that run at a time. Raises ValueError if not even one fits any node. Needs a session."""
+        found = trial_slots(alive_nodes(), self.bundle, self.labels)
+        return min(found, self.max_concurrent or found)
+
+    def storage(self, folder: Path) -> Storage:
+        """Where Tune keeps checkpoints: in `folder` if nothing else is given.
+
+        Raises:
+            ValueError: pyarrow cannot open the storage path.
+        """
+        return open_storage(self.storage_path or str(folder), self.storage_filesystem)
+
+    def check(self, storage: Storage, task: str | Task, settings: Mapping[str, Any], *, seed: int) -> None:
+        """Find out what would fail on another machine, before a trial starts there. Needs a session.
+
+        Args:
+            storage: of the trials.
+            task: of the trials.
+            settings: of the task.
+            seed: of its data.
+
+        Raises:
+            ValueError: the storage cannot be written to, or a node that trials may run on does not share it, has not
+                the same version of this package, or cannot make the task; the message says which and what to do.
+        """
+        nodes = alive_nodes()
+        with storage.marker() as marker:
+            if self.address is not None or len(nodes) > 1:
+                check_nodes(
+                    [node for node in nodes if node.fits(self.bundle, self.labels)],
+                    marker=marker,
+                    filesystem=storage.filesystem,
+                    task=task,
+                    settings=settings,
+                    seed=seed,
+                )
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Ray, connected inside the block; shut down afterwards if it was started here.
 
         Raises:
-            ValueError: there is no cluster at `address`.
+            ValueError: there is no cluster at `address`, or Ray is connected already and so cannot be given the
+                working directory any more.
         """
         with ExitStack() as stack:
             stack.enter_context(_environment(_ENVIRONMENT))
@@ -90,7 +160,9 @@ class Cluster:
                 if self.address is None:
                     _start_local()
                 else:
-                    _connect(self.address)
+                    _connect(self.address, self.working_dir)
+            elif self.working_dir is not None:
+                raise ValueError("Ray is connected already: give working_dir to ray.init, in its runtime_env")
             yield
 
 
@@ -101,23 +173,31 @@ def _start_local(cpus: int | None = None) -> None:
     """
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
     where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+    # "local", for without an address Ray joins a cluster that it finds on this machine.
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, working_dir: str | Path | None) -> None:
+    runtime_env = {"working_dir": str(working_dir)} if working_dir is not None else None
     try:
         if address != "auto":
             _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except OSError as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers there, or this machine is none of its nodes ({error})"
+        ) from None
 
 
 def _knock(address: str) -> None:
     """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        # Tune would run on the head node, and so would the recorder: its files would not be here.
+        advice = "start this command on a node of the cluster, as `ray job submit` does, with --address auto"
+        raise ValueError(f"--address {address}: Ray Client is not supported; {advice}")
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > LAST_PORT:
-        raise ValueError(f"--address {address}: accepted are host:port, ray://host:port and auto")
+        raise ValueError(f"--address {address}: accepted are host:port and auto")
     socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 

@@ -1,247 +1,290 @@
-"""A Tune callback that keeps every report of a run, and the budget that is counted from them."""
+"""A Tune callback that keeps every report of a run, and writes them as the tables `reports` and `schedule`."""
 
 from __future__ import annotations
 
-import json
-import os
+import functools
+import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
-# A run in which nearly every trial fails would never spend its budget: it is given up after this many failures
-# without a success in between.
-FAILURES_IN_A_ROW = 3
-FINISHED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
+from tune_stn.tuning import journal
+from tune_stn.tuning.directory import Labels, write_directory
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, REPORTS
+from tune_stn.tuning.ledger import Ledger, place_of
+from tune_stn.tuning.lineage import Segment
+from tune_stn.tuning.reading import INCREMENTS, Reading, describes_itself, reported_numbers, result_numbers
+from tune_stn.tuning.recorded import read_own_schedules, read_recorded
+
+ENDED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
+_SELDOM = 20  # the tables are not written before so many times as long has passed as the last writing took
 
 OnReport = Callable[[Mapping[str, Any], float], None]
+logger = logging.getLogger(__name__)
 
 
 class Recorder(tune.Callback):
-    """Appends each report to a file of JSON lines, and adds up what the run has spent.
+    """Records a run of Ray Tune, of any trainable under any searcher and scheduler, as `reports` and `schedule`.
 
-    A trial that goes on from a checkpoint after a failure repeats the epochs since. Such a repetition is known by its
-    trial, segment and epoch, is equal to the first report bit for bit, and is neither kept nor charged again. The
-    file is read back at construction, so a run continued after a crash of the driver goes on counting where it was;
-    the reports of trials that Tune had not saved by then, and so knows nothing of, are dropped.
-    `cost` and `device_time_s` are kept as what the trial itself has spent: a copy of another trial's checkpoint brings
-    that one's counts with it, and they are charged already.
+    Each report is appended to a journal (`reports.jsonl`) and on the disk when the call returns. From it the tables
+    `reports.parquet` and `schedule.parquet` and a `study.json` are written now and then, and when the run ends, so that
+    `load_results(directory)` and `tune-stn report DIRECTORY` show the run as they show a study. All happens on the
+    driver. Through `Tuner.restore` (or `tune.run(resume=...)`) the recorder goes on in its directory.
+
+    `reports` has all numbers that trials report (nested ones by path, `eval/loss`). `val_loss` is the `metric`. `epoch`
+    counts the reports of a trial and never rewinds, unlike Tune's `training_iteration` on an exploit; so does `step`
+    where neither `step` nor Tune's `timesteps_total` is reported. `cost` and `cost_total` add up what the trial and the
+    run have spent, one a report where trials report no `cost` that adds up. Losses and `device_time_s` are NaN where
+    they are not reported. Work that a trial repeats after a failure stands in place of what it repeats, and is not
+    charged again. `status` is `finished` where Tune ended the trial: by itself, a stop criterion or the scheduler.
+
+    `schedule` has a row for each hyperparameter at the start of a trial (`fixed`); where it goes on from another
+    trial's checkpoint, as in population-based training (`exploit` for a value that the parent had at the time, else
+    `explore`, both with `parent_trial_id`); and where a scheduler changed a trial's config otherwise (`replay`). A
+    trainable that tunes its own hyperparameters reports `hp/<name>` and `scale/<name>`, as `STNTrainable` does
+    (`stn`; every hyper-step if its last checkpoint holds a `schedule.parquet`).
 
     Args:
-        path: the file; lines hold the report with `wall_time_s` and `cost_total`.
+        directory: of this run alone; made where it is missing.
+        metric: the key of what is minimised or maximised on validation data.
+        mode: "min", or "max": then `val_loss` is the metric with its sign turned.
+        columns: where a trainable's keys have other names: {"test_loss": "eval/loss", "cost": "gpu_hours"}; of
+            `train_loss`, `test_loss`, `step`, `cost`, `device_time_s`.
+        hps: which entries of a trial's config are hyperparameters, by path (`optimizer/lr`; entries of `config["hp"]`
+            by their names alone). Default: all that are numbers, or those that the trainable reports as `hp/<name>`.
+        task: name in the tables; default the trainable's.
+        method: name in the tables.
+        seed: number in the tables.
+        overwrite: whether a new run may replace the record of another one in the directory.
+        write_every_s: seconds between two writings of the tables, at least; None to write none.
         on_report: called with each new report and the running total of cost.
 
     Attributes:
-        cost_total: spent by all trials.
-        failures: trial -> why it failed for good.
+        failures_in_a_row: without a report in between.
         unsaved: trials that have reported more than their newest checkpoint holds.
+
+    Raises:
+        ValueError: an argument is not accepted; a line of the journal is damaged; or, when the run starts, the
+            directory holds the record of another one.
+
+    Example:
+        >>> tune.run(theirs, config={"lr": tune.loguniform(1e-4, 1e-1)}, callbacks=[Recorder("runs/1", metric="loss")])
+        >>> tune_stn.load_results("runs/1").schedule
     """
 
-    def __init__(self, path: Path, on_report: OnReport | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        metric: str = "val_loss",
+        mode: Literal["min", "max"] = "min",
+        columns: Mapping[str, str] | None = None,
+        hps: Collection[str] | None = None,
+        task: str | None = None,
+        method: str = "tune",
+        seed: int = 0,
+        overwrite: bool = False,
+        write_every_s: float | None = 60.0,
+        on_report: OnReport | None = None,
+    ) -> None:
+        self.reading = Reading(metric=metric, mode=mode, columns=dict(columns or {}), hps=hps)
+        self.directory = Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.path = self.directory / REPORTS
+        self.task, self.method, self.seed = task, method, seed
+        self.overwrite = overwrite
+        self.write_every_s = write_every_s
         self.on_report = on_report
-        self.cost_total = 0.0
-        self.failures: dict[str, str] = {}
         self.failures_in_a_row = 0
         self.unsaved: set[str] = set()
-        self._seen: set[tuple[str, str, int]] = set()
-        self._latest: dict[str, dict[str, Any]] = {}
-        self._wall_before = 0.0
-        self._continued = path.exists()
-        self._count(read_reports(path))
-        self._began = time.monotonic()
+        journal.cut_torn_end(self.path)
+        self._ledger = Ledger(journal.read_lines(self.path), self.reading)
+        self._continued = self.path.exists()
+        self._began = time.monotonic() - self._ledger.wall_time_s
+        self._next_writing = math.inf if write_every_s is None else time.monotonic() + write_every_s
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its arguments: `Tuner` saves its callbacks, and what they have counted is in the journal."""
+        arguments: dict[str, Any] = {**vars(self.reading), "directory": self.directory}
+        for name in ("task", "method", "seed", "overwrite", "write_every_s", "on_report"):
+            arguments[name] = getattr(self, name)
+        return functools.partial(Recorder, **arguments), ()
+
+    @property
+    def cost_total(self) -> float:
+        """Spent by all trials."""
+        return self._ledger.cost_total
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Trial -> why it failed for good."""
+        return self._ledger.failures
+
+    # What Tune calls ------------------------------------------------------------------------------------------------
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        self._continued = self.path.exists()
+
+    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
         if self._continued:  # the first step, and Tune has brought its trials back, but made no new ones yet
             self._continued = False
-            self._drop_unknown({trial.trial_id for trial in trials})
-            self.unsaved = {t.trial_id for t in trials if t.trial_id in self._latest and t.status not in FINISHED}
+            self._drop_unknown({trial.trial_id: trial.status for trial in trials})
+            self.unsaved = {t.trial_id for t in trials if t.trial_id in self._ledger.latest and t.status not in ENDED}
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self._ledger.lineage.start(trial, trials)
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
-        key = _key(trial.trial_id, result)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.failures_in_a_row = 0
-        self.cost_total += result["cost_increment"]
-        before = self._latest.get(trial.trial_id, {"cost": 0.0, "device_time_s": 0.0})
-        kept = {name: value for name, value in result.items() if name not in _TUNES_OWN and name not in _INCREMENTS}
-        line = kept | {
-            "trial_id": trial.trial_id,
-            "cost": before["cost"] + result["cost_increment"],
-            "cost_total": self.cost_total,
-            "device_time_s": before["device_time_s"] + result["device_time_increment_s"],
-            "wall_time_s": self._wall_before + time.monotonic() - self._began,
-        }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._latest[trial.trial_id] = line
-        self.unsaved.add(trial.trial_id)
-        if self.on_report is not None:
-            self.on_report(line, self.cost_total)
+        self._ledger.lineage.note(trial, trials)  # the scheduler has decided already what the trial goes on from
+        line = self._line(trial, result)
+        before = self._ledger.losses.get(place_of(line))
+        if before is not None and (before == line["val_loss"] or (math.isnan(before) and math.isnan(line["val_loss"]))):
+            return  # a repetition, and exact: nothing new
+        if line["parent_trial_id"] and (trial.trial_id, line["segment"]) not in self._ledger.copies:
+            self._append(self._copy(trial, line))
+        self._append(line)
+        if before is None:
+            self.failures_in_a_row = 0
+            self.unsaved.add(trial.trial_id)
+            if self.on_report is not None:
+                self.on_report(line, self.cost_total)
+        if time.monotonic() >= self._next_writing:
+            self._write(trials, over=False)
 
     def on_checkpoint(
-        self, iteration: int, trials: list[Any], trial: Any, checkpoint: tune.Checkpoint, **info: Any
+        self, iteration: int, trials: Sequence[Any], trial: Any, checkpoint: tune.Checkpoint, **info: Any
     ) -> None:
         if not self.is_repetition(trial.trial_id, trial.last_result):
             self.unsaved.discard(trial.trial_id)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
+        if not describes_itself(trial.last_result):
+            self._append({EVENT: FINISHED, "trial_id": trial.trial_id})
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         self.failures_in_a_row += 1
-        self.failures[trial.trial_id] = _last_line(trial)
+        self._append({EVENT: FAILED, "trial_id": trial.trial_id, "reason": _last_line(trial)})
+
+    def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
+        if self.write_every_s is not None:
+            self._write(trials, over=True)
+
+    # What a budget asks ---------------------------------------------------------------------------------------------
 
     def is_repetition(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether a trial has reported more than this before."""
-        return trial_id in self._latest and result.get("epoch", 0) < self._latest[trial_id]["epoch"]
+        latest = self._ledger.latest.get(trial_id)
+        return latest is not None and self._ledger.place(trial_id, result)[2] < latest["epoch"]
 
     def total_with(self, trial_id: str, result: Mapping[str, Any]) -> float:
-        """What will have been spent when this report is recorded."""
-        return self.cost_total + (0.0 if _key(trial_id, result) in self._seen else result["cost_increment"])
+        """What will have been spent when this result, of a trainable that reports `cost_increment`, is recorded."""
+        known = self._ledger.place(trial_id, result) in self._ledger.losses
+        return self.cost_total + (0.0 if known else result["cost_increment"])
 
-    def _count(self, reports: list[dict[str, Any]]) -> None:
-        """Start counting after these."""
-        self._seen = {_key(report["trial_id"], report) for report in reports}
-        self._latest = {report["trial_id"]: report for report in reports}
-        self.cost_total = reports[-1]["cost_total"] if reports else 0.0
-        self._wall_before = max([self._wall_before, *(report["wall_time_s"] for report in reports)])
+    # The journal ----------------------------------------------------------------------------------------------------
 
-    def _drop_unknown(self, known: set[str]) -> None:
-        reports = read_reports(self.path)
-        kept = [report for report in reports if report["trial_id"] in known]
-        if len(kept) == len(reports):
+    def _append(self, line: Mapping[str, Any]) -> None:
+        journal.append(self.path, line)
+        self._ledger.take(line)
+
+    def _line(self, trial: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result as a line of the journal; a repetition adds nothing to what has been spent."""
+        found = result_numbers(result)
+        place = trial_id, segment, epoch = self._ledger.place(trial.trial_id, result)
+        own, values = self._ledger.lineage.current(trial_id)
+        if describes_itself(result):
+            described = {name: result[name] for name in ("parent_trial_id", "status", "reason")}
+        else:
+            described = {"parent_trial_id": own.parent_trial_id, "status": "running"}
+            described["training_iteration"] = result["training_iteration"]
+        spent = {column: self._ledger.latest.get(trial_id, {}).get(column, 0.0) for column in INCREMENTS}
+        cost_total = self.cost_total
+        if place not in self._ledger.losses:
+            before = result_numbers(trial.last_result)
+            added = {column: self.reading.increment(column, found, before) for column in INCREMENTS}
+            spent = {column: spent[column] + added[column] for column in INCREMENTS}
+            cost_total += added["cost"]
+        if self.reading.metric not in found and not self._ledger.latest:
+            text = "the first report has no number %r, so it has no val_loss; name what it has by Recorder(metric=): %s"
+            logger.warning(text, self.reading.metric, ", ".join(reported_numbers(found)) or "no number at all")
+        return {
+            **{"trial_id": trial_id, "segment": segment, **described},
+            **reported_numbers(found),
+            **self.reading.hp_columns(found, values),
+            **self.reading.losses(found),
+            **{"epoch": epoch, "step": self.reading.step(found, epoch), **spent, "cost_total": cost_total},
+            "wall_time_s": time.monotonic() - self._began,
+        }
+
+    def _copy(self, trial: Any, line: Mapping[str, Any]) -> dict[str, Any]:
+        """The event of the copy that a report is the first after."""
+        segment, epoch = self._ledger.lineage.current(trial.trial_id)[0], line["epoch"] - 1
+        if segment.parent_trial_id != line["parent_trial_id"]:
+            segment = Segment("", {})  # the trainable has copied by a way of its own
+        return {
+            EVENT: COPIED,
+            **{name: line[name] for name in ("trial_id", "segment", "parent_trial_id")},
+            **{"epoch": epoch, "step": self.reading.step(result_numbers(trial.last_result), epoch)},
+            **{"checkpoint": segment.checkpoint, "values": segment.values, "sources": segment.sources},
+        }
+
+    def _drop_unknown(self, known: Mapping[str, str]) -> None:
+        """Forget trials that Tune had not saved when its process died, and the end of trials that go on after all.
+
+        Args:
+            known: trial -> Tune's word for its status.
+
+        Raises:
+            ValueError: Tune knows none of the trials, and the record may not be overwritten.
+        """
+        lines = list(journal.read_lines(self.path))
+        if lines and not self.overwrite and all(line["trial_id"] not in known for line in lines):
+            advice = "take another directory, or overwrite=True; to go on with that run, use Tuner.restore"
+            raise ValueError(f"{self.directory} holds the record of another run: {advice}")
+        kept = [
+            line
+            for line in lines
+            if known.get(line["trial_id"]) in ENDED
+            or (line["trial_id"] in known and line.get(EVENT) not in (FAILED, FINISHED))
+        ]
+        if len(kept) == len(lines):
             return
         spent: dict[str, float] = {}
         total = 0.0
-        for report in kept:
-            total += report["cost"] - spent.get(report["trial_id"], 0.0)
-            spent[report["trial_id"]] = report["cost"]
-            report["cost_total"] = total
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(report) + "\n" for report in kept))
-        os.replace(partial, self.path)
-        self._count(kept)
+        for line in kept:
+            if EVENT not in line:
+                total += line["cost"] - spent.get(line["trial_id"], 0.0)
+                spent[line["trial_id"]] = line["cost"]
+                line["cost_total"] = total
+        journal.replace(self.path, kept)
+        self._ledger = Ledger(kept, self.reading)
 
-
-class BudgetStopper(tune.Stopper):
-    """Ends a run when its recorder has counted the budget, or when one trial after the other fails.
-
-    Args:
-        recorder: of the run.
-        budget: in plain-epoch equivalents.
-        save_last: whether trials cut off by the budget save a last checkpoint first; for those whose schedule is read
-            from there.
-    """
-
-    _newest: BudgetStopper
-
-    def __init__(self, recorder: Recorder, budget: float, *, save_last: bool = False) -> None:
-        self.recorder = recorder
-        self.budget = budget
-        self.save_last = save_last
-        BudgetStopper._newest = self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As a reference to the newest stopper.
-
-        Tune saves the stopper with the state of a run, and on resume goes on with what it saved: a copy, with a
-        recorder that no report reaches, would never stop anything.
-        """
-        return BudgetStopper._the_newest, ()
-
-    @classmethod
-    def _the_newest(cls) -> BudgetStopper:
-        return cls._newest
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        # Tune asks before it calls the recorder; a trial that ends here is saved, one that `stop_all` ends is not.
-        recorder = self.recorder
-        return (
-            self.save_last
-            and not recorder.is_repetition(trial_id, result)
-            and recorder.total_with(trial_id, result) >= self.budget
+    def _write(self, trials: Sequence[Any], *, over: bool) -> None:
+        began = time.monotonic()
+        task = self.task or (trials[0].trainable_name if trials else "unknown")
+        write_directory(
+            self.directory,
+            read_recorded(self.path),
+            Labels(task=task, method=self.method, seed=self.seed),
+            own_schedules=read_own_schedules(trials) if over else None,
+            over=over,
+            settings={name: value for name, value in vars(self.reading).items() if name != "hps"},
         )
-
-    def stop_all(self) -> bool:
-        return self.hopeless or (self.spent and not (self.save_last and self.recorder.unsaved))
-
-    @property
-    def spent(self) -> bool:
-        return self.recorder.cost_total >= self.budget
-
-    @property
-    def hopeless(self) -> bool:
-        return self.recorder.failures_in_a_row >= FAILURES_IN_A_ROW
-
-
-def read_reports(path: Path) -> list[dict[str, Any]]:
-    """The reports of a file, in order; none if there is no file.
-
-    A last line cut short by a crash was never counted, and is cut off the file so that the next one starts clean.
-
-    Raises:
-        ValueError: a line before the last is damaged; the message names file and line.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole, newline, rest = data.rpartition(b"\n")
-    if rest:
-        with open(path, "r+b") as file:
-            file.truncate(len(whole) + len(newline))
-    reports = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            report = json.loads(line)
-            _key(report["trial_id"], report)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is damaged ({error}); delete its folder to run it again") from None
-        reports.append(report)
-    return reports
-
-
-# What Tune adds to every result: where and when it was made, its own counts, and the config.
-_TUNES_OWN = frozenset(
-    [
-        "checkpoint_dir_name",
-        "config",
-        "date",
-        "done",
-        "episodes_total",
-        "experiment_tag",
-        "hostname",
-        "iterations_since_restore",
-        "node_ip",
-        "pid",
-        "should_checkpoint",
-        "time_since_restore",
-        "time_this_iter_s",
-        "time_total_s",
-        "timestamp",
-        "timesteps_total",
-        "training_iteration",
-        "warmup_time",
-    ]
-)
-_INCREMENTS = frozenset({"cost_increment", "device_time_increment_s"})
-
-
-def _key(trial_id: str, report: Mapping[str, Any]) -> tuple[str, str, int]:
-    return trial_id, report.get("segment", ""), report["epoch"]
+        now = time.monotonic()
+        self._next_writing = now + max(self.write_every_s or 0.0, _SELDOM * (now - began))
 
 
 def _last_line(trial: Any) -> str:
-    """The message of the exception that ended a trial."""
-    error_file = getattr(trial, "error_file", None)
+    """The message of the exception that ended a trial, from the file that Tune writes on the driver's disk."""
+    error_file = trial.error_file
     if error_file and Path(error_file).exists():
         lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
         if lines:

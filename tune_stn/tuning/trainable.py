@@ -9,22 +9,26 @@ from typing import Any
 
 import ray
 import torch
-from pyarrow.fs import FileSelector, FileType
 from ray import tune
 
 from tune_stn.data.splits import Splits
 from tune_stn.tasks.registry import get_task
 from tune_stn.training.checkpoint import CheckpointError, load_state, save_state
-from tune_stn.training.schedule import write_schedule
+from tune_stn.training.schedule_buffer import write_schedule
 from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
+from tune_stn.tuning.checkpoints import existing, older
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 SCHEDULE_FILE = "schedule.parquet"
+# Where in a trial's config `STNScheduler` writes what a comparison of the population came to.
+POPULATION = "population"
+# Where the method PB2 keeps a trial's place in the scales of the domains.
+COORDINATES = "coordinates"
 # Everything else in a trial's config is a setting of the task or of its training.
-OWN_KEYS = ("task", "algorithm", "hp", "seed")
+OWN_KEYS = ("task", "algorithm", "hp", "seed", POPULATION, COORDINATES)
 
 
 class STNTrainable(tune.Trainable):
@@ -71,6 +75,8 @@ class STNTrainable(tune.Trainable):
         self.best_val_loss = math.inf
         self.parent_trial_id = ""
         self.segment = ""
+        self.exploited = 0  # the comparison after which this trial last went on from another one
+        self._restoring: tune.Checkpoint | None = None
 
     def step(self) -> dict[str, Any]:
         cost, device_time_s = self.trainer.meter.cost, self.trainer.device_time_s
@@ -95,9 +101,11 @@ class STNTrainable(tune.Trainable):
         state = {
             "trainer": self.trainer.state_dict(),
             "trial_id": self.trial_id,
+            "cost": self.trainer.meter.cost,
             "best_val_loss": self.best_val_loss,
             "parent_trial_id": self.parent_trial_id,
             "segment": self.segment,
+            "exploited": self.exploited,
         }
         save_state(state, Path(checkpoint_dir) / STATE_FILE)
         trainer = self.trainer
@@ -112,12 +120,10 @@ class STNTrainable(tune.Trainable):
         that newer ones have replaced since.
         """
         wanted = getattr(checkpoint_path, "checkpoint", checkpoint_path)
-        if isinstance(wanted, tune.Checkpoint) and wanted.filesystem is not None:
-            siblings = FileSelector(Path(wanted.path).parent.as_posix(), allow_not_found=True)
-            folders = [f for f in wanted.filesystem.get_file_info(siblings) if f.type == FileType.Directory]
-            there = {f.base_name: f.path for f in folders if f.base_name.startswith("checkpoint_")}
-            if there and Path(wanted.path).name not in there:
-                checkpoint_path = tune.Checkpoint(there[max(there)], wanted.filesystem)
+        if isinstance(wanted, tune.Checkpoint):
+            self._restoring = existing(wanted)
+            if self._restoring is not wanted:
+                checkpoint_path = self._restoring
         super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
@@ -125,11 +131,19 @@ class STNTrainable(tune.Trainable):
 
         A checkpoint of another trial (a population method copies the better one) makes this trial its child: a fixed
         trial keeps the hyperparameters of its own config, a self-tuning one takes those of the checkpoint.
+        Where `STNScheduler` has told this trial to go on from another one, and it has not yet, that is done here.
         """
-        state = self._load_newest(Path(str(checkpoint)))
+        own = self._restoring or tune.Checkpoint(str(checkpoint))
+        state = self._load_newest(own, Path(str(checkpoint)))
+        population = self.config.get(POPULATION, {"round": 0})
+        if state["exploited"] < population["round"] and self.trial_id in population["exploits"]:
+            self._exploit(state, own, population["exploits"][self.trial_id])
+            self.exploited = population["round"]
+            return
         self.trainer.load_state_dict(state["trainer"])
         self.best_val_loss = state["best_val_loss"]
         self.parent_trial_id, self.segment = state["parent_trial_id"], state["segment"]
+        self.exploited = state["exploited"]
         if state["trial_id"] != self.trial_id:
             self.parent_trial_id = state["trial_id"]
             origin = f"{self.trial_id}<{state['trial_id']}<{state['segment']}<{sorted(self.trainer.hp.items())}"
@@ -141,21 +155,45 @@ class STNTrainable(tune.Trainable):
         self.setup(new_config)
         return True
 
+    def _exploit(self, state: dict[str, Any], own: tune.Checkpoint, exploit: dict[str, Any]) -> None:
+        """Take over from another trial; costs, the best loss and the schedule so far are those of this trial's state.
+
+        Args:
+            state: of this trial until now.
+            own: where that lies: another trial's checkpoints are in a folder beside it, on whatever storage.
+            exploit: `trial_id`, `checkpoint` (folder of the trial and of the checkpoint), `branch` and `widen`.
+        """
+        path = Path(own.path).parent.parent / exploit["checkpoint"]
+        found = existing(tune.Checkpoint(path.as_posix(), own.filesystem))
+        with found.as_directory() as directory:
+            other = self._load_newest(found, Path(directory))
+        self.trainer.take_over(
+            other["trainer"], state["trainer"], cost=state["cost"], branch=exploit["branch"], widen=exploit["widen"]
+        )
+        self.best_val_loss = state["best_val_loss"]
+        self.parent_trial_id, self.segment = exploit["trial_id"], exploit["branch"]
+
     def _threads(self) -> int:
         resources = self.trial_resources
         cpus = resources.required_resources.get("CPU", 1) if resources is not None else 1
         return max(1, int(cpus))
 
-    def _load_newest(self, directory: Path) -> dict[str, Any]:
+    def _load_newest(self, checkpoint: tune.Checkpoint, directory: Path) -> dict[str, Any]:
+        """The state of a checkpoint, or if that is damaged, of an older one of its trial.
+
+        Args:
+            checkpoint: on its storage.
+            directory: where its files are on this machine.
+        """
         try:
             return load_state(directory / STATE_FILE, device=self.trainer.device)
         except CheckpointError as error:
-            older = sorted(p for p in directory.parent.glob("checkpoint_*") if p.name < directory.name)
-            for candidate in reversed(older):
+            for candidate in older(checkpoint):
                 try:
-                    state = load_state(candidate / STATE_FILE, device=self.trainer.device)
+                    with candidate.as_directory() as there:
+                        state = load_state(Path(there) / STATE_FILE, device=self.trainer.device)
                 except CheckpointError:
                     continue
-                logger.warning("%s; going on from the older %s", error, candidate)
+                logger.warning("%s; going on from the older %s", error, candidate.path)
                 return state
             raise

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tune_stn.study import tables
-from tune_stn.study.tables import (
+from tune_stn.training import tables
+from tune_stn.training.schedule_buffer import SOURCES
+from tune_stn.training.tables import (
     ALLOWED,
     INCUMBENT,
     SCHEDULE,
@@ -21,7 +22,6 @@ from tune_stn.study.tables import (
     whole_file,
     write_table,
 )
-from tune_stn.training.schedule import SOURCES
 
 ROW: dict[str, Any] = {"task": "t", "method": "stn", "seed": 0, "trial_id": "a", "parent_trial_id": None}
 ROW |= {"step": 0, "epoch": 0, "hp": "dropout", "value": 0.5, "raw": 0.0, "scale": None, "source": "start"}

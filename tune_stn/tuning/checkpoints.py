@@ -1,0 +1,35 @@
+"""The checkpoints of a trial, which lie beside each other on whatever storage Tune writes to."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from pyarrow.fs import FileSelector, FileType
+from ray import tune
+
+
+def existing(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
+    """The checkpoint, or where it is gone, the newest that there is of its trial."""
+    there = _siblings(checkpoint)
+    if not there or PurePosixPath(checkpoint.path).name in there:
+        return checkpoint
+    return there[max(there)]
+
+
+def older(checkpoint: tune.Checkpoint) -> list[tune.Checkpoint]:
+    """Earlier ones of the same trial, the newest first."""
+    there = _siblings(checkpoint)
+    return [there[name] for name in sorted(there, reverse=True) if name < PurePosixPath(checkpoint.path).name]
+
+
+def _siblings(checkpoint: tune.Checkpoint) -> dict[str, tune.Checkpoint]:
+    """All of its trial, itself included, by the folder's name; Tune counts in it, six digits."""
+    filesystem = checkpoint.filesystem
+    if filesystem is None:
+        return {}
+    selector = FileSelector(PurePosixPath(checkpoint.path).parent.as_posix(), allow_not_found=True)
+    return {
+        found.base_name: tune.Checkpoint(found.path, filesystem)
+        for found in filesystem.get_file_info(selector)
+        if found.type == FileType.Directory and found.base_name.startswith("checkpoint_")
+    }

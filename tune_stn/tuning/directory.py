@@ -1,0 +1,74 @@
+"""The directory of a recorder: a journal, and what `load_results` reads: two tables and a description."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pandas.api.types import is_numeric_dtype
+
+from tune_stn.training.tables import (
+    SCHEDULE,
+    STUDY_SCHEMA_VERSION,
+    hp_names,
+    metric_names,
+    reports_schema,
+    whole_file,
+    write_table,
+)
+from tune_stn.tuning.recorded import Recorded, report_rows, schedule_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The columns that name a run in all tables."""
+
+    task: str
+    method: str
+    seed: int
+
+
+def labelled(rows: pd.DataFrame, labels: Labels, schema: pa.Schema) -> pd.DataFrame:
+    """Rows of one run with exactly the columns of a schema; NaN in a column that they lack."""
+    frame = rows.assign(**vars(labels)).reindex(columns=schema.names)
+    return frame.astype({field.name: float for field in schema if pa.types.is_floating(field.type)})
+
+
+def write_directory(
+    directory: Path,
+    recorded: Recorded,
+    labels: Labels,
+    *,
+    own_schedules: pd.DataFrame | None,
+    over: bool,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write `reports.parquet`, `schedule.parquet` and `study.json`, each whole or not at all.
+
+    All numbers that the trials reported become columns.
+    """
+    rows = report_rows(recorded, over=over)
+    numeric = [name for name in rows.columns if is_numeric_dtype(rows[name]) and not name.startswith("scale/")]
+    schema = reports_schema(metric_names(numeric), hp_names(numeric))
+    schedule = schedule_rows(recorded, own_schedules)
+    write_table(labelled(rows, labels, schema), schema, directory / "reports.parquet")
+    write_table(labelled(schedule, labels, SCHEDULE), SCHEDULE, directory / "schedule.parquet")
+    study = {
+        "schema_version": STUDY_SCHEMA_VERSION,
+        "task": labels.task,
+        "methods": [labels.method],
+        "seeds": [labels.seed],
+        "recorder": dict(settings),
+        "versions": {"python": platform.python_version()} | {one: metadata.version(one) for one in ("tune_stn", "ray")},
+        "failures": dict(recorded.failures),
+        "missing": [],
+    }
+    with whole_file(directory / "study.json") as path:
+        path.write_text(json.dumps(study, indent=1) + "\n")

@@ -1,0 +1,81 @@
+"""What a run has reported and spent so far, counted from the lines of its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED
+from tune_stn.tuning.lineage import Lineage, Segment
+from tune_stn.tuning.reading import Reading, describes_itself
+
+Place = tuple[str, str, int]
+"""Trial, segment and epoch: what names a report."""
+
+
+class Ledger:
+    """The counts after some lines, and the place of the next report.
+
+    Args:
+        lines: of a journal.
+        reading: of the trainable's config.
+
+    Attributes:
+        cost_total: spent by all trials.
+        wall_time_s: of the newest line.
+        failures: trial -> why it failed for good.
+        losses: place -> validation loss of the newest report there.
+        latest: trial -> its newest report that repeats no other.
+        copies: (trial, segment) of those that began with another trial's checkpoint.
+        lineage: of the trials.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]], reading: Reading) -> None:
+        self.cost_total = 0.0
+        self.wall_time_s = 0.0
+        self.failures: dict[str, str] = {}
+        self.losses: dict[Place, float] = {}
+        self.latest: dict[str, Mapping[str, Any]] = {}
+        self.copies: set[tuple[str, str]] = set()
+        self.lineage = Lineage(reading.hyperparameters)
+        self._offsets: dict[tuple[str, str], int] = {}
+        for line in lines:
+            self.take(line)
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Count a line."""
+        trial_id, event = line["trial_id"], line.get(EVENT)
+        if event is None:
+            self._take_report(line)
+        elif event == FAILED:
+            self.failures[trial_id] = line["reason"]
+        elif event == COPIED:
+            self.copies.add((trial_id, line["segment"]))
+            copied = (line[name] for name in ("values", "parent_trial_id", "checkpoint", "sources"))
+            self.lineage.remember(trial_id, Segment(line["segment"], *copied))
+
+    def _take_report(self, line: Mapping[str, Any]) -> None:
+        trial_id, segment, epoch = place = place_of(line)
+        if trial_id not in self.latest:
+            values = {name.removeprefix("hp/"): line[name] for name in line if name.startswith("hp/")}
+            self.lineage.remember(trial_id, Segment("", values))
+        if place not in self.losses:
+            self.latest[trial_id] = line
+            self.cost_total = line["cost_total"]
+        if "training_iteration" in line:
+            self._offsets[trial_id, segment] = epoch - line["training_iteration"]
+        self.losses[place] = line["val_loss"]
+        self.wall_time_s = max(self.wall_time_s, line["wall_time_s"])
+
+    def place(self, trial_id: str, result: Mapping[str, Any]) -> Place:
+        """The place of a result: where the trainable says, else by Tune's count, which a copy or failure sets back."""
+        if describes_itself(result):
+            return trial_id, result["segment"], result["epoch"]
+        segment, iteration = self.lineage.current(trial_id)[0].name, result.get("training_iteration", 0)
+        epochs = self.latest[trial_id]["epoch"] if trial_id in self.latest else 0
+        return trial_id, segment, iteration + self._offsets.get((trial_id, segment), epochs + 1 - iteration)
+
+
+def place_of(line: Mapping[str, Any]) -> Place:
+    """The place of a recorded report."""
+    return line["trial_id"], line["segment"], line["epoch"]

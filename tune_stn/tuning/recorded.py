@@ -1,0 +1,174 @@
+"""From a run's journal to its rows of the tables `reports` and `schedule`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from pyarrow.fs import FileType
+
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE
+from tune_stn.training.tables import SCHEDULE, hp_names
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, read_lines
+
+_ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memory of columns
+_REPORT = ["trial_id", "segment", "epoch"]  # what names a report
+_PLACE = ["cost", "cost_total", "wall_time_s", "device_time_s"]  # when it was first made, and what had been spent then
+_SCHEDULE = SCHEDULE.names[SCHEDULE.names.index("trial_id") :]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What a journal holds.
+
+    Attributes:
+        reports: a row for each report in the order of their making, with the keys of its line as columns. A repetition
+            (of the work since the checkpoint from which a failed trial went on) stands in place of the first.
+        failures: trial -> why it failed for good.
+        finished: trials that ended, of those that do not say so themselves.
+        copies: (trial, segment) -> the event of its copy of another trial.
+    """
+
+    reports: pd.DataFrame
+    failures: Mapping[str, str]
+    finished: frozenset[str]
+    copies: Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a journal; empty if there is none. Raises ValueError as `journal.read_lines` does."""
+    events: dict[str, list[dict[str, Any]]] = {FAILED: [], FINISHED: [], COPIED: []}
+    frames, rows = [pd.DataFrame(columns=[*_REPORT, *_PLACE, "step", "status", "parent_trial_id"])], []
+    for line in read_lines(path):
+        if EVENT in line:
+            events[line[EVENT]].append(line)
+            continue
+        rows.append(line)
+        if len(rows) == _ROWS_AT_A_TIME:
+            frames.append(pd.DataFrame(rows))
+            rows = []
+    frames.append(pd.DataFrame(rows))
+    reports = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    return Recorded(
+        reports=_without_repetitions(reports),
+        failures={event["trial_id"]: event["reason"] for event in events[FAILED]},
+        finished=frozenset(event["trial_id"] for event in events[FINISHED]),
+        copies={(event["trial_id"], event["segment"]): event for event in events[COPIED]},
+    )
+
+
+def _without_repetitions(reports: pd.DataFrame) -> pd.DataFrame:
+    if not reports.duplicated(_REPORT).any():
+        return reports
+    first = reports.drop_duplicates(_REPORT)[[*_REPORT, *_PLACE]]
+    last = reports.drop_duplicates(_REPORT, keep="last").drop(columns=_PLACE)
+    return first.merge(last, on=_REPORT, validate="one_to_one")[reports.columns]
+
+
+def report_rows(recorded: Recorded, *, over: bool) -> pd.DataFrame:
+    """The reports, numbered by trial, the last of each saying how the trial ended; other columns as they are.
+
+    Args:
+        recorded: of the run.
+        over: whether the run has ended, and so its trials: those that did not end by themselves were stopped.
+    """
+    reports = recorded.reports
+    by_trial = reports.groupby("trial_id", sort=False)
+    last = ~reports["trial_id"].duplicated(keep="last") & (reports["status"] == "running")
+    ended = np.select(
+        [reports["trial_id"].isin(list(recorded.failures)), reports["trial_id"].isin(list(recorded.finished))],
+        ["failed", "finished"],
+        "stopped" if over else "running",
+    )
+    return reports.assign(report_index=by_trial.cumcount(), status=reports["status"].where(~last, ended))
+
+
+def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row for each hyperparameter where a trial begins, where it goes on from another one's checkpoint, and where
+    its value changed in between (`stn` where it has a scale and so tunes itself, else `replay`).
+
+    A report closes its epoch. Constants held from the beginning of it; what a trial tunes itself is as at its end.
+
+    Args:
+        recorded: of the run.
+        own: finer schedules, kept by the trials themselves (`read_own_schedules`), which replace these rows as far
+            as they go.
+
+    Returns:
+        The columns of the table `schedule` but for those that name the run.
+    """
+    reports = recorded.reports
+    hps = hp_names(reports.columns)
+    needed = ["trial_id", "segment", "epoch", "step", *(f"hp/{hp}" for hp in hps)]
+    before = reports[needed].groupby("trial_id", sort=False).shift()
+    begins = before["epoch"].isna() | (reports["segment"] != before["segment"])
+    held_from = _held_from(reports, before, begins, recorded.copies)
+    parts = [pd.DataFrame(columns=_SCHEDULE)]
+    for hp in hps:
+        values = reports[f"hp/{hp}"]
+        scale = reports[f"scale/{hp}"] if f"scale/{hp}" in reports else pd.Series(0.0, reports.index)
+        chosen = values.notna() & (begins | (values != before[f"hp/{hp}"]))
+        rows, tuned = held_from[chosen], scale[chosen] > 0
+        sources = [one.get(hp, "explore") if one is not None else "fixed" for one in rows["sources"]]
+        constant = np.where(begins[chosen], sources, "replay")
+        part = rows.assign(hp=hp, value=values, raw=np.nan, scale=scale[chosen].where(tuned))
+        part["source"] = np.where(tuned, "stn", constant)
+        for column in ("epoch", "step"):
+            part[column] = part[column].where(~tuned, reports[column])
+        parts.append(part[_SCHEDULE])
+    rows = pd.concat([part for part in parts if len(part)] or parts).sort_index(kind="stable")
+    if own is None or own.empty:
+        return rows.reset_index(drop=True)
+    own = _with_parents(own, recorded.copies)
+    reached = rows["trial_id"].map(own.groupby("trial_id")["step"].max())
+    later = rows[reached.isna() | (rows["step"] > reached)]
+    return pd.concat([own, later], ignore_index=True) if len(later) else own
+
+
+def _with_parents(own: pd.DataFrame, copies: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """A trial's own schedule says that it took over another one's state (`exploit`), but not whose: the copies do."""
+    taken_over = (own["source"] == "exploit") & (own["hp"] == own.groupby("trial_id")["hp"].transform("first"))
+    own = own.assign(copy=taken_over.groupby(own["trial_id"]).cumsum())
+    parents = pd.DataFrame(list(copies.values()), columns=["trial_id", "parent_trial_id"])
+    parents["copy"] = parents.groupby("trial_id").cumcount() + 1
+    merged: pd.DataFrame = own.merge(parents, on=["trial_id", "copy"], how="left")[_SCHEDULE]
+    return merged
+
+
+def _held_from(
+    reports: pd.DataFrame, before: pd.DataFrame, begins: pd.Series, copies: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> pd.DataFrame:
+    """For each report: epoch and step at which its constants came to hold, and if by a copy, of whom and whence."""
+    held = reports[["trial_id"]].assign(parent_trial_id=None, sources=None)
+    held["epoch"], held["step"] = before["epoch"].fillna(0), before["step"].fillna(0)
+    names = zip(reports.index[begins], reports["trial_id"][begins], reports["segment"][begins], strict=True)
+    for index, trial_id, segment in names:
+        if (copy := copies.get((trial_id, segment))) is not None:
+            held.at[index, "sources"] = copy["sources"]
+            for column in ("parent_trial_id", "epoch", "step"):
+                held.at[index, column] = copy[column]
+    return held.astype({"epoch": int, "step": int})
+
+
+def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
+    """The schedules in the newest checkpoints of trials that keep one there: self-tuning ones, and replays.
+
+    Only that file is read, from wherever the run's storage is. Of constants it knows less than the reports do: not
+    what a population method changed.
+    """
+    parts = [pd.DataFrame(columns=[name for name in _SCHEDULE if name != "parent_trial_id"])]
+    for trial in trials:
+        if trial.checkpoint is None:
+            continue
+        path, filesystem = f"{trial.checkpoint.path}/{SCHEDULE_FILE}", trial.checkpoint.filesystem
+        if filesystem.get_file_info(path).type == FileType.File:
+            with filesystem.open_input_file(path) as file:
+                part = pq.read_table(file).to_pandas().assign(trial_id=trial.trial_id)
+            if part["source"].iloc[0] != "fixed":
+                parts.append(part)
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
