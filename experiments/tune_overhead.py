@@ -61,14 +61,13 @@ def main() -> None:
     if arguments.serve:
         return serve(images(arguments.serve, arguments.epochs), arguments.threads)
     if arguments.smoke_test:
-        arguments.rounds, arguments.epochs, arguments.epoch_seconds = 1, 3, 0.2
-    arguments.results.mkdir(parents=True, exist_ok=True)
-
-    with Loop(PROBED, 2, arguments.threads) as probe:
-        probe.epoch()
-        batches = round(arguments.epoch_seconds / probe.epoch()["seconds"] * PROBED / BATCH)
-    count = BATCH * max(1, batches)
+        arguments.rounds, arguments.epochs, count = 1, 3, BATCH
+    else:
+        with Loop(PROBED, 2, arguments.threads) as probe:
+            probe.epoch()
+            count = BATCH * max(1, round(arguments.epoch_seconds / probe.epoch()["seconds"] * PROBED / BATCH))
     print(f"{count} images, {arguments.threads} thread(s)")
+    arguments.results.mkdir(parents=True, exist_ok=True)
 
     rows: list[dict[str, Any]] = []
     for number in range(arguments.rounds):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from ray import tune
 
-from tune_stn import get_task
+from tune_stn import Schedule, get_task, load_results
 from tune_stn.training import Trainer
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
@@ -41,3 +45,28 @@ def test_the_tuner_can_be_made() -> None:
     names: dict[str, object] = {}
     exec(compile(block("tune.Tuner("), "README.md", "exec"), names)
     assert type(names["tuner"]).__name__ == "Tuner"
+
+
+def test_the_loop_over_a_schedule_sets_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Schedule(("dropout",), np.array([0, 2]), np.array([[0.1], [0.4]]))
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    written.to_parquet(tmp_path / "runs/mine/schedule.parquet")
+    monkeypatch.chdir(tmp_path)
+    model = SimpleNamespace(dropout=SimpleNamespace(p=0.0))
+    names: dict[str, Any] = {"model": model}
+    exec(compile(block("for step, hp in schedule"), "README.md", "exec"), names)
+    assert names["schedule"] == written
+    assert (names["step"], model.dropout.p) == (2, 0.4)
+
+
+@pytest.mark.ray
+def test_any_run_of_tune_is_recorded(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+
+    def theirs(config: dict[str, float]) -> None:
+        tune.report({"loss": config["lr"]})
+
+    exec(compile(block("callbacks=[Recorder("), "README.md", "exec"), {"theirs": theirs})
+    (row,) = load_results("runs/theirs").reports.to_dict("records")
+    assert row["val_loss"] == row["hp/lr"]

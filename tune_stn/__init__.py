@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from tune_stn.tasks.registry import get_task
     from tune_stn.tasks.settings import Training
     from tune_stn.tasks.task import Task
+    from tune_stn.training.schedule import Schedule
     from tune_stn.tuning.cluster import Cluster
+    from tune_stn.tuning.recorder import Recorder
+    from tune_stn.tuning.schedule_replay import ScheduleReplay
+    from tune_stn.tuning.scheduler import STNScheduler
+    from tune_stn.tuning.search import STNSearch
     from tune_stn.tuning.trainable import STNTrainable
 
 _HOMES = {
@@ -26,7 +31,12 @@ _HOMES = {
     "Integer": "tune_stn.space.domains",
     "LogUniform": "tune_stn.space.domains",
     "Normal": "tune_stn.space.domains",
+    "Recorder": "tune_stn.tuning.recorder",
+    "STNScheduler": "tune_stn.tuning.scheduler",
+    "STNSearch": "tune_stn.tuning.search",
     "STNTrainable": "tune_stn.tuning.trainable",
+    "Schedule": "tune_stn.training.schedule",
+    "ScheduleReplay": "tune_stn.tuning.schedule_replay",
     "SearchSpace": "tune_stn.space.search_space",
     "Task": "tune_stn.tasks.task",
     "Training": "tune_stn.tasks.settings",
@@ -42,7 +52,12 @@ __all__ = [
     "Integer",
     "LogUniform",
     "Normal",
+    "Recorder",
+    "STNScheduler",
+    "STNSearch",
     "STNTrainable",
+    "Schedule",
+    "ScheduleReplay",
     "SearchSpace",
     "Task",
     "Training",

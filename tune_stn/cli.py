@@ -125,15 +125,8 @@ def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool,
         raise ValueError(f"--trials {trials}: accepted is an integer of 1 or more")
     if algorithm == "fixed" and trials > 1:
         raise ValueError(f"--trials {trials}: fixed has 1, for another would be the same; --seed makes a different one")
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: accepted is an integer of 0 or more")
-    study = _study_arguments(options)
-    if epochs is not None:
-        study["settings"]["epochs"] = epochs
-    results = run_study(
-        methods=[get_method(algorithm)], seeds=[seed], budget=math.inf, trials=trials, say=_say(quiet), **study
-    )
-    _show(results, quiet)
+    study = _study_of_one(seed, epochs, options)
+    _show(run_study(methods=[get_method(algorithm)], budget=math.inf, trials=trials, say=_say(quiet), **study), quiet)
 
 
 @main.command(cls=Command)
@@ -149,6 +142,28 @@ def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any
     names = [name.strip() for name in methods.split(",") if name.strip()]
     results = compare_methods(methods=names, budget=budget, seeds=seeds, say=_say(quiet), **_study_arguments(options))
     _show(results, quiet)
+
+
+@main.command(cls=Command)
+@click.argument("schedule")
+@click.option("--trial", help="Which trial's schedule, where the table holds several.")
+@click.option("--per-epoch", is_flag=True, help="Change values only where an epoch begins.")
+@click.option("--epochs", type=int, help="Length of the training; default: the task's.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_common
+def replay(
+    schedule: str, trial: str | None, per_epoch: bool, epochs: int | None, seed: int, quiet: bool, **options: Any
+) -> None:
+    """Train a task's plain network with the SCHEDULE (a Parquet file) of an earlier run."""
+    _protect(options)
+    from tune_stn.methods.replay import replay as replay_method
+    from tune_stn.study.compare import run_study
+    from tune_stn.training.schedule import Schedule
+
+    found = Schedule.from_parquet(schedule, trial_id=trial)
+    method = replay_method(found.per_epoch() if per_epoch else found)
+    study = _study_of_one(seed, epochs, options)
+    _show(run_study(methods=[method], budget=math.inf, trials=1, say=_say(quiet), **study), quiet)
 
 
 @main.command(cls=Command)
@@ -216,6 +231,16 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
             working_dir=options["working_dir"],
         ),
     }
+
+
+def _study_of_one(seed: int, epochs: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """`_study_arguments` of a study at one seed, whose trials may have another length than the task's."""
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: accepted is an integer of 0 or more")
+    study = _study_arguments(options) | {"seeds": [seed]}
+    if epochs is not None:
+        study["settings"]["epochs"] = epochs
+    return study
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -6,15 +6,20 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tune_stn.methods
+from tune_stn import compare
 from tune_stn.methods import METHODS, Context, Plan, get_method
 from tune_stn.methods.method import METRIC, start_point
 from tune_stn.tasks import get_task
 from tune_stn.training.rules import RULES
+from tune_stn.tuning.cluster import Cluster
 
-BINDING = ("stn", "delta-stn", "fixed", "random", "gp-bo", "hyperband", "pbt")
+SELF_TUNING = ["stn", "delta-stn", "stn-population"]
+BASELINES = ["fixed", "random", "grid", "tpe", "gp-bo", "hyperband", "asha", "median", "pbt", "pb2"]
+SHARED = {"__init__.py", "method.py", "optuna.py", "quantile.py", "replay.py"}  # a replay is made of a schedule
 
 
 def context(**more: object) -> Context:
@@ -23,14 +28,14 @@ def context(**more: object) -> Context:
 
 
 def test_every_method_has_a_name_a_sentence_and_a_file_of_the_package() -> None:
-    assert set(BINDING) <= set(METHODS)
+    assert list(METHODS) == SELF_TUNING + BASELINES
     assert all(method.name == name for name, method in METHODS.items())
     sentences = [method.description for method in METHODS.values()]
     assert len(set(sentences)) == len(sentences)
     assert all(10 < len(sentence) < 100 and "\n" not in sentence for sentence in sentences)
     folder = Path(tune_stn.methods.__file__).parent
     files = {Path(str(sys.modules[method.plan.__module__].__file__)) for method in METHODS.values()}
-    assert files == {file for file in folder.glob("*.py") if file.name not in ("__init__.py", "method.py")}
+    assert files == {file for file in folder.glob("*.py") if file.name not in SHARED}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -41,12 +46,12 @@ def test_every_method_plans(name: str) -> None:
     assert isinstance(plan, Plan)
     assert plan.samples >= 1
     assert set(plan.hp) == set(get_task("digits-mlp").space)
-    assert plan.kept_checkpoints is None or plan.kept_checkpoints >= 2  # one more, in case the newest is damaged
+    assert plan.kept_checkpoints >= 2  # one more, in case the newest is damaged
     endless = method.plan(context(budget=math.inf, trials=3))
     assert 1 <= endless.samples <= 3
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if RULES[METHODS[name].algorithm].tunes])
+@pytest.mark.parametrize("name", ["stn", "delta-stn"])
 def test_self_tuning_methods_restart_one_after_the_other(name: str) -> None:
     plan = get_method(name).plan(context())
     assert getattr(plan.search_alg, "max_concurrent", None) == 1
@@ -73,3 +78,28 @@ def test_start_point_is_the_tasks_with_integers_as_such() -> None:
     point = start_point(get_task("fashion-mnist-cnn"))
     assert point == get_task("fashion-mnist-cnn").start
     assert [type(point[name]) for name in ("cutout_length", "cutout_holes", "dropout_0")] == [int, int, float]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_baselines_spend_the_budget_and_try_the_start_values_first(cluster: Cluster, tmp_path: Path) -> None:
+    methods, budget = ["grid", "tpe", "asha", "median", "pb2"], 14.0
+    settings = {"epochs": 4, "train_images": 100, "hidden": 16}
+    results = compare(
+        "digits-mlp", methods, budget=budget, seeds=[3], out=tmp_path / "study", settings=settings, cluster=cluster
+    )
+    assert results.study["missing"] == []
+    start = np.array(list(get_task("digits-mlp").start.values()))
+    best = {}
+    for method, reports in results.reports.groupby("method"):
+        assert budget <= reports["cost_total"].max() < budget + 2, method
+        trials = reports.groupby("trial_id", sort=False)
+        assert len(trials) >= 4
+        assert trials["epoch"].max().max() == 4
+        # Two trials start side by side.
+        first = trials[[f"hp/{name}" for name in get_task("digits-mlp").space]].first().to_numpy()[:2]
+        (at_start,) = np.flatnonzero(np.isclose(first, start).all(axis=1))
+        best[method] = reports[reports["trial_id"] == trials.size().index[at_start]].sort_values("epoch")["val_loss"]
+    assert set(best) == set(methods)
+    losses = np.array([loss.to_numpy()[:1] for loss in best.values()])
+    assert (losses == losses[0]).all()  # the same weights and data for every method

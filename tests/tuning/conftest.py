@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def fake_trial() -> Callable[..., Any]:
         attributes: dict[str, Any] = {
             **{"trial_id": name, "status": status, "relative_logdir": f"dir-{name}", "trainable_name": "theirs"},
             **{"config": {}, "last_result": {}, "error_file": None},
-            "checkpoint": SimpleNamespace(path=path) if checkpoint_of else None,
+            "checkpoint": SimpleNamespace(path=path, filesystem=LocalFileSystem()) if checkpoint_of else None,
         }
         return SimpleNamespace(**attributes | more)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray import tune
 
+from tune_stn.training import CheckpointError
 from tune_stn.tuning.scheduler import STNScheduler, exploits
-from tune_stn.tuning.trainable import POPULATION
+from tune_stn.tuning.trainable import POPULATION, SCHEDULE_FILE, STNTrainable
 
 losses = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=3),
@@ -88,7 +93,7 @@ class Member:
         return dict(self.last_result)
 
 
-class Tune:
+class Controller:
     """The part of Tune's controller that starts, pauses and ends trials, with an order of events of its own."""
 
     def __init__(self, members: list[Member], scheduler: STNScheduler, *, slots: int, epochs: int, seed: int) -> None:
@@ -159,7 +164,7 @@ class Tune:
             trial.save()
             trial.status = "PAUSED"
 
-    def run(self, steps: int | None = None) -> Tune:
+    def run(self, steps: int | None = None) -> Controller:
         while any(not trial.is_finished() for trial in self.trials) and steps != 0:
             self.step()
             steps = None if steps is None else steps - 1
@@ -181,10 +186,10 @@ def population(
     prefix: str = "a",
     costs: Sequence[float] = (2.0,),
     **more: Any,
-) -> Tune:
+) -> Controller:
     """Members of `length` epochs, which cost 2, compared each 4."""
     members = [Member(number, prefix, epoch_cost=costs[number % len(costs)]) for number in range(size)]
-    return Tune(members, STNScheduler(**{"interval": 4.0, **more}), slots=slots, epochs=length, seed=seed)
+    return Controller(members, STNScheduler(**{"interval": 4.0, **more}), slots=slots, epochs=length, seed=seed)
 
 
 # Who takes over from whom --------------------------------------------------------------------------------------------
@@ -227,20 +232,20 @@ def test_nobody_takes_over_from_himself_a_loser_or_one_that_diverged(given: dict
 # When ----------------------------------------------------------------------------------------------------------------
 
 
-def records(tune: Tune) -> list[int]:
-    return [trial.config[POPULATION]["round"] for trial in tune.trials]
+def records(controller: Controller) -> list[int]:
+    return [trial.config[POPULATION]["round"] for trial in controller.trials]
 
 
 def test_members_wait_at_a_milestone_until_all_have_come() -> None:
     """Two epochs of cost 2 to the first; with one slot for three."""
-    tune = population(3, slots=1)
-    tune.run(steps=4)
-    assert [trial.status for trial in tune.trials] == ["PAUSED", "PAUSED", "PENDING"]
-    assert records(tune) == [0, 0, 0]
-    tune.run(steps=2)
-    assert [trial.state["epoch"] for trial in tune.trials] == [2, 2, 2]
-    tune.run(steps=1)
-    assert records(tune) == [1, 1, 1]
+    controller = population(3, slots=1)
+    controller.run(steps=4)
+    assert [trial.status for trial in controller.trials] == ["PAUSED", "PAUSED", "PENDING"]
+    assert records(controller) == [0, 0, 0]
+    controller.run(steps=2)
+    assert [trial.state["epoch"] for trial in controller.trials] == [2, 2, 2]
+    controller.run(steps=1)
+    assert records(controller) == [1, 1, 1]
 
 
 def test_losses_are_compared_at_equal_cost_not_the_latest_ones() -> None:
@@ -253,63 +258,68 @@ def test_losses_are_compared_at_equal_cost_not_the_latest_ones() -> None:
             return super()._compare(trials, before)
 
     members = [Member(number, "a", epoch_cost=cost) for number, cost in enumerate((1.0, 2.0, 3.0))]
-    Tune(members, Noted(interval=6.0), slots=3, epochs=8, seed=1).run()
+    Controller(members, Noted(interval=6.0), slots=3, epochs=8, seed=1).run()
     assert seen[0] == {"a_00000": 6.0, "a_00001": 6.0, "a_00002": 6.0}
     assert all(max(costs.values()) - min(costs.values()) < 3.0 for costs in seen)
     assert len(seen) >= 2
 
 
 def test_a_member_a_milestone_ahead_is_not_compared_with_the_others() -> None:
-    tune = population(3, slots=3, quantile_fraction=0.5)
-    for trial, cost in zip(tune.trials, (4.0, 5.0, 8.0), strict=True):
+    controller = population(3, slots=3, quantile_fraction=0.5)
+    for trial, cost in zip(controller.trials, (4.0, 5.0, 8.0), strict=True):
         trial.status = "PAUSED"
         trial.last_result = {"cost": cost, "epoch": 2, "val_loss": cost}
         trial.save()
-    assert tune.scheduler.choose_trial_to_run(tune) is tune.trials[0]
-    assert list(tune.trials[0].config[POPULATION]["exploits"]) == ["a_00001"]
-    assert tune.scheduler._waits(tune.trials[2], tune.trials[2].config[POPULATION])
+    assert controller.scheduler.choose_trial_to_run(controller) is controller.trials[0]
+    assert list(controller.trials[0].config[POPULATION]["exploits"]) == ["a_00001"]
+    assert controller.scheduler._waits(controller.trials[2], controller.trials[2].config[POPULATION])
 
 
 def test_no_comparison_in_the_grace_period() -> None:
-    tune = population(2, grace_period=9.0).run()
-    assert [trial.saved[0]["metrics"]["cost"] for trial in tune.trials] == [12.0, 12.0]  # the first milestone after it
+    controller = population(2, grace_period=9.0).run()
+    assert [trial.saved[0]["metrics"]["cost"] for trial in controller.trials] == [
+        12.0,
+        12.0,
+    ]  # the first milestone after it
 
 
 def test_a_last_member_does_not_wait() -> None:
-    tune = population(1, length=20)
-    tune.run()
-    assert len(tune.trials[0].saved) == 1  # at its end
-    assert records(tune) == [0]
+    controller = population(1, length=20)
+    controller.run()
+    assert len(controller.trials[0].saved) == 1  # at its end
+    assert records(controller) == [0]
 
 
 def test_maximising_turns_the_order() -> None:
     for mode, loser in (("min", "a_00003"), ("max", "a_00000")):
-        tune = population(4, slots=4, metric="accuracy", mode=mode)
-        for number, trial in enumerate(tune.trials):
+        controller = population(4, slots=4, metric="accuracy", mode=mode)
+        for number, trial in enumerate(controller.trials):
             trial.status = "PAUSED"
             trial.last_result = {"cost": 4.0, "epoch": 2, "accuracy": number / 4}
             trial.save()
-        tune.scheduler.choose_trial_to_run(tune)
-        assert list(tune.trials[0].config[POPULATION]["exploits"]) == [loser]
+        controller.scheduler.choose_trial_to_run(controller)
+        assert list(controller.trials[0].config[POPULATION]["exploits"]) == [loser]
 
 
 def test_stopped_losers_leave_one_at_a_time() -> None:
-    tune = population(4, slots=2, length=12, on_loss="stop").run()
-    epochs = sorted(trial.state["epoch"] for trial in tune.trials)
+    controller = population(4, slots=2, length=12, on_loss="stop").run()
+    epochs = sorted(trial.state["epoch"] for trial in controller.trials)
     assert epochs == [2, 4, 6, 12]
-    best = max(tune.trials, key=lambda trial: trial.state["epoch"])
-    assert all(not trial.state["parent"] for trial in tune.trials)
-    first = {trial: trial.heard["", 2][0] for trial in tune.trials}
-    assert min(tune.trials, key=lambda trial: trial.state["epoch"]) is max(first, key=first.__getitem__) is not best
+    best = max(controller.trials, key=lambda trial: trial.state["epoch"])
+    assert all(not trial.state["parent"] for trial in controller.trials)
+    first = {trial: trial.heard["", 2][0] for trial in controller.trials}
+    assert (
+        min(controller.trials, key=lambda trial: trial.state["epoch"]) is max(first, key=first.__getitem__) is not best
+    )
 
 
 @pytest.mark.parametrize(("budget", "whole"), [(1e9, 8), (100.0, 3), (60.0, 1)])
 def test_losers_are_stopped_while_the_budget_does_not_last_to_the_end(budget: float, whole: int) -> None:
     """Ten epochs of cost 2 for each of eight: 160. Afterwards losers take over again."""
-    tune = population(8, slots=3, interval=2.0, budget=budget, epochs=10).run()
-    assert sum(trial.state["epoch"] == 10 for trial in tune.trials) >= whole
-    assert sum(trial.state["cost"] for trial in tune.trials) <= budget
-    assert any(trial.state["parent"] for trial in tune.trials) == (whole > 1)
+    controller = population(8, slots=3, interval=2.0, budget=budget, epochs=10).run()
+    assert sum(trial.state["epoch"] == 10 for trial in controller.trials) >= whole
+    assert sum(trial.state["cost"] for trial in controller.trials) <= budget
+    assert any(trial.state["parent"] for trial in controller.trials) == (whole > 1)
 
 
 # What nothing else decides -------------------------------------------------------------------------------------------
@@ -345,14 +355,14 @@ def test_neither_failures_nor_a_restore_change_the_outcome(
 ) -> None:
     """What is told to a trial is neither lost nor done twice, and what a scheduler was told is in the trials."""
     expected = population(5, slots=1, on_loss=on_loss).run().outcome()
-    tune = population(5, slots=slots, seed=seed, on_loss=on_loss)
+    controller = population(5, slots=slots, seed=seed, on_loss=on_loss)
     for steps, kind in accidents:
-        tune.run(steps=steps)
-        if kind != "restore" and tune.running():
-            tune.fail(tune.random.choice(tune.running()))
+        controller.run(steps=steps)
+        if kind != "restore" and controller.running():
+            controller.fail(controller.random.choice(controller.running()))
         if kind != "fail":
-            tune.restore(STNScheduler(interval=4.0, on_loss=on_loss))
-    assert tune.run().outcome() == expected
+            controller.restore(STNScheduler(interval=4.0, on_loss=on_loss))
+    assert controller.run().outcome() == expected
 
 
 @pytest.mark.parametrize("on_loss", ["restart", "stop"])
@@ -360,79 +370,193 @@ def test_neither_failures_nor_a_restore_change_the_outcome(
 def test_a_restore_from_a_state_that_is_behind_for_some_trials(on_loss: str, known: int) -> None:
     """Tune saves a trial's config when it next starts the trial: the others come back with the one before."""
     expected = population(5, slots=1, on_loss=on_loss).run().outcome()
-    tune = population(5, slots=1, on_loss=on_loss)
-    while records(tune)[0] < 2:
-        before = [dict(trial.config) for trial in tune.trials]
-        statuses = [trial.status for trial in tune.trials]
-        tune.step()
-    for index, trial in enumerate(tune.trials):
+    controller = population(5, slots=1, on_loss=on_loss)
+    while records(controller)[0] < 2:
+        before = [dict(trial.config) for trial in controller.trials]
+        statuses = [trial.status for trial in controller.trials]
+        controller.step()
+    for index, trial in enumerate(controller.trials):
         if index != known and trial.status != "RUNNING":
             trial.config, trial.status = before[index], statuses[index]
-    tune.restore(STNScheduler(interval=4.0, on_loss=on_loss))  # type: ignore[arg-type]
-    assert tune.run().outcome() == expected
+    controller.restore(STNScheduler(interval=4.0, on_loss=on_loss))  # type: ignore[arg-type]
+    assert controller.run().outcome() == expected
 
 
 def test_configs_that_tune_takes_back_are_those_of_the_reports() -> None:
     """Where a config holds an object, Tune restores the trial's first one."""
     expected = population(5, slots=2).run().outcome()
-    tune = population(5, slots=2)
-    while len({*records(tune)}) > 1 or records(tune)[0] < 2 or len(tune.running()) < 2:
-        tune.step()
-    for trial in tune.trials:
+    controller = population(5, slots=2)
+    while len({*records(controller)}) > 1 or records(controller)[0] < 2 or len(controller.running()) < 2:
+        controller.step()
+    for trial in controller.trials:
         trial.config = {"task": "digits-mlp", "start": trial.number}
-    tune.restore(STNScheduler(interval=4.0))
-    assert tune.run().outcome() == expected
+    controller.restore(STNScheduler(interval=4.0))
+    assert controller.run().outcome() == expected
 
 
 def test_enrolling_again_changes_nothing() -> None:
-    tune = population(3)
-    configs = [trial.config for trial in tune.trials]
-    tune.enrol()
-    assert all(trial.config is before for trial, before in zip(tune.trials, configs, strict=True))
+    controller = population(3)
+    configs = [trial.config for trial in controller.trials]
+    controller.enrol()
+    assert all(trial.config is before for trial, before in zip(controller.trials, configs, strict=True))
 
 
 def test_a_member_that_is_added_later_joins_where_the_others_are() -> None:
-    tune = population(2, length=12)
-    while records(tune) != [2, 2]:
-        tune.step()
+    controller = population(2, length=12)
+    while records(controller) != [2, 2]:
+        controller.step()
     late = Member(2, "a")
-    tune.trials.append(late)
-    tune.scheduler.on_trial_add(tune, late)
-    assert records(tune) == [2, 2, 2]
-    while records(tune) == [2, 2, 2]:
-        tune.step()
+    controller.trials.append(late)
+    controller.scheduler.on_trial_add(controller, late)
+    assert records(controller) == [2, 2, 2]
+    while records(controller) == [2, 2, 2]:
+        controller.step()
     assert late.last_result["cost"] == 12.0  # and the others waited for it there
-    assert records(tune) == [3, 3, 3]
+    assert records(controller) == [3, 3, 3]
 
 
 def test_a_member_that_diverges_ends_and_nobody_waits_for_it_or_takes_over_from_it() -> None:
-    tune = population(4, slots=2)
-    train = tune.trials[0].train
+    controller = population(4, slots=2)
+    train = controller.trials[0].train
 
     def diverging() -> dict[str, Any]:
         result = train()
         return {**result, "val_loss": math.inf} if result["epoch"] == 3 else result
 
-    tune.trials[0].train = diverging  # type: ignore[method-assign]
-    tune.run()
-    assert tune.trials[0].state["epoch"] == 3
-    assert all(trial.state["epoch"] == 10 for trial in tune.trials[1:])
-    late = [trial.state["parent"] for trial in tune.trials[1:] if trial.state["parent"]]
+    controller.trials[0].train = diverging  # type: ignore[method-assign]
+    controller.run()
+    assert controller.trials[0].state["epoch"] == 3
+    assert all(trial.state["epoch"] == 10 for trial in controller.trials[1:])
+    late = [trial.state["parent"] for trial in controller.trials[1:] if trial.state["parent"]]
     assert late
     assert "a_00000" not in late
 
 
 def test_a_loser_takes_the_settings_of_the_winner() -> None:
     """Or its weights would not fit where the width is searched, too."""
-    tune = population(4, slots=2)
-    while records(tune)[0] < 1:
-        tune.step()
-    ((loser, exploit),) = tune.trials[0].config[POPULATION]["exploits"].items()
-    by_name = {trial.trial_id: trial for trial in tune.trials}
+    controller = population(4, slots=2)
+    while records(controller)[0] < 1:
+        controller.step()
+    ((loser, exploit),) = controller.trials[0].config[POPULATION]["exploits"].items()
+    by_name = {trial.trial_id: trial for trial in controller.trials}
     assert by_name[loser].config == by_name[exploit["trial_id"]].config
     assert by_name[loser].config["start"] == by_name[exploit["trial_id"]].number
     assert exploit["checkpoint"] == f"{exploit['trial_id']}/checkpoint_000000"
     assert exploit["widen"] == 2.0
+
+
+# Carried out by a trial ----------------------------------------------------------------------------------------------
+
+CONFIG = {"task": "digits-mlp", "seed": 3, "epochs": 8, "warmup_epochs": 0, "train_images": 100, "hidden": 16}
+TIMES = ("device_time_s", "device_time_increment_s")
+
+
+class Named(STNTrainable):
+    """A trial with a name, which Tune gives to those that it starts."""
+
+    trial_id = "loser"
+
+
+def trial(name: str, *, told: Mapping[str, Any] | None = None, **more: Any) -> STNTrainable:
+    made = type("Trial", (Named,), {"trial_id": name})(CONFIG | ({POPULATION: told} if told else {}) | more)
+    return cast(STNTrainable, made)
+
+
+def told(number: int = 1, winner: str = "winner", checkpoint: str = "checkpoint_000001", widen: float = 2.0) -> Any:
+    """What a comparison came to: one loser takes over from one winner."""
+    exploit = {"trial_id": winner, "checkpoint": f"{winner}/{checkpoint}", "branch": f"{number}.0", "widen": widen}
+    return {"round": number, "stopped": [], "exploits": {"loser": exploit}}
+
+
+def steps(one: STNTrainable, epochs: int) -> list[dict[str, Any]]:
+    """Reports without their times."""
+    return [{k: v for k, v in one.step().items() if k not in TIMES} for _ in range(epochs)]
+
+
+def save(one: STNTrainable, folder: Path, number: int) -> tune.Checkpoint:
+    folder = folder / one.trial_id / f"checkpoint_{number:06d}"
+    folder.mkdir(parents=True)
+    one.save_checkpoint(str(folder))
+    return tune.Checkpoint(str(folder))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[str, Any]:
+    """A winner after three epochs and a loser after two, from other start values, and the checkpoints they saved."""
+    winner, loser = trial("winner", hp={"dropout_1": 0.1}), trial("loser", hp={"dropout_1": 0.8}, lr=0.01)
+    losses = [report["best_val_loss"] for report in steps(loser, 2)]
+    steps(winner, 3)
+    checkpoints = {"winner": save(winner, tmp_path, 1), "loser": save(loser, tmp_path, 0)}
+    return {"winner": winner, "loser": loser, "best": losses[-1], "checkpoints": checkpoints}
+
+
+def taken_over(saved: dict[str, Any], **more: Any) -> STNTrainable:
+    child = trial("loser", told=told(**more), hp={"dropout_1": 0.1})  # the winner's config
+    child.restore(saved["checkpoints"]["loser"])
+    return child
+
+
+def test_a_trial_that_is_told_to_takes_over(saved: dict[str, Any], tmp_path: Path) -> None:
+    child, winner, loser = taken_over(saved), saved["winner"].trainer, saved["loser"].trainer
+    for name, value in winner.model.network.state_dict().items():
+        assert torch.equal(child.trainer.model.get_parameter(f"network.{name}").detach(), value)
+    assert torch.equal(child.trainer.model.hyper.raw, winner.model.hyper.raw)
+    scale = winner.model.hyper.scale()
+    assert torch.equal(child.trainer.model.hyper.scale() > scale, scale < 0.5)
+    (report,) = steps(child, 1)
+    assert (report["epoch"], report["parent_trial_id"], report["segment"]) == (4, "winner", "1.0")
+    assert report["cost"] == pytest.approx(loser.meter.cost + report["cost_increment"])
+    assert report["best_val_loss"] == min(saved["best"], report["val_loss"])
+    frame = pq.read_table(Path(save(child, tmp_path, 9).path) / SCHEDULE_FILE).to_pandas()
+    sources = frame[frame["hp"] == "dropout_1"]["source"].tolist()
+    own = ["start"] + ["stn"] * (len(loser.schedule.steps) - 1)
+    assert sources == [*own, "exploit"] + ["stn"] * (len(sources) - len(own) - 1)
+    assert frame["value"][1] == pytest.approx(0.8)
+    assert child.trainer.learner.optimizers["base"].param_groups[0]["lr"] == 0.03  # of the winner, not its own 0.01
+
+
+def test_it_is_done_once(saved: dict[str, Any], tmp_path: Path) -> None:
+    """After a failure the trial goes on where it was; only the next comparison can tell it to take over again."""
+    child = taken_over(saved)
+    steps(child, 1)
+    checkpoint = save(child, tmp_path, 1)
+    expected = steps(child, 2)
+    for number in (1, 0):
+        again = trial("loser", told=told(number), hp={"dropout_1": 0.1})
+        again.restore(checkpoint)
+        assert again.trainer.epoch == 4
+        assert steps(again, 2) == expected
+    twice = trial("loser", told=told(2), hp={"dropout_1": 0.1})
+    twice.restore(checkpoint)
+    assert (twice.trainer.epoch, twice.segment) == (3, "2.0")
+    assert twice.trainer.schedule.sources.count("exploit") == 2
+    assert twice.trainer.meter.cost == pytest.approx(expected[0]["cost"] - expected[0]["cost_increment"])
+
+
+def test_it_is_done_again_where_it_was_not_saved_and_comes_out_the_same(saved: dict[str, Any]) -> None:
+    assert steps(taken_over(saved), 3) == steps(taken_over(saved), 3)
+
+
+def test_a_clone_goes_a_way_of_its_own(saved: dict[str, Any]) -> None:
+    """Even where nothing is widened; and so do two losers that take over the same state."""
+    ways = [taken_over(saved, widen=1.0), taken_over(saved, widen=1.0, number=2), saved["winner"]]
+    assert len({steps(one, 1)[0]["val_loss"] for one in ways}) == 3
+
+
+def test_others_are_not_concerned(saved: dict[str, Any]) -> None:
+    winner = trial("winner", told=told(), hp={"dropout_1": 0.1})
+    winner.restore(saved["checkpoints"]["winner"])
+    assert steps(winner, 2) == steps(saved["winner"], 2)
+    assert winner.parent_trial_id == ""
+
+
+def test_a_winners_checkpoint_that_is_gone_is_replaced_by_its_newest(saved: dict[str, Any], tmp_path: Path) -> None:
+    steps(saved["winner"], 1)
+    save(saved["winner"], tmp_path, 2)
+    shutil.rmtree(saved["checkpoints"]["winner"].path)
+    assert taken_over(saved).trainer.epoch == 4
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nobody"):
+        taken_over(saved, winner="nobody")
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
@@ -467,9 +591,9 @@ def test_trials_that_tune_nothing_can_be_stopped_but_not_restarted() -> None:
 
 
 def test_a_report_without_a_cost_is_named() -> None:
-    tune = population(1)
+    controller = population(1)
     with pytest.raises(ValueError, match=r"a report has no 'cost' \(time_attr\): it has epoch, loss"):
-        tune.scheduler.on_trial_result(tune, tune.trials[0], {"epoch": 1, "loss": 2})
+        controller.scheduler.on_trial_result(controller, controller.trials[0], {"epoch": 1, "loss": 2})
 
 
 def test_metric_and_mode_are_given_once() -> None:

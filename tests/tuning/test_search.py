@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -359,7 +358,7 @@ def test_what_is_no_state_of_it_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_in_tune(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_tune(cluster: Cluster, tmp_path: Path) -> None:
     """Three trials on the ridge, with the learning rate outside; then the searcher as Tune has saved it."""
     space = {
         "task": "ridge",
@@ -372,7 +371,6 @@ def test_in_tune(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixt
         "lr": tune.loguniform(1e-3, 1e-1),
     }
     search = STNSearch(OptunaSearch(seed=0), seed=0, explore=0.0)
-    caplog.set_level(logging.ERROR)
     results = tune.Tuner(
         STNTrainable,
         param_space=space,

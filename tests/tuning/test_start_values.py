@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ray import tune
 
 from tune_stn.space import Domain, Integer, LogUniform, Normal, SearchSpace, Uniform
-from tune_stn.tasks import get_task
+from tune_stn.tasks.ridge import ridge
 from tune_stn.tuning.start_values import LEAST_SPREAD, Report, StartDomains, split_domains, start_of_task
 
 DOMAINS: list[Domain] = [
@@ -138,7 +138,7 @@ def test_the_task_is_made_with_the_settings_of_the_trial(monkeypatch: pytest.Mon
 
     def noted(*, width: int = 1, depth: int = 1, extra: object = None) -> Any:
         made.append({"width": width, "depth": depth, "extra": extra})
-        return get_task("ridge")
+        return ridge()
 
     monkeypatch.setattr("tune_stn.tasks.registry.TASKS", {"noted": noted})
     config = {"task": "noted", "algorithm": "stn", "seed": 4, "hp": {}, "width": 7, "depth": tune.randint(1, 9)}

@@ -7,6 +7,8 @@ trials report decides.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_stn.methods.hyperband import REDUCTION_FACTOR
@@ -14,10 +16,11 @@ from tune_stn.methods.method import METRIC, MODE, Context, Method, Plan, random_
 
 # With the reduction factor of 3, rungs are at a 27th, a 9th and a 3rd of a full trial, or a little before.
 FIRST_RUNG = 27
+WORST = 1e30  # a loss that can be averaged, unlike infinity
 
 
 def _plan(context: Context) -> Plan:
-    scheduler = AsyncHyperBandScheduler(
+    scheduler = FiniteASHA(
         time_attr="epoch",
         metric=METRIC,
         mode=MODE,
@@ -31,6 +34,14 @@ def _plan(context: Context) -> Plan:
         hp=context.task.space.to_tune(),
         scheduler=scheduler,
     )
+
+
+class FiniteASHA(AsyncHyperBandScheduler):
+    """Ray's, which would make the cutoff of a rung NaN, and stop nobody there, for one trial that diverged at once."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        loss = min(result.get(METRIC, WORST), WORST)
+        super().on_trial_complete(tune_controller, trial, {**result, METRIC: loss})
 
 
 ASHA = Method("asha", "asynchronous successive halving of random draws by epochs", "fixed", _plan, restores=False)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from ray.tune.search import BasicVariantGenerator
 
-from tune_stn.methods.method import Context, Method, Plan, start_point, tune_values
+from tune_stn.methods.method import Context, Method, Plan, start_point
 from tune_stn.methods.quantile import quantile
 from tune_stn.space import SearchSpace
 
@@ -25,12 +25,9 @@ LEAST_LEVELS = 2  # a grid of one point a hyperparameter searches nothing
 
 def _plan(context: Context) -> Plan:
     space = context.task.space
-    points = [start_point(context.task)]
-    for point in _grids(space, _affordable_levels(len(space), context.full_trials - 1), random.Random(context.seed)):
-        if len(points) == context.samples(1):
-            break
-        if point not in points[:1]:
-            points.append(point)
+    start = start_point(context.task)
+    grids = _grids(space, _affordable_levels(len(space), context.full_trials - 1), random.Random(context.seed))
+    points = [start, *itertools.islice((point for point in grids if point != start), context.samples(1) - 1)]
     search = BasicVariantGenerator(points_to_evaluate=[{"hp": point} for point in points], max_concurrent=context.slots)
     return Plan(search_alg=search, samples=len(points), hp=space.to_tune())
 
@@ -42,15 +39,18 @@ def _affordable_levels(hyperparameters: int, trials: int) -> int:
 
 def _grids(space: SearchSpace, levels: int, generator: random.Random) -> Iterator[dict[str, float]]:
     """The points of the grid of `levels`, then of ever finer ones, until a finer one has no other points."""
+    domains = space.to_tune()
     coarser: dict[str, list[float]] = {}
     for count in itertools.count(levels):
+        shares = [(i + 0.5) / count for i in range(count)]
         values = {
-            name: sorted({quantile(domain, (i + 0.5) / count) for i in range(count)}) for name, domain in space.items()
+            name: sorted({domains[name].cast(quantile(domain, share)) for share in shares})
+            for name, domain in space.items()
         }
         if values == coarser:
             return
         for point in _shuffled(list(values.values()), generator):
-            yield tune_values(space, dict(zip(values, point, strict=True)))
+            yield dict(zip(values, point, strict=True))
         coarser = values
 
 

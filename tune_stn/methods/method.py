@@ -60,6 +60,7 @@ class Plan:
         kept_checkpoints: of a trial: the newest, and one more in case that one is damaged; more where other trials may
             still want them.
         hp: `config["hp"]`: constants, or Tune domains for `search_alg` to sample.
+        config: further entries of each trial's config.
     """
 
     search_alg: Searcher | SearchAlgorithm
@@ -67,6 +68,7 @@ class Plan:
     hp: dict[str, Any]
     scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
     kept_checkpoints: int = 2
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Method:
         plan: makes the plan of one run. Raises ValueError where the method cannot search the task's space.
         restores: whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves
             no scheduler, so a method whose scheduler has a memory starts the run again.
+        settings: what else tells it from others of its name, as `study.json` keeps it and `--resume` compares it.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Method:
     algorithm: str
     plan: Callable[[Context], Plan]
     restores: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def random_draws(context: Context, *, concurrent: int = 0) -> BasicVariantGenerator:

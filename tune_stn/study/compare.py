@@ -171,8 +171,8 @@ def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
         if not isinstance(before, dict):
             raise ValueError(f"{path} describes no study; choose another --out")
-        for key in ("task", "task_given", "budget", "trials", "settings"):
-            if before.get(key) != study[key]:
+        for key in ("task", "task_given", "budget", "trials", "settings", "method_settings"):
+            if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
                 raise ValueError(f"--resume: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
 
 
@@ -200,6 +200,7 @@ def _description(
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
         "git_commit": _git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "method_settings": {method.name: dict(method.settings) for method in methods if method.settings},
         "missing": [],
     }
 

@@ -85,7 +85,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     analysis = tune.run(
         STNTrainable,
         name=name,
-        config={**run.config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp},
+        config={**run.config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
         num_samples=plan.samples,
         search_alg=plan.search_alg,
         scheduler=plan.scheduler,

@@ -53,7 +53,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not data.endswith(b"\n"):
                 return
             try:
-                line = json.loads(data)
+                line = json.loads(data.decode())
                 line["trial_id"], line[EVENT] if EVENT in line else line["epoch"]
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
                 advice = "delete its folder to run it again"

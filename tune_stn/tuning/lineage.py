@@ -43,6 +43,7 @@ class Lineage:
     def __init__(self, values: Callable[[Mapping[str, Any]], Values]) -> None:
         self._values = values
         self._segments: dict[str, list[Segment]] = {}
+        self._noted: dict[str, tuple[Any, Segment]] = {}
         self._current: dict[str, tuple[Segment, Values]] = {}
 
     def remember(self, trial_id: str, segment: Segment) -> None:
@@ -55,22 +56,28 @@ class Lineage:
         """The segment that begins where the trial will go on from another one's checkpoint; None where it will not.
 
         To be asked as soon as the copy may have been made: by the time it trains, the parent may have other values.
-        The same checkpoint with the same values is the same copy, not yet saved when the trial failed, so that its
-        reports repeat earlier ones.
         """
         parent = _parent(trial, trials)
         if parent is None:
             return None
+        noted = self._noted.get(trial.trial_id)
+        # Each copy makes an object of its own, which stays the trial's until it saves, however often it fails before.
+        if noted is None or noted[0] is not trial.checkpoint:
+            noted = trial.checkpoint, self._copied(trial, parent, first=noted is None)
+            self._noted[trial.trial_id] = noted
+        return noted[1]
+
+    def _copied(self, trial: Any, parent: Any, *, first: bool) -> Segment:
         values, path = self._values(trial.config), str(trial.checkpoint.path)
         known = self._segments.setdefault(trial.trial_id, [Segment("", {})])
-        for segment in known:
-            if (segment.checkpoint, segment.values) == (path, values):
-                return segment
+        if first:  # in this process: Tune may have brought the trial back as it was after a copy already recorded
+            for segment in known:
+                if (segment.checkpoint, segment.values) == (path, values):
+                    return segment
         theirs = self._values(parent.config)
         sources = {hp: "exploit" if theirs.get(hp) == value else "explore" for hp, value in values.items()}
-        segment = Segment(str(len(known)), values, parent.trial_id, path, sources)
-        known.append(segment)
-        return segment
+        known.append(Segment(str(len(known)), values, parent.trial_id, path, sources))
+        return known[-1]
 
     def start(self, trial: Any, trials: Sequence[Any]) -> None:
         """A process begins, or goes on, to train the trial."""

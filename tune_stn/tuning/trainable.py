@@ -14,7 +14,8 @@ from ray import tune
 from tune_stn.data.splits import Splits
 from tune_stn.tasks.registry import get_task
 from tune_stn.training.checkpoint import CheckpointError, load_state, save_state
-from tune_stn.training.schedule_buffer import write_schedule
+from tune_stn.training.schedule import Schedule
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
 from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
 from tune_stn.tuning.checkpoints import existing, older
@@ -22,13 +23,12 @@ from tune_stn.tuning.checkpoints import existing, older
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
-SCHEDULE_FILE = "schedule.parquet"
 # Where in a trial's config `STNScheduler` writes what a comparison of the population came to.
 POPULATION = "population"
 # Where the method PB2 keeps a trial's place in the scales of the domains.
 COORDINATES = "coordinates"
 # Everything else in a trial's config is a setting of the task or of its training.
-OWN_KEYS = ("task", "algorithm", "hp", "seed", POPULATION, COORDINATES)
+OWN_KEYS = ("task", "algorithm", "hp", "schedule", "seed", POPULATION, COORDINATES)
 
 
 class STNTrainable(tune.Trainable):
@@ -38,6 +38,8 @@ class STNTrainable(tune.Trainable):
         task: a built-in task's name, `module:attribute`, or a `Task`.
         algorithm: "stn" (default), "delta-stn" or "fixed".
         hp: start values by hyperparameter (the constants of "fixed"); absent ones take the task's start values.
+        schedule: values that "fixed" is to replay, exactly, at every step: a `Schedule`, or the path or URI of its
+            Parquet file as the worker sees it. What it does not name is as `hp` says.
         seed: default 0.
         anything else: a setting of the task (`train_images`) or of its training (`lr`, `epochs`); so a Tune searcher
             tunes from outside what the gradient cannot.
@@ -67,6 +69,7 @@ class STNTrainable(tune.Trainable):
             get_task(task, **settings),
             algorithm=config.get("algorithm", "stn"),
             hp=config.get("hp"),
+            schedule=_schedule(config.get("schedule")),
             seed=seed,
             device="cuda" if gpus else "cpu",
             splits=cached,
@@ -197,3 +200,11 @@ class STNTrainable(tune.Trainable):
                 logger.warning("%s; going on from the older %s", error, candidate.path)
                 return state
             raise
+
+
+def _schedule(given: Schedule | str | Path | None) -> Schedule | None:
+    if given is None or isinstance(given, Schedule):
+        return given
+    if isinstance(given, (str, Path)):
+        return Schedule.from_parquet(given)
+    raise ValueError(f"schedule={given!r}: accepted is a Schedule, or the path or URI of its Parquet file")

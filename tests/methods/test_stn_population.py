@@ -1,0 +1,161 @@
+"""The population in a comparison: its size, what it does with its budget, and that nothing about a crash matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from ray.tune.error import TuneError
+
+from tune_stn.methods import Context, Plan
+from tune_stn.methods.stn_population import STN_POPULATION
+from tune_stn.study.run import SCHEDULE, Run, execute
+from tune_stn.tasks import get_task
+from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recorded import read_recorded
+from tune_stn.tuning.scheduler import STNScheduler
+
+TIMES = ["wall_time_s", "device_time_s"]
+SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
+# Epochs cost 2.5 to 3.2: three to the first comparison, and the budget ends with the last report before the second.
+MEMBERS, INTERVAL, BUDGET = 4, 6.0, 58.0
+
+
+def scheduler(plan: Plan) -> STNScheduler:
+    assert isinstance(plan.scheduler, STNScheduler)
+    return plan.scheduler
+
+
+# Plans ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("budget", "size"), [(5.0, 4), (60.0, 4), (90.0, 6), (300.0, 20)])
+def test_as_many_members_as_full_trials_are_paid_if_epochs_are_cheap(
+    make_context: Any, draw: Any, budget: float, size: int
+) -> None:
+    plan = STN_POPULATION.plan(make_context(budget=budget))
+    assert plan.samples == size
+    drawn = draw(plan, size + 1)
+    assert drawn[0] == dict(get_task("digits-mlp").start)
+    assert len(drawn) == size == len({point["dropout_1"] for point in drawn})
+    assert (scheduler(plan).budget, scheduler(plan).epochs) == (budget, 10)
+
+
+def test_a_number_of_trials_is_taken_as_it_is_and_none_is_stopped(make_context: Any) -> None:
+    plan = STN_POPULATION.plan(make_context(budget=math.inf, trials=3))
+    assert plan.samples == 3
+    assert (scheduler(plan).budget, scheduler(plan).epochs) == (None, None)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(4, 0), (10, 2), (60, 5), (200, 5)])
+def test_four_comparisons_or_more_and_none_in_the_warm_up(make_context: Any, epochs: int, warmup: int) -> None:
+    """Whether an epoch costs 1.5 or 3 plain ones."""
+    found = scheduler(
+        STN_POPULATION.plan(make_context(task=get_task("digits-mlp", epochs=epochs, warmup_epochs=warmup)))
+    )
+    assert found.interval * 4 == pytest.approx(1.5 * epochs)
+    assert found._next_milestone({"round": 0}) >= 3 * warmup
+    assert found.on_loss == "restart"
+
+
+def test_checkpoints_last_for_an_interval() -> None:
+    """20 a trial, 4 intervals in it where epochs are cheap; then the one of the pause, and one in case of damage."""
+    context = Context(get_task("digits-mlp"), budget=200.0, seed=0, slots=2)
+    assert STN_POPULATION.plan(context).kept_checkpoints >= 20 / 4 + 2
+    assert STN_POPULATION.restores
+
+
+# A run ---------------------------------------------------------------------------------------------------------------
+
+
+def small(folder: Path) -> Run:
+    """Four members of six epochs, the last of which are not paid."""
+
+    def plan(context: Context) -> Plan:
+        return replace(STN_POPULATION.plan(context), samples=MEMBERS, scheduler=STNScheduler(interval=INTERVAL))
+
+    return Run(
+        task=get_task("digits-mlp", **SETTINGS),
+        config={"task": "digits-mlp", **SETTINGS},
+        method=replace(STN_POPULATION, plan=plan),
+        seed=1,
+        budget=BUDGET,
+        trials=None,
+        folder=folder,
+    )
+
+
+def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reports and schedule by what names a row, without clock times, and with numbers for the names that Tune gives."""
+    reports = read_recorded(folder / REPORTS).reports.drop(columns=[*TIMES, "cost_total"])
+    schedule = pd.read_parquet(folder / SCHEDULE)
+    for table in (reports, schedule):
+        for column in ("trial_id", "parent_trial_id"):
+            table[column] = table[column].fillna("").str.split("_").str[-1]
+    return (
+        reports.set_index(["trial_id", "segment", "epoch"]).sort_index(),
+        schedule.set_index(["trial_id", "hp", "step", "source"]).sort_index(),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("population") / "run"
+    record = execute(small(folder), cluster)
+    assert (record["trials"], record["failures"]) == (MEMBERS, {})
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_losers_take_over_from_winners_and_the_budget_is_kept(whole: Path) -> None:
+    reports, schedule = tables(whole)
+    totals = read_recorded(whole / REPORTS).reports["cost_total"]
+    assert (totals < BUDGET).sum() == len(totals) - 1 == 5 * MEMBERS - 1
+    assert reports.groupby("trial_id")["cost"].max().sum() == pytest.approx(totals.iloc[-1])
+    # The loser is the one with the highest loss after the first report at 6 or more, of which there are as many.
+    first = reports[reports["cost"] >= INTERVAL].groupby("trial_id").first()
+    assert first["cost"].nunique() == 1
+    children = reports[reports.index.get_level_values("segment") != ""]
+    loser = first["val_loss"].idxmax()
+    assert set(children.index.get_level_values("trial_id")) == {loser}
+    assert set(children["parent_trial_id"]) == {first["val_loss"].idxmin()}
+    taken = schedule.xs(loser).xs("exploit", level="source")
+    assert set(taken["parent_trial_id"]) == {first["val_loss"].idxmin()}
+    (step,) = set(taken.index.get_level_values("step"))
+    rows = schedule[schedule["raw"].notna()].xs(loser).reset_index()  # its own: reports alone know no raw coordinates
+    assert set(rows[rows["step"] < step]["parent_trial_id"]) == {""}
+    assert set(rows[rows["step"] > step]["parent_trial_id"]) == set(taken["parent_trial_id"])
+    values = children.iloc[0]
+    assert [values["step"] - 2, values.name[2] - 1] == [step, taken["epoch"].iloc[0]]  # two batches an epoch
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_run_that_crashes_after_a_take_over_goes_on_to_the_same_tables(
+    whole: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver, another scheduler: what they have to know is in the trials' configs and checkpoints."""
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    run = small(tmp_path / "run")
+
+    def crash(report: Mapping[str, Any], total: float) -> None:
+        if report["segment"]:
+            raise RuntimeError("the driver crashes")
+
+    with pytest.raises(TuneError, match="the driver crashes"):
+        execute(run, cluster, crash)
+    assert not (run.folder / SCHEDULE).exists()
+    record = execute(run, cluster)
+    assert (record["trials"], record["failures"]) == (MEMBERS, {})
+    # Trials that had saved everything may make another report: after a crash, the recorder cannot be sure that they had.
+    assert record["cost_total"] < BUDGET + MEMBERS * 3.3
+    for found, expected in zip(tables(run.folder), tables(whole), strict=True):
+        expected = expected[expected["raw"].notna()] if "raw" in expected else expected
+        pd.testing.assert_frame_equal(found.loc[expected.index], expected, check_exact=True)

@@ -1,0 +1,107 @@
+"""`tune-stn replay`: what it refuses in one line, and a study that follows another one's schedule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from click.testing import CliRunner, Result
+
+from tune_stn.cli import main
+from tune_stn.study.results import load_results
+from tune_stn.training.schedule import Schedule
+from tune_stn.tuning.cluster import Cluster
+
+SMALL = ("--task", "digits-mlp", "--set", "train_images=300", "--set", "batch_size=100", "--set", "warmup_epochs=0")
+
+
+def tune_stn(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with good and bad schedules."""
+    monkeypatch.chdir(tmp_path)
+    Schedule.constant({"dropout_1": 0.3}).to_parquet("good.parquet")
+    Schedule.constant({"dropout_1": 0.95}).to_parquet("outside.parquet")
+    Schedule.constant({"dropout_9": 0.3}).to_parquet("unknown.parquet")
+    Schedule(("dropout_1",), np.array([0, 9]), np.array([[0.1], [0.2]])).to_parquet("steps.parquet")
+    two = pd.DataFrame({"trial_id": ["x", "y"], "step": 0, "hp": "dropout_1", "value": 0.3})
+    two.to_parquet("two.parquet")
+    pd.DataFrame({"loss": [1.0]}).to_parquet("losses.parquet")
+    Path("text.parquet").write_text("no Parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["nowhere.parquet"], ["no schedule at nowhere.parquet"]),
+        (["."], [". is a directory", "schedule.parquet"]),
+        (["text.parquet"], ["text.parquet is damaged, or no Parquet file"]),
+        (["losses.parquet"], ["losses.parquet: no schedule in a table of the columns loss"]),
+        (["two.parquet"], ["two.parquet: the table holds the schedules of 2 trials: x, y", "--trial"]),
+        (["two.parquet", "--trial", "z"], ["no rows of trial_id 'z', but of: x, y"]),
+        (["good.parquet", "--trial", "z"], ["no column 'trial_id'"]),
+        (["unknown.parquet"], ["'dropout_9', which is no hyperparameter of this task", "dropout_1"]),
+        (["outside.parquet"], ["'dropout_1' of the schedule is 0.95", "[0, 0.9]"]),
+        (["steps.parquet", "--per-epoch"], ["does not know where its epochs begin"]),
+        (["good.parquet", "--seed", "-1"], ["--seed -1", "0 or more"]),
+        (["good.parquet", "--epochs", "0"], ["epochs=0", "1 or more"]),
+        (["good.parquet", "--task", "digits"], ["unknown task 'digits'"]),
+        ([], ["SCHEDULE"]),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], parts: Sequence[str]
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
+    done = tune_stn("replay", *SMALL, "--out", "out", *arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tune-stn: ")
+    assert all(part in line for part in parts), line
+    assert not (here / "out").exists()
+
+
+@pytest.mark.ray
+def test_a_study_follows_the_schedule_of_another(cluster: Cluster, here: Path) -> None:
+    for arguments in (
+        ("run", *SMALL, "--algorithm", "stn", "--epochs", "3", "--out", "tuned", "--quiet"),
+        ("replay", "tuned/schedule.parquet", *SMALL, "--epochs", "4", "--out", "steps"),
+        ("replay", "tuned/schedule.parquet", "--per-epoch", *SMALL, "--epochs", "3", "--out", "epochs", "--quiet"),
+    ):
+        done = tune_stn(*arguments)
+        assert done.exit_code == 0, done.stderr
+        assert ("replay" in done.stdout) == (arguments[0] == "replay" and "--quiet" not in arguments)
+
+    tuned, steps, epochs = (load_results(name) for name in ("tuned", "steps", "epochs"))
+    found = Schedule.from_frame(tuned.schedule)
+    assert steps.study["methods"] == ["replay"]
+    assert set(steps.schedule["method"]) == set(steps.schedule["source"]) == {"replay"}
+    assert Schedule.from_frame(steps.schedule) == found
+    assert steps.reports["cost"].tolist() == [1, 2, 3, 4]
+    assert steps.reports["hp/dropout_1"].iloc[-1] == found.at(9)["dropout_1"]
+    assert (here / "steps" / "report.html").exists()
+    per_epoch = Schedule.from_frame(epochs.schedule)
+    assert [per_epoch.at(3 * epoch) for epoch in range(3)] == [found.per_epoch().at(epoch) for epoch in range(3)]
+
+    # Resumed with another schedule, it would be another study.
+    again = ("--task", "digits-mlp", *SMALL[2:], "--epochs", "4", "--out", "steps", "--resume")
+    other = tune_stn("replay", "good.parquet", *again)
+    assert other.exit_code == 2
+    assert "was begun with method_settings" in other.stderr
+    same = tune_stn("replay", "tuned/schedule.parquet", *again)
+    assert same.exit_code == 0
+    assert "finished before, skipped" in same.stdout
+    assert json.loads((here / "steps" / "study.json").read_text())["method_settings"]["replay"]["schedule"] == repr(
+        found
+    )

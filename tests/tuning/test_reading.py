@@ -1,0 +1,86 @@
+"""Numbers found in results and configs, and the columns made of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tune_stn.tuning.reading import Reading, describes_itself, leaves, reported_numbers, result_numbers
+
+
+def test_leaves_are_the_numbers_by_path_in_python_types() -> None:
+    nested = {"a": 1, "b": {"c": np.float32(0.5), "d": {"e": np.int64(3)}}, "f": float("inf"), "g": {}}
+    others = {"word": "x", "switch": True, "numpy switch": np.bool_(True), "list": [1], "none": None}
+    found = leaves(nested | others | {"tensor": torch.ones(()), 7: {8: 9}})  # type: ignore[dict-item]
+    assert found == {"a": 1, "b/c": 0.5, "b/d/e": 3, "f": math.inf, "7/8": 9}
+    assert {type(value) for value in found.values()} == {int, float}
+
+
+def test_tunes_own_counts_and_the_config_are_no_metrics() -> None:
+    result = {"training_iteration": 3, "time_total_s": 1.0, "done": False, "config": {"lr": 1}, "eval": {"loss": 2.0}}
+    assert result_numbers(result) == {"training_iteration": 3, "time_total_s": 1.0, "eval/loss": 2.0}
+    assert reported_numbers(result_numbers(result) | {"cost_increment": 1.0}) == {"eval/loss": 2.0}
+
+
+def test_losses_under_their_names() -> None:
+    reading = Reading(metric="eval/acc", mode="max", columns={"test_loss": "t"})
+    assert reading.losses({"eval/acc": 0.9, "t": 3.0, "train_loss": 1.0}) == {
+        "val_loss": -0.9,
+        "train_loss": 1.0,
+        "test_loss": 3.0,
+    }
+    assert all(math.isnan(value) for value in Reading().losses({}).values())
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({"step": 5}, 5), ({"step": 5.0}, 5), ({"step": 0.5}, 2), ({"timesteps_total": 7}, 7), ({}, 2)],
+)
+def test_steps_are_whole_or_counted(found: dict[str, float], expected: int) -> None:
+    assert Reading().step(found, 2) == expected
+    assert Reading(columns={"step": "batches"}).step({"batches": 9, "step": 1}, 2) == 9
+
+
+def test_what_a_report_adds() -> None:
+    reading = Reading(columns={"device_time_s": "gpu/seconds"})
+    assert reading.increment("cost", {"cost": 100.0, "cost_increment": 1.5}, {}) == 1.5
+    assert reading.increment("cost", {}, {}) == 1.0
+    assert math.isnan(reading.increment("device_time_s", {}, {}))
+    assert reading.increment("cost", {"cost": 7.0}, {"cost": 5.0}) == 2.0
+    assert reading.increment("cost", {"cost": 7.0}, {}) == 7.0
+    assert reading.increment("device_time_s", {"gpu/seconds": 1.0}, {"gpu/seconds": 5.0}) == 1.0  # it began anew
+
+
+def test_hyperparameters_of_the_config_and_of_the_report() -> None:
+    config = {"lr": 0.1, "hp": {"dropout": 0.2}, "model": {"width": 8}, "task": "t"}
+    values = {"lr": 0.1, "dropout": 0.2, "model/width": 8}
+    assert Reading().hyperparameters(config) == values
+    assert Reading().hp_columns({"loss": 1.0}, values) == {f"hp/{name}": value for name, value in values.items()}
+    assert Reading().hp_columns({"hp/dropout": 0.3}, values) == {"hp/dropout": 0.3}
+    some = Reading(hps=("lr", "dropout"))
+    assert some.hyperparameters(config) == {"lr": 0.1, "dropout": 0.2}
+    found = {"hp/dropout": 0.3, "hp/other": 1.0}
+    assert some.hp_columns(found, some.hyperparameters(config)) == {"hp/lr": 0.1, "hp/dropout": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "least"}, "mode 'least': accepted is 'min' or 'max'"),
+        ({"columns": {"val_loss": "x"}}, "columns val_loss: accepted are train_loss, .*; val_loss is the metric"),
+        ({"columns": {"accuracy": "x"}}, "columns accuracy: accepted .*; other numbers keep the names they have"),
+    ],
+)
+def test_a_wrong_argument_is_said(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reading(**arguments)
+
+
+def test_a_number_called_segment_describes_nothing() -> None:
+    assert describes_itself({"segment": "", "parent_trial_id": ""})
+    assert not describes_itself({"segment": 3, "parent_trial_id": ""})
+    assert not describes_itself({"segment": ""})
