@@ -56,12 +56,12 @@ def test_the_first_tenth_is_not_judged(make_context: Any, epochs: int, grace: in
 
 
 def test_the_best_of_a_trial_against_the_averages_of_the_others(make_context: Any) -> None:
-    """Averages up to epoch 2 are 1.5, 2.5 and 3.5 (not their best: 1, 2, 3), so their median is 2.5."""
+    """The others' averages at epoch 3 are 3, 4 and 5, so their median is 4; of their best so far, it would be 3."""
     scheduler = get_method("median").plan(make_context()).scheduler
     for number in range(3):
-        trained(scheduler, number, [2.0 + number, 1.0 + number])
-    assert trained(scheduler, 3, [2.9, 2.4]) == ["CONTINUE", "CONTINUE"]
-    assert trained(scheduler, 4, [2.9, 2.7]) == ["CONTINUE", "STOP"]
+        assert trained(scheduler, number, [4.0 + number, 1.0 + number, 4.0 + number]) == ["CONTINUE"] * 3
+    assert trained(scheduler, 3, [4.9, 3.4, 9.0]) == ["CONTINUE"] * 3  # at epoch 3, it is its best that counts
+    assert trained(scheduler, 4, [4.9, 3.9]) == ["CONTINUE", "STOP"]
 
 
 def test_too_few_to_compare_with_stop_and_pause_nobody(make_context: Any) -> None:

@@ -136,7 +136,7 @@ def test_exploring_stays_in_the_domains_and_changes_nothing_else(make_context: A
     for hp in chosen:
         assert list(task.space.check_values(hp)) == list(domains)
         assert type(hp["input_scale"]) is int
-    # PB2 counts a change of the loss between reports of a trial at the very same numbers, so a copy must report at them.
+    # PB2 counts changes of the loss between reports of a trial at the very same numbers: a copy must report at them.
     for _, rows in scheduler.data.groupby(["Trial", *(f"coordinates/{number}" for number in range(len(domains)))]):
         assert len(rows) >= 2 or rows["Time"].max() == 4
     for member in controller.members:

@@ -154,7 +154,7 @@ def test_a_run_that_crashes_after_a_take_over_goes_on_to_the_same_tables(
     assert not (run.folder / SCHEDULE).exists()
     record = execute(run, cluster)
     assert (record["trials"], record["failures"]) == (MEMBERS, {})
-    # Trials that had saved everything may make another report: after a crash, the recorder cannot be sure that they had.
+    # Trials may report once more although they had saved all: after a crash, the recorder cannot be sure of it.
     assert record["cost_total"] < BUDGET + MEMBERS * 3.3
     for found, expected in zip(tables(run.folder), tables(whole), strict=True):
         expected = expected[expected["raw"].notna()] if "raw" in expected else expected

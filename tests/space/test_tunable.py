@@ -285,6 +285,19 @@ def test_relative_speed_takes_the_slope_of_the_transform_out(dtype: torch.dtype)
     assert state.relative_speed(torch.tensor([9.0, -9.0, 100.0, 9.0], dtype=dtype)).tolist() == [10, 10, 10, 1]
 
 
+def test_widening_goes_up_to_the_start_and_narrows_nothing() -> None:
+    state = tunable(scale=0.5)
+    with torch.no_grad():
+        state.rho.copy_(torch.tensor([inverse_softplus(scale) for scale in (0.02, 0.3, 0.5, 1.7)]))
+    before = state.rho.detach().clone()
+    state.widen(2.0)
+    assert state.scale().tolist() == pytest.approx([0.04, 0.5, 0.5, 1.7])
+    assert torch.equal(state.rho[2:].detach(), before[2:])
+    after = state.rho.detach().clone()
+    state.widen(1.0)
+    assert torch.equal(state.rho.detach(), after)
+
+
 # State ------------------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def test_constants_copies_and_replays(tmp_path: Path) -> None:
         ("b", None, 0, 0, "y", 2.0, "fixed"),
         ("a", "b", 55, 5, "x", 0.2, "exploit"),
         ("a", "b", 55, 5, "y", 2.4, "explore"),
-        ("b", None, 10, 1, "y", 3.0, "replay"),
+        ("b", None, 10, 0, "y", 3.0, "replay"),
     ]
     assert table["raw"].isna().all()
     assert table["scale"].isna().all()
@@ -117,8 +117,8 @@ def tuned(trial: str, epoch: int, x: float, **more: Any) -> dict[str, Any]:
 def test_what_a_trial_tunes_itself_is_as_at_the_end_of_each_epoch(tmp_path: Path) -> None:
     table = schedule_rows(read(tmp_path, [tuned("a", 1, 0.1), tuned("a", 2, 0.1), tuned("a", 3, 0.3)]))
     assert rows(table, "step", "epoch", "value", "scale", "source") == [
-        (10, 1, 0.1, 0.5, "stn"),
-        (30, 3, 0.3, 1.5, "stn"),
+        (10, 0, 0.1, 0.5, "stn"),
+        (30, 2, 0.3, 1.5, "stn"),
     ]
 
 

@@ -303,12 +303,13 @@ def test_a_limiter_around_it_holds_trials_back() -> None:
     assert abs(suggestion["hp"]["a"] - 50.0) < 1.0
 
 
+@pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("seed", [5, None])
-def test_a_restored_searcher_goes_on_with_the_same_suggestions(tmp_path: Path, seed: int | None) -> None:
+def test_a_restored_searcher_goes_on_with_the_same_suggestions(tmp_path: Path, seed: int | None, within: bool) -> None:
     config = {**LINE, "lr": tune.loguniform(1e-3, 1.0)}
 
-    def make() -> STNSearch:
-        return searcher(config, OptunaSearch(seed=5), seed=seed, explore=0.5)
+    def inner() -> Searcher | None:
+        return OptunaSearch(seed=5) if within else None
 
     def go_on(search: STNSearch) -> list[Any]:
         found = []
@@ -318,7 +319,7 @@ def test_a_restored_searcher_goes_on_with_the_same_suggestions(tmp_path: Path, s
             search.on_trial_complete(str(number), report(0.1 / number, 10.0 * number, training_iteration=1))
         return found
 
-    search = make()
+    search = searcher(config, inner(), seed=seed, explore=0.5)
     for number in range(4):
         search.suggest(str(number))
         search.on_trial_result(str(number), report(0.1 * number, 10.0 * number, training_iteration=1))
@@ -326,8 +327,10 @@ def test_a_restored_searcher_goes_on_with_the_same_suggestions(tmp_path: Path, s
             search.on_trial_complete("1", report(math.inf, status="diverged"))
     search.save(str(tmp_path / "state"))
     wanted = go_on(search)
-    restored = make()
+    restored = STNSearch(inner(), explore=0.5)  # as after `Tuner.restore`, which passes no param_space
     restored.restore(str(tmp_path / "state"))
+    assert (restored.metric, restored.mode) == ("val_loss", "min")
+    assert not restored.set_search_properties("val_loss", "min", config)
     assert go_on(restored) == wanted
 
 
@@ -387,7 +390,6 @@ def test_in_tune(cluster: Cluster, tmp_path: Path) -> None:
         assert result.metrics["epoch"] == 2
 
     again = STNSearch(OptunaSearch(seed=0), seed=0, explore=0.0)
-    again.set_search_properties("val_loss", "min", space)
     again.restore_from_dir(str(tmp_path / "run"))
     ends = [trial.best.values["penalty"] for trial in again._trials.values() if trial.best is not None]
     assert sorted(ends) == sorted(result.metrics["hp/penalty"] for result in results)

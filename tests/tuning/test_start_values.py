@@ -1,4 +1,4 @@
-"""Where a trial may start: members of the domains, the Gaussian mixture around good trials, the task's values."""
+"""Where a trial may start: members of the domains, and the Gaussian mixture around good trials."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from ray import tune
 
 from tune_stn.space import Domain, Integer, LogUniform, Normal, SearchSpace, Uniform
-from tune_stn.tasks.ridge import ridge
-from tune_stn.tuning.start_values import LEAST_SPREAD, Report, StartDomains, split_domains, start_of_task
+from tune_stn.tuning.start_values import LEAST_SPREAD, Report, StartDomains
 
 DOMAINS: list[Domain] = [
     Uniform(0, 0.9),
@@ -103,69 +102,6 @@ def test_nearest_members_and_a_missing_value() -> None:
     assert domains.nearest({"a": 0.1, "n": 40.0, "more": 1.0}) == {"a": 0.5, "n": 9}
     with pytest.raises(ValueError, match=r"no start value for n of param_space\['hp'\]; given: a"):
         domains.nearest({"a": 0.1})
-
-
-def test_domains_of_hp_are_told_from_those_around_it_wherever_they_are() -> None:
-    config = {
-        "task": "ridge",
-        "hp": {"penalty": tune.loguniform(0.1, 1.0), "constant": 0.5},
-        "lr": tune.uniform(0, 1),
-        "model": {"layers": [tune.randint(1, 9), 4], "name": "mlp"},
-        "rest": [1, {"two": 2}],
-    }
-    hp, outside = split_domains(config)
-    assert list(hp) == ["penalty"]
-    assert outside == {"lr": config["lr"], "model": config["model"]}
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"lr": tune.grid_search([1, 2])}, "grid_search at 'lr' of param_space"),
-        ({"hp": {"a": tune.grid_search([1, 2])}}, "grid_search at 'hp/a' of param_space"),
-        ({"hp": tune.choice([{"a": 1}])}, "accepted is a mapping from each hyperparameter's name to its domain"),
-        ({"hp": {"a": {"b": tune.uniform(0, 1)}}}, "accepted is a mapping from each hyperparameter's name"),
-    ],
-)
-def test_what_cannot_be_searched_is_refused(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match="param_space") as caught:
-        split_domains(config)
-    assert words in str(caught.value)
-
-
-def test_the_task_is_made_with_the_settings_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-
-    def noted(*, width: int = 1, depth: int = 1, extra: object = None) -> Any:
-        made.append({"width": width, "depth": depth, "extra": extra})
-        return ridge()
-
-    monkeypatch.setattr("tune_stn.tasks.registry.TASKS", {"noted": noted})
-    config = {"task": "noted", "algorithm": "stn", "seed": 4, "hp": {}, "width": 7, "depth": tune.randint(1, 9)}
-    hidden = {"extra": {"a": [("__ref_ph", "1f2e")]}, "optimizer": ("__ref_ph", "0a1b")}
-    assert start_of_task(config | hidden, {"depth": config["depth"]}) == {"penalty": 3.0}
-    assert made == [{"width": 7, "depth": 1, "extra": None}]
-
-
-@pytest.mark.parametrize(
-    ("task", "words"),
-    [
-        (None, "has no 'task'"),
-        (("__ref_ph", "1f2e"), "an object, which Tune hides"),
-        (tune.choice(["ridge"]), "object"),
-    ],
-)
-def test_a_task_that_is_not_named_is_asked_for(task: object, words: str) -> None:
-    with pytest.raises(ValueError, match="STNSearch begins with the task's start values") as caught:
-        start_of_task({"task": task}, {})
-    assert words in str(caught.value)
-    assert "STNSearch(start=task.start)" in str(caught.value)
-
-
-def test_unknown_tasks_and_settings_are_named() -> None:
-    for config, words in (({"task": "rigde"}, "unknown task 'rigde'"), ({"task": "ridge", "widht": 3}, "'widht'")):
-        with pytest.raises(ValueError, match=words):
-            start_of_task(config, {})
 
 
 @pytest.mark.parametrize("domain", [tune.choice([1, 2]), tune.sample_from(lambda: 1)])

@@ -118,8 +118,9 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
         constant = np.where(begins[chosen], sources, "replay")
         part = rows.assign(hp=hp, value=values, raw=np.nan, scale=scale[chosen].where(tuned))
         part["source"] = np.where(tuned, "stn", constant)
-        for column in ("epoch", "step"):
-            part[column] = part[column].where(~tuned, reports[column])
+        part["step"] = part["step"].where(~tuned, reports["step"])
+        # As in a trial's own schedule, what changed on the way has the epoch of the step before it.
+        part["epoch"] = part["epoch"].where(~tuned, reports["epoch"]) - (tuned | (part["source"] == "replay"))
         parts.append(part[_SCHEDULE])
     rows = pd.concat([part for part in parts if len(part)] or parts).sort_index(kind="stable")
     if own is None or own.empty:

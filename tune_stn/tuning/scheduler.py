@@ -29,7 +29,8 @@ class STNScheduler(TrialScheduler):
 
     As everybody waits, results depend neither on the machine's timing nor on the number of slots, of which one is
     enough. A last trial that is left alone no longer waits. Trials that are added later are compared from the
-    milestone on that the others are at.
+    milestone on that the others are at. Waiting has its price: Tune ends the process of a paused trial when no other
+    needs one, so that a comparison costs each slot the start of a new one (2 s and more).
 
     Tune saves no scheduler, so this one has no memory. What a comparison came to is written into the config of every
     trial, `STNTrainable` carries it out when Tune brings the trial back, and notes in its checkpoint that it did; a

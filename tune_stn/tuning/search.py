@@ -19,7 +19,8 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 from ray.tune.search.variant_generator import generate_variants
 
 from tune_stn.training.seeds import derive_seed
-from tune_stn.tuning.start_values import Report, StartDomains, split_domains, start_of_task
+from tune_stn.tuning.param_space import from_json, split_domains, start_of_task, to_json
+from tune_stn.tuning.start_values import Report, StartDomains
 
 STATE_VERSION = 1
 # Of nine restarts, at least one draws from everywhere in 92 % of runs, and most still go where trials ended well.
@@ -105,14 +106,14 @@ class STNSearch(Searcher):
         self._given_start = start
         self._seed = secrets.randbits(63) if seed is None else seed
         self._trials: dict[str, _Trial] = {}
-        # The search space, once it is known: domains in `hp`, what the first trial gets of them, and entries outside.
-        self._domains: StartDomains | None = None
-        self._start: dict[str, float] = {}
-        self._outside: dict[str, Any] = {}
+        # The search space as JSON, once it is known, and what it says: domains in `hp`, and random draws outside.
+        self._space: dict[str, Any] | None = None
+        self._domains: StartDomains
+        self._outside: dict[str, Any]
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Take the search space from `param_space`; False if there is one already."""
-        if self._domains is not None:
+        if self._space is not None:
             return False
         metric, mode = metric or self._metric, mode or self._mode
         _check_goal(metric, mode)
@@ -120,19 +121,20 @@ class STNSearch(Searcher):
             raise ValueError(
                 "STNSearch has to know which trials are good: give metric='best_val_loss', mode='min' to TuneConfig"
             )
-        hp, self._outside = split_domains(config)
-        domains = StartDomains(hp)
+        hp, outside = split_domains(config)
+        start: Mapping[str, float] = {}
         if hp:
-            given = self._given_start
-            self._start = domains.nearest(start_of_task(config, self._outside) if given is None else given)
+            start = start_of_task(config, outside) if self._given_start is None else self._given_start
+        space = {"metric": metric, "mode": mode, "start": StartDomains(hp).nearest(start), "hp": to_json(hp)}
         if self.inner is not None:
-            _bind(self.inner, metric, mode, self._outside)
-        self._metric, self._mode, self._domains = metric, mode, domains
+            _bind(self.inner, metric, mode, outside)
+            outside = {}
+        self._take(space | {"outside": to_json(outside)})
         return True
 
     def suggest(self, trial_id: str) -> Any:
         """Config of the next trial; what the inner searcher says if it has none now (None) or no more (FINISHED)."""
-        if self._domains is None:
+        if self._space is None:
             raise ValueError("STNSearch has no search space: pass param_space to tune.Tuner, or config to tune.run")
         number = len(self._trials)
         outside: Any = self._draw_outside(number) if self.inner is None else self.inner.suggest(trial_id)
@@ -140,7 +142,7 @@ class STNSearch(Searcher):
             return outside
         if "hp" in outside:
             raise ValueError(f"{type(self.inner).__name__} searches 'hp' too, which STNSearch does: take it out there")
-        start = self._propose(self._domains, number)
+        start = self._propose(number) if number else self._space["start"]
         self._trials[trial_id] = _Trial(start)
         return {**outside, "hp": dict(start)} if start else outside
 
@@ -161,9 +163,10 @@ class STNSearch(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON. What the inner searcher saves, in its own format, becomes a part of it."""
-        state = {
+        state: dict[str, Any] = {
             "version": STATE_VERSION,
             "seed": self._seed,
+            "space": self._space,
             "trials": {trial_id: asdict(trial) for trial_id, trial in self._trials.items()},
             "inner": None,
         }
@@ -175,10 +178,14 @@ class STNSearch(Searcher):
         Path(checkpoint_path).write_text(json.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on from a saved state. Raises ValueError where the file is not one, or has another inner searcher."""
+        """Go on from a saved state, in its search space, whether or not there is a `param_space` this time.
+
+        Raises:
+            ValueError: the file is damaged, or of a searcher with an inner one where this has none, or the reverse.
+        """
         try:
             state = json.loads(Path(checkpoint_path).read_bytes())
-            version, seed, inner = state["version"], state["seed"], state["inner"]
+            version, seed, space, inner = (state[key] for key in ("version", "seed", "space", "inner"))
             trials = {trial_id: _trial(fields) for trial_id, fields in state["trials"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{checkpoint_path} is no state of STNSearch ({type(error).__name__}: {error})") from None
@@ -187,11 +194,19 @@ class STNSearch(Searcher):
         if (inner is None) != (self.inner is None):
             raise ValueError(f"{checkpoint_path} was saved {'without' if inner is None else 'with'} an inner searcher")
         self._seed, self._trials = seed, trials
+        if space is not None:
+            self._take(space)
         if self.inner is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "inner"
                 path.write_bytes(base64.b64decode(inner))
                 self.inner.restore(str(path))
+
+    def _take(self, space: dict[str, Any]) -> None:
+        self._space = space
+        self._metric, self._mode = space["metric"], space["mode"]
+        self._domains = StartDomains(from_json(space["hp"]))
+        self._outside = from_json(space["outside"])
 
     def _note(self, trial_id: str, result: Mapping[str, Any]) -> None:
         trial, score = self._trials.get(trial_id), result.get(self.metric)
@@ -210,15 +225,13 @@ class STNSearch(Searcher):
         drawn: dict[str, Any] = spec["config"]
         return drawn
 
-    def _propose(self, domains: StartDomains, number: int) -> dict[str, float]:
-        if number == 0:
-            return self._start
+    def _propose(self, number: int) -> dict[str, float]:
         rng = np.random.default_rng(derive_seed(self._seed, "hp", number))
         explores = rng.random() < self.explore
         good = [trial for trial in self._trials.values() if trial.best is not None and not trial.failed]
         ended = [trial for trial in good if trial.ended] or good
         reports = [trial.best for trial in ended if trial.best is not None]
-        return domains.draw(rng) if explores or not reports else domains.draw_near(reports, rng)
+        return self._domains.draw(rng) if explores or not reports else self._domains.draw_near(reports, rng)
 
 
 def _trial(fields: Mapping[str, Any]) -> _Trial:

@@ -1,4 +1,4 @@
-"""Where a self-tuning trial may start: the domains of `config["hp"]`, the task's values, and where others ended."""
+"""Where a self-tuning trial may start: the domains of `config["hp"]`, and where other trials ended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-# Tune's own searchers find the domains of a nested param_space with this; the public API has nothing for it.
-from ray.tune.search.variant_generator import parse_spec_vars
-
 from tune_stn.space.ray_domains import domain_from_ray
-from tune_stn.tasks.registry import get_task
-from tune_stn.tasks.task import Task
-from tune_stn.tuning.trainable import OWN_KEYS
 
 # Trials of a run usually share their seed: from the very point where another began, one would be that one again.
 LEAST_SPREAD = 0.1
-# Tune shows a searcher (token, hash) in place of an object, or of a sampling function, in param_space.
-HIDDEN = ("__ref_ph", "__fn_ph")
 
 
 @dataclass(frozen=True)
@@ -83,55 +75,3 @@ class StartDomains:
         return self.nearest(
             {name: float(d.transform(at)) for (name, d), at in zip(self._ours.items(), drawn, strict=True)}
         )
-
-
-def split_domains(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The domains in `config["hp"]` by name, and the other entries of a config that are or contain domains.
-
-    Raises:
-        ValueError: there is a `grid_search`, or a domain in `hp` that belongs to no name.
-    """
-    _, domains, grids = parse_spec_vars(dict(config))
-    if grids:
-        where = "/".join(map(str, grids[0][0]))
-        raise ValueError(f"grid_search at {where!r} of param_space: a searcher makes no grid; give tune.choice instead")
-    hp: dict[str, Any] = {}
-    outside: dict[str, Any] = {}
-    for path, domain in domains:
-        if path[0] != "hp":
-            outside[path[0]] = config[path[0]]
-        elif len(path) == 2:
-            hp[path[1]] = domain
-        else:
-            raise ValueError("param_space['hp']: accepted is a mapping from each hyperparameter's name to its domain")
-    return hp, outside
-
-
-def start_of_task(config: Mapping[str, Any], searched: Mapping[str, Any]) -> Mapping[str, float]:
-    """Start values of the task of a trial with this config, made as the trial makes it but for what is searched.
-
-    Raises:
-        ValueError: the config does not name a task, or the task does not take its settings.
-    """
-    task = config.get("task")
-    if not isinstance(task, (str, Task)):
-        given = "no 'task'" if task is None else "a 'task' that is an object, which Tune hides from searchers"
-        raise ValueError(
-            f"STNSearch begins with the task's start values, but param_space has {given}: name the task ('digits-mlp', "
-            "'module:attribute'), or give STNSearch(start=task.start), a value for each hyperparameter in 'hp'"
-        )
-    settings = {
-        key: value
-        for key, value in config.items()
-        if key not in OWN_KEYS and key not in searched and not _is_hidden(value)
-    }
-    return get_task(task, **settings).start
-
-
-def _is_hidden(value: object) -> bool:
-    """Whether a setting is, or contains, something that Tune shows to trials only."""
-    if isinstance(value, Mapping):
-        return any(map(_is_hidden, value.values()))
-    if isinstance(value, (list, tuple)):
-        return value[:1] in [(token,) for token in HIDDEN] or any(map(_is_hidden, value))
-    return False
