@@ -131,6 +131,16 @@ def own_part(trial: str, sources: Sequence[str], hps: Sequence[str] = ("x",)) ->
     return pd.DataFrame(entries).assign(trial_id=trial)
 
 
+def test_own_schedules_are_in_the_order_of_the_reports_whatever_that_of_the_trials(tmp_path: Path) -> None:
+    """Tune lists the trials of a restored run in another order."""
+    lines = [line("b", 1, {"x": 0.5}), line("a", 1, {"x": 0.4}), line("b", 2, {"x": 0.6}), line("a", 2, {"x": 0.3})]
+    a, b = own_part("a", ["start", "stn"]), own_part("b", ["start", "stn"])
+    one, other = (schedule_rows(read(tmp_path, lines), pd.concat(parts)) for parts in ((a, b), (b, a)))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert one["trial_id"].drop_duplicates().tolist() == ["b", "a"]
+    assert one.groupby("trial_id")["step"].apply(lambda steps: steps.is_monotonic_increasing).all()
+
+
 def test_a_trials_own_schedule_replaces_the_rows_as_far_as_it_goes(tmp_path: Path) -> None:
     lines = [tuned(trial, epoch, 0.1 * epoch) for epoch in (1, 2) for trial in ("a", "b")]
     own = own_part("a", ["start", "stn", "stn", "stn"])  # steps 0 to 12

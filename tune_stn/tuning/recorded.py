@@ -100,7 +100,8 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
             as they go.
 
     Returns:
-        The columns of the table `schedule` but for those that name the run.
+        The columns of the table `schedule` but for those that name the run; with `own`, trial by trial in the order of
+        their first reports.
     """
     reports = recorded.reports
     hps = hp_names(reports.columns)
@@ -128,7 +129,10 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
     own = _with_parents(own, recorded.copies)
     reached = rows["trial_id"].map(own.groupby("trial_id")["step"].max())
     later = rows[reached.isna() | (rows["step"] > reached)]
-    return pd.concat([own, later], ignore_index=True) if len(later) else own
+    table = pd.concat([own, later]) if len(later) else own
+    # Not in Tune's order of trials, which is another one after the run has been restored.
+    order = {trial_id: number for number, trial_id in enumerate(reports["trial_id"].unique())}
+    return table.sort_values("trial_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
 
 
 def _with_parents(own: pd.DataFrame, copies: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
