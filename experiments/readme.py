@@ -130,6 +130,32 @@ def response_size() -> str:
     return markdown([*header, "val. loss minus full's, paired [95 %]"], rows)
 
 
+def replay() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "replay" / "summary.csv").to_dict("records"):
+        cells = [row["row"], f"{row['cost']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
+        for column in ("best_val_loss", "test_loss_at_best"):
+            difference, low, high = (row[f"{column}_minus_fixed{end}"] for end in ("", "_low", "_high"))
+            cells.append("" if pd.isna(difference) else f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+        rows.append(cells)
+    header = ["dropout rate", "cost", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown(
+        [*header, "val. loss minus the fixed one's, paired", "test loss minus the fixed one's, paired"], rows
+    )
+
+
+def start_convergence() -> str:
+    table = pd.read_csv(RESULTS / "start_convergence" / "spread.csv")
+    shown = sorted({0, table["epoch"].max() // 4, table["epoch"].max() // 2, table["epoch"].max()})
+    rows = [
+        [f"seed {seed}", *(f"{group.set_index('epoch')['range'][epoch]:.3f}" for epoch in shown)]
+        for seed, group in table.groupby("seed")
+    ]
+    return markdown(["range of the five values", *(f"epoch {epoch}" for epoch in shown)], rows)
+
+
 def start_values() -> str:
     runs = pd.read_csv(RESULTS / "start_values" / "runs.csv")
     rows = []
@@ -185,10 +211,12 @@ def replace_marked(text: str, name: str, content: str) -> str:
 PAGES = {
     ROOT / "README.md": {
         "equal-cost": equal_cost,
+        "replay": replay,
         "regularisation-gain": regularisation_gain,
         "step-cost-short": step_cost_short,
     },
     RESULTS / "README.md": {
+        "start-convergence": start_convergence,
         "step-cost": step_cost,
         "response-size": response_size,
         "start-values": start_values,
