@@ -2,10 +2,11 @@
 
 `tune-stn compare` with methods whose order is deterministic where one trial runs at a time (stn, delta-stn, fixed,
 random), and a plain `tune.Tuner(STNTrainable, ...)` with the project's `Recorder`. Each is run once whole, which gives
-its duration; then it is started again and again, killed (SIGKILL, the driver's process alone) at a moment drawn evenly
-from that duration, and taken up by `tune-stn compare --resume` or `Tuner.restore`. Compared are reports and schedule,
-and in a comparison the incumbents, bit for bit but for clock times and Tune's names of the trials; that no report is
-lost or doubled is counted beside. Prints a line a kill; results/driver_kills/kills.csv has them.
+its duration; then it is started again and again, killed (SIGKILL, the driver's process alone) at a random moment, one
+in each tenth of that duration, and taken up by `tune-stn compare --resume` or `Tuner.restore`. Compared are reports and
+schedule, and in a comparison the incumbents, bit for bit but for clock times and Tune's names of the trials; that no
+report is lost or doubled is counted beside. Prints a line a kill; results/driver_kills/kills.csv has them, and which of
+Ray's processes were there still some seconds after the driver.
 
     python experiments/driver_kills.py              # ten kills each, about a minute a kill on 2 cores
     python experiments/driver_kills.py --smoke-test
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ BUDGET, TRIALS = 90, 4
 SMOKE: dict[str, Any] = {"methods": "stn", "budget": 12, "trials": 2, "kills": 1}
 SMOKE_SETTINGS = {"epochs": 8, "warmup_epochs": 0, "train_images": 100, "hidden": 16, "response": "gate"}
 
-GONE_AFTER_S = 20.0  # what Ray's processes get to end by themselves when their driver is gone
+GONE_AFTER_S = 5.0  # what Ray's processes get to end by themselves when their driver is gone
 CLOCKS = ["wall_time_s", "device_time_s"]
 TUNE_STN = [sys.executable, "-c", "import sys; sys.argv[0] = 'tune-stn'; from tune_stn.cli import main; main()"]
 
@@ -83,13 +85,19 @@ def study(what: str, kills: int, draws: random.Random, scratch: Path, *, smoke: 
     rows = []
     for number in range(1, kills + 1):
         folder = scratch / f"kill-{number}"
-        moment = draws.uniform(0, duration)
-        came, lingered = kill(command(folder, smoke=smoke, resume=False), folder, moment)
-        phase = phase_of(what, folder) if came else "after the end"
+        while True:
+            moment = draws.uniform((number - 1) / kills, number / kills) * duration
+            began = time.monotonic()
+            came, left = kill(command(folder, smoke=smoke, resume=False), moment)
+            if came:
+                break
+            duration = min(duration, time.monotonic() - began)  # this one was over before its moment
+            shutil.rmtree(folder)
+        phase = phase_of(what, folder)
         finish(command(folder, smoke=smoke, resume=True), folder)
         found = tables(what, folder)
         row: dict[str, Any] = {"what": what, "kill": number, "moment_s": round(moment, 2), "phase": phase}
-        row |= {"run_s": round(duration, 1), "lingered_s": lingered, **counts(found["reports"], expected["reports"])}
+        row |= {"run_s": round(duration, 1), "left": " ".join(left), **counts(found["reports"], expected["reports"])}
         row |= {f"same_{name}": same(found[name], expected[name]) for name in expected}
         row["equal"] = not row["lost"] and not row["doubled"] and all(row[f"same_{name}"] for name in expected)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -156,12 +164,12 @@ def drive_tuner(folder: Path, *, smoke: bool) -> None:
 # Killing, and going on ----------------------------------------------------------------------------------------------
 
 
-def kill(command: list[str], folder: Path, moment: float) -> tuple[bool, float]:
+def kill(command: list[str], moment: float) -> tuple[bool, list[str]]:
     """Start a run and kill its process so many seconds later.
 
     Returns:
-        Whether it still ran; and after how many seconds Ray's processes had gone, too (those still there after
-        GONE_AFTER_S are killed, so that they cannot disturb what follows).
+        Whether it still ran; and the names of those of Ray's processes that were there after GONE_AFTER_S, which are
+        killed then so that they do not disturb what follows.
     """
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -169,13 +177,14 @@ def kill(command: list[str], folder: Path, moment: float) -> tuple[bool, float]:
     except subprocess.TimeoutExpired:
         driver.send_signal(signal.SIGKILL)
     came = driver.wait() == -signal.SIGKILL
-    began = time.monotonic()
-    while processes_of(driver.pid) and time.monotonic() - began < GONE_AFTER_S:
+    until = time.monotonic() + GONE_AFTER_S
+    while processes_of(driver.pid) and time.monotonic() < until:
         time.sleep(0.05)
-    lingered = round(time.monotonic() - began, 2)
-    for pid in processes_of(driver.pid):
-        os.kill(pid, signal.SIGKILL)
-    return came, lingered
+    left = processes_of(driver.pid)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return came, sorted(left.values())
 
 
 def finish(command: list[str], folder: Path) -> None:
@@ -185,17 +194,18 @@ def finish(command: list[str], folder: Path) -> None:
         sys.exit(f"{' '.join(command)}\nended with {done.returncode} in {folder}:\n{done.stdout}")
 
 
-def processes_of(session: int) -> list[int]:
-    """Processes of a session that we started, the dead aside."""
-    found = []
+def processes_of(session: int) -> dict[int, str]:
+    """Processes of a session that we started, by their names; the dead aside."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                name = (entry / "cmdline").read_text().split("\0")[0].strip()
             except OSError:
                 continue
             if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
+                found[int(entry.name)] = Path(name).name
     return found
 
 

@@ -109,7 +109,7 @@ def methods() -> None:
 
 @main.command(cls=Command)
 @click.option("--algorithm", required=True, help="stn, delta-stn or fixed.")
-@click.option("--trials", type=int, default=1, show_default=True, help="After the first, from around where earlier ones ended.")
+@click.option("--trials", type=int, default=1, show_default=True, help="Later ones start near where earlier ended.")
 @click.option("--epochs", type=int, help="Length of a trial; default: the task's.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_common

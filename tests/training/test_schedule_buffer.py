@@ -100,9 +100,10 @@ def test_loaded_records_go_to_the_device_of_those_to_come(buffer: ScheduleBuffer
 @pytest.mark.parametrize("tuned", [True, False])
 def test_parquet_file_holds_the_columns(buffer: ScheduleBuffer, tmp_path: Path, tuned: bool) -> None:
     path = tmp_path / "schedule.parquet"
-    write_schedule(buffer, SPACE, tuned=tuned, path=path)
+    write_schedule(buffer, SPACE, tuned=tuned, until=9, path=path)
     table = pq.read_table(path)
     assert table.to_pydict() == buffer.columns(SPACE, tuned=tuned)
+    assert table.schema.metadata[UNTIL] == b"9"
     assert [str(kind) for kind in table.schema.types] == [
         "int64",
         "int64",

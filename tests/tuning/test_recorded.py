@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE, UNTIL
 from tune_stn.training.tables import SCHEDULE
 from tune_stn.tuning import recorded as module
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, replace
@@ -128,7 +129,7 @@ def own_part(trial: str, sources: Sequence[str], hps: Sequence[str] = ("x",)) ->
         for at, source in enumerate(sources)
         for hp in hps
     ]
-    return pd.DataFrame(entries).assign(trial_id=trial)
+    return pd.DataFrame(entries).assign(trial_id=trial, until=entries[-1]["step"])
 
 
 def test_own_schedules_are_in_the_order_of_the_reports_whatever_that_of_the_trials(tmp_path: Path) -> None:
@@ -145,10 +146,14 @@ def test_a_trials_own_schedule_replaces_the_rows_as_far_as_it_goes(tmp_path: Pat
     lines = [tuned(trial, epoch, 0.1 * epoch) for epoch in (1, 2) for trial in ("a", "b")]
     own = own_part("a", ["start", "stn", "stn", "stn"])  # steps 0 to 12
     table = schedule_rows(read(tmp_path, lines), own)
-    expected = [("a", 0, "start"), ("a", 4, "stn"), ("a", 8, "stn"), ("a", 12, "stn")]
-    expected += [("b", 10, "stn"), ("a", 20, "stn"), ("b", 20, "stn")]
+    expected = [("a", 0, "start"), ("a", 4, "stn"), ("a", 8, "stn"), ("a", 12, "stn"), ("a", 20, "stn")]
+    expected += [("b", 10, "stn"), ("b", 20, "stn")]
     assert rows(table, "trial_id", "step", "source") == expected
     assert len(schedule_rows(read(tmp_path, lines), own[:0])) == 4
+    # The checkpoint is of the report at step 20: its last hyper-step was earlier, and nothing came after it.
+    assert rows(schedule_rows(read(tmp_path, lines), own.assign(until=20)), "trial_id", "step", "source") == [
+        row for row in expected if row != ("a", 20, "stn")
+    ]
 
 
 def test_who_was_taken_over_is_told_by_the_copies(tmp_path: Path) -> None:
@@ -177,13 +182,15 @@ def test_only_the_schedule_is_read_of_the_newest_checkpoints(tmp_path: Path) -> 
         folder = tmp_path / name
         folder.mkdir()
         if sources is not None:
-            part = own_part(name, sources).drop(columns="trial_id")
-            pq.write_table(pa.Table.from_pandas(part), folder / "schedule.parquet")
+            part = own_part(name, sources).drop(columns=["trial_id", "until"])
+            table = pa.Table.from_pandas(part, preserve_index=False)
+            pq.write_table(table.replace_schema_metadata({UNTIL: "7"} if name == "a" else None), folder / SCHEDULE_FILE)
         return SimpleNamespace(
             trial_id=name, checkpoint=SimpleNamespace(path=str(folder), filesystem=LocalFileSystem())
         )
 
     nothing = SimpleNamespace(trial_id="d", checkpoint=None)
     trials = [trial("a", ["start", "stn"]), trial("b", ["fixed"]), trial("c", None), nothing, trial("e", ["replay"])]
-    assert rows(read_own_schedules(trials), "trial_id", "source") == [("a", "start"), ("a", "stn"), ("e", "replay")]
+    found = read_own_schedules(trials)
+    assert rows(found, "trial_id", "source", "until") == [("a", "start", 7), ("a", "stn", 7), ("e", "replay", 0)]
     assert read_own_schedules([nothing]).empty

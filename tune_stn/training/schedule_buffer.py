@@ -17,6 +17,7 @@ from tune_stn.space.tunable import Constants, Tunable
 Source = Literal["start", "stn", "explore", "exploit", "fixed", "replay"]
 SOURCES: tuple[Source, ...] = ("start", "stn", "explore", "exploit", "fixed", "replay")
 SCHEDULE_FILE = "schedule.parquet"
+UNTIL = b"tune_stn.until_step"
 
 
 @dataclass
@@ -83,8 +84,8 @@ class ScheduleBuffer:
         self.raw, self.scale = (list(state[name].to(device).unbind()) for name in ("raw", "scale"))
 
 
-def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, path: Path) -> None:
-    """Write the long form of a buffer as a Parquet file."""
+def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, until: int, path: Path) -> None:
+    """Write the long form of a buffer as a Parquet file, whose metadata say up to which step nothing else changed."""
     schema = pa.schema(
         [
             ("step", pa.int64()),
@@ -94,6 +95,7 @@ def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, p
             ("raw", pa.float64()),
             ("scale", pa.float64()),
             ("source", pa.string()),
-        ]
+        ],
+        metadata={UNTIL: str(until)},
     )
     pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), path)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
-from tune_stn.training.schedule_buffer import SCHEDULE_FILE
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE, UNTIL
 from tune_stn.training.tables import SCHEDULE, hp_names
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, read_lines
 
@@ -96,8 +96,8 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
 
     Args:
         recorded: of the run.
-        own: finer schedules, kept by the trials themselves (`read_own_schedules`), which replace these rows as far
-            as they go.
+        own: finer schedules, kept by the trials themselves (`read_own_schedules`), which replace these rows up to
+            the step `until`.
 
     Returns:
         The columns of the table `schedule` but for those that name the run; with `own`, trial by trial in the order of
@@ -126,8 +126,8 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
     rows = pd.concat([part for part in parts if len(part)] or parts).sort_index(kind="stable")
     if own is None or own.empty:
         return rows.reset_index(drop=True)
+    reached = rows["trial_id"].map(own.groupby("trial_id")["until"].first())
     own = _with_parents(own, recorded.copies)
-    reached = rows["trial_id"].map(own.groupby("trial_id")["step"].max())
     later = rows[reached.isna() | (rows["step"] > reached)]
     table = pd.concat([own, later]) if len(later) else own
     # Not in Tune's order of trials, which is another one after the run has been restored.
@@ -164,16 +164,18 @@ def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
     """The schedules in the newest checkpoints of trials that keep one there: self-tuning ones, and replays.
 
     Only that file is read, from wherever the run's storage is. Of constants it knows less than the reports do: not
-    what a population method changed.
+    what a population method changed. The column `until` is the step at which the checkpoint was made.
     """
-    parts = [pd.DataFrame(columns=[name for name in _SCHEDULE if name != "parent_trial_id"])]
+    parts = [pd.DataFrame(columns=[*(name for name in _SCHEDULE if name != "parent_trial_id"), "until"])]
     for trial in trials:
         if trial.checkpoint is None:
             continue
         path, filesystem = f"{trial.checkpoint.path}/{SCHEDULE_FILE}", trial.checkpoint.filesystem
         if filesystem.get_file_info(path).type == FileType.File:
             with filesystem.open_input_file(path) as file:
-                part = pq.read_table(file).to_pandas().assign(trial_id=trial.trial_id)
+                table = pq.read_table(file)
+            part = table.to_pandas().assign(trial_id=trial.trial_id)
+            part["until"] = int((table.schema.metadata or {}).get(UNTIL, part["step"].max()))
             if part["source"].iloc[0] != "fixed":
                 parts.append(part)
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)

@@ -111,10 +111,9 @@ class STNTrainable(tune.Trainable):
             "exploited": self.exploited,
         }
         save_state(state, Path(checkpoint_dir) / STATE_FILE)
-        trainer = self.trainer
-        write_schedule(
-            trainer.schedule, trainer.task.space, tuned=trainer.rule.tunes, path=Path(checkpoint_dir) / SCHEDULE_FILE
-        )
+        trainer, path = self.trainer, Path(checkpoint_dir) / SCHEDULE_FILE
+        tuned = trainer.rule.tunes
+        write_schedule(trainer.schedule, trainer.task.space, tuned=tuned, until=trainer.step, path=path)
 
     def restore(self, checkpoint_path: Any) -> None:
         """Tune's own; but where the checkpoint is gone, from the newest that there is of its trial.
