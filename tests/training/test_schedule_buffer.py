@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tune_stn.space import Constants, Integer, LogUniform, SearchSpace, Tunable, Uniform
-from tune_stn.training.schedule_buffer import SOURCES, ScheduleBuffer, write_schedule
+from tune_stn.training.schedule_buffer import SOURCES, UNTIL, ScheduleBuffer, write_schedule
 
 SPACE = SearchSpace({"rate": Uniform(0.0, 0.9), "holes": Integer(0, 4), "decay": LogUniform(1e-4, 1.0)})
 START = {"rate": 0.3, "holes": 2, "decay": 0.01}

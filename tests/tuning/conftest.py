@@ -20,6 +20,7 @@ def fake_trial() -> Callable[..., Any]:
             **{"trial_id": name, "status": status, "relative_logdir": f"dir-{name}", "trainable_name": "theirs"},
             **{"config": {}, "last_result": {}, "error_file": None},
             "checkpoint": SimpleNamespace(path=path, filesystem=LocalFileSystem()) if checkpoint_of else None,
+            "latest_checkpoint_result": None,
         }
         return SimpleNamespace(**attributes | more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,20 @@ def test_a_trial_brought_back_with_the_budget_spent_repeats_up_to_its_last_repor
     saved(recorder, "a", own_result(3))
     assert stopper.stop_all()
     assert len(read_reports(recorder.path)) == 4
+
+
+@pytest.mark.parametrize(("checkpoint_epoch", "ends_at_once"), [(None, False), (2, False), (3, True)])
+def test_a_trial_brought_back_whose_checkpoint_holds_all_its_reports_makes_no_more(
+    tmp_path: Path, record: Make, fake_trial: Make, own_result: Make, checkpoint_epoch: int | None, ends_at_once: bool
+) -> None:
+    """The driver was killed after the checkpoint, but before the run had ended."""
+    before = Recorder(tmp_path)
+    for epoch in (1, 2, 3):
+        record(before, "a", own_result(epoch))
+    recorder = Recorder(tmp_path)
+    newest = checkpoint_epoch and SimpleNamespace(metrics=own_result(checkpoint_epoch))
+    recorder.on_step_begin(0, [fake_trial("a", "PENDING", latest_checkpoint_result=newest)])
+    assert BudgetStopper(recorder, 4.5, save_last=True).stop_all() is ends_at_once
 
 
 def test_one_failure_after_the_other_is_hopeless(

@@ -158,7 +158,9 @@ def test_a_pickled_recorder_goes_on_with_the_journal(tmp_path: Path, record: Mak
     }
 
 
-def test_another_runs_record_is_not_overwritten_unless_asked(tmp_path: Path, record: Make) -> None:
+def test_another_runs_record_is_not_overwritten_unless_asked(
+    tmp_path: Path, record: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     first = Recorder(tmp_path)
     record(first, "a", 1)
     with pytest.raises(ValueError, match=r"holds the record of another run: take another directory, or overwrite=True"):
@@ -170,3 +172,6 @@ def test_another_runs_record_is_not_overwritten_unless_asked(tmp_path: Path, rec
     after = Recorder(tmp_path, overwrite=True)
     after.on_step_begin(0, [])
     assert (after.cost_total, read_reports(after.path)) == (0.0, [])
+    assert caplog.messages == [
+        f"{tmp_path}: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: 1"
+    ]

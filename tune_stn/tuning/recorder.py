@@ -133,7 +133,11 @@ class Recorder(tune.Callback):
         if self._continued:  # the first step, and Tune has brought its trials back, but made no new ones yet
             self._continued = False
             self._drop_unknown({trial.trial_id: trial.status for trial in trials})
-            self.unsaved = {t.trial_id for t in trials if t.trial_id in self._ledger.latest and t.status not in ENDED}
+            self.unsaved = {
+                t.trial_id
+                for t in trials
+                if t.trial_id in self._ledger.latest and t.status not in ENDED and not self._is_saved(t)
+            }
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self._ledger.lineage.start(trial, trials)
@@ -236,6 +240,11 @@ class Recorder(tune.Callback):
             **{"checkpoint": segment.checkpoint, "values": segment.values, "sources": segment.sources},
         }
 
+    def _is_saved(self, trial: Any) -> bool:
+        """Whether the newest checkpoint that Tune knows of a trial holds all that it has reported."""
+        newest = trial.latest_checkpoint_result
+        return newest is not None and not self.is_repetition(trial.trial_id, newest.metrics)
+
     def _drop_unknown(self, known: Mapping[str, str]) -> None:
         """Forget trials that Tune had not saved when its process died, and the end of trials that go on after all.
 
@@ -248,6 +257,7 @@ class Recorder(tune.Callback):
         lines = list(journal.read_lines(self.path))
         if lines and not self.overwrite and all(line["trial_id"] not in known for line in lines):
             advice = "take another directory, or overwrite=True; to go on with that run, use Tuner.restore"
+            advice += " (if you did, Ray Tune's message above says why it could not, and has begun a new one)"
             raise ValueError(f"{self.directory} holds the record of another run: {advice}")
         kept = [
             line
@@ -257,6 +267,9 @@ class Recorder(tune.Callback):
         ]
         if len(kept) == len(lines):
             return
+        if not kept:
+            text = "%s: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: %d"
+            logger.warning(text, self.directory, sum(EVENT not in line for line in lines))
         spent: dict[str, float] = {}
         total = 0.0
         for line in kept:
