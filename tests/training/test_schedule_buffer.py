@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tune_stn.space import Constants, Integer, LogUniform, SearchSpace, Tunable, Uniform
-from tune_stn.training.schedule_buffer import SOURCES, UNTIL, ScheduleBuffer, write_schedule
+from tune_stn.training.schedule_buffer import SOURCES, TRIAL, UNTIL, ScheduleBuffer, write_schedule
 
 SPACE = SearchSpace({"rate": Uniform(0.0, 0.9), "holes": Integer(0, 4), "decay": LogUniform(1e-4, 1.0)})
 START = {"rate": 0.3, "holes": 2, "decay": 0.01}
@@ -100,10 +100,10 @@ def test_loaded_records_go_to_the_device_of_those_to_come(buffer: ScheduleBuffer
 @pytest.mark.parametrize("tuned", [True, False])
 def test_parquet_file_holds_the_columns(buffer: ScheduleBuffer, tmp_path: Path, tuned: bool) -> None:
     path = tmp_path / "schedule.parquet"
-    write_schedule(buffer, SPACE, tuned=tuned, until=9, path=path)
+    write_schedule(buffer, SPACE, tuned=tuned, until=9, trial_id="t", path=path)
     table = pq.read_table(path)
     assert table.to_pydict() == buffer.columns(SPACE, tuned=tuned)
-    assert table.schema.metadata[UNTIL] == b"9"
+    assert table.schema.metadata == {UNTIL: b"9", TRIAL: b"t"}
     assert [str(kind) for kind in table.schema.types] == [
         "int64",
         "int64",

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from tune_stn.training.schedule_buffer import SCHEDULE_FILE, UNTIL
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
 from tune_stn.training.tables import SCHEDULE
 from tune_stn.tuning import recorded as module
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, replace
@@ -178,19 +178,26 @@ def test_who_was_taken_over_is_told_by_the_copies(tmp_path: Path) -> None:
 
 
 def test_only_the_schedule_is_read_of_the_newest_checkpoints(tmp_path: Path) -> None:
-    def trial(name: str, sources: Sequence[str] | None) -> Any:
+    def trial(name: str, sources: Sequence[str] | None, metadata: dict[bytes, str] | None = None) -> Any:
         folder = tmp_path / name
         folder.mkdir()
         if sources is not None:
             part = own_part(name, sources).drop(columns=["trial_id", "until"])
             table = pa.Table.from_pandas(part, preserve_index=False)
-            pq.write_table(table.replace_schema_metadata({UNTIL: "7"} if name == "a" else None), folder / SCHEDULE_FILE)
+            pq.write_table(table.replace_schema_metadata(metadata), folder / SCHEDULE_FILE)
         return SimpleNamespace(
             trial_id=name, checkpoint=SimpleNamespace(path=str(folder), filesystem=LocalFileSystem())
         )
 
     nothing = SimpleNamespace(trial_id="d", checkpoint=None)
-    trials = [trial("a", ["start", "stn"]), trial("b", ["fixed"]), trial("c", None), nothing, trial("e", ["replay"])]
+    trials = [
+        trial("a", ["start", "stn"], {UNTIL: "7", TRIAL: "a"}),
+        trial("b", ["fixed"]),
+        trial("c", None),
+        nothing,
+        trial("e", ["replay"]),
+    ]
+    trials += [trial("copy", ["start", "stn"], {UNTIL: "4", TRIAL: ""}), trial("child", ["start"], {TRIAL: "a"})]
     found = read_own_schedules(trials)
     assert rows(found, "trial_id", "source", "until") == [("a", "start", 7), ("a", "stn", 7), ("e", "replay", 0)]
     assert read_own_schedules([nothing]).empty

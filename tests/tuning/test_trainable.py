@@ -18,6 +18,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from tune_stn.tasks import get_task
 from tune_stn.training import CheckpointError
+from tune_stn.training.schedule_buffer import TRIAL
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.trainable import SCHEDULE_FILE, STATE_FILE, STNTrainable
 
@@ -312,6 +313,23 @@ def test_a_self_tuning_copy_takes_the_hyperparameters_of_the_checkpoint(tmp_path
     assert {k: v for k, v in child.items() if k.startswith(("hp/", "scale/", "val_"))} == {
         k: v for k, v in original.items() if k.startswith(("hp/", "scale/", "val_"))
     }
+
+
+def test_a_schedule_begun_by_another_trial_is_nobodys(tmp_path: Path) -> None:
+    def owner(checkpoint: Path) -> bytes:
+        return pq.read_schema(checkpoint / SCHEDULE_FILE).metadata[TRIAL]
+
+    better = trial("better")
+    steps(better, 1)
+    checkpoint = save(better, tmp_path / "checkpoint_000000")
+    assert owner(checkpoint) == b"better"
+    child = trial("worse")
+    child.load_checkpoint(str(checkpoint))  # type: ignore[arg-type]
+    checkpoint = save(child, tmp_path / "checkpoint_000001")
+    assert owner(checkpoint) == b""
+    again = trial("worse")
+    again.load_checkpoint(str(checkpoint))  # type: ignore[arg-type]
+    assert owner(save(again, tmp_path / "checkpoint_000002")) == b""
 
 
 # Reuse of a process -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tune_stn.space.tunable import Constants, Tunable
 Source = Literal["start", "stn", "explore", "exploit", "fixed", "replay"]
 SOURCES: tuple[Source, ...] = ("start", "stn", "explore", "exploit", "fixed", "replay")
 SCHEDULE_FILE = "schedule.parquet"
-UNTIL = b"tune_stn.until_step"
+UNTIL, TRIAL = b"tune_stn.until_step", b"tune_stn.trial_id"
 
 
 @dataclass
@@ -84,8 +84,19 @@ class ScheduleBuffer:
         self.raw, self.scale = (list(state[name].to(device).unbind()) for name in ("raw", "scale"))
 
 
-def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, until: int, path: Path) -> None:
-    """Write the long form of a buffer as a Parquet file, whose metadata say up to which step nothing else changed."""
+def write_schedule(
+    buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, until: int, trial_id: str, path: Path
+) -> None:
+    """Write the long form of a buffer as a Parquet file.
+
+    Args:
+        buffer: of the run.
+        space: of the run's task.
+        tuned: whether the run tunes its hyperparameters.
+        until: the step up to which nothing else changed; in the file's metadata.
+        trial_id: the trial whose schedule this is; "" where a part of it is that of a trial which it copied. As well.
+        path: of the file.
+    """
     schema = pa.schema(
         [
             ("step", pa.int64()),
@@ -96,6 +107,6 @@ def write_schedule(buffer: ScheduleBuffer, space: SearchSpace, *, tuned: bool, u
             ("scale", pa.float64()),
             ("source", pa.string()),
         ],
-        metadata={UNTIL: str(until)},
+        metadata={UNTIL: str(until), TRIAL: trial_id},
     )
     pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), path)

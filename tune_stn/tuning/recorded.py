@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
-from tune_stn.training.schedule_buffer import SCHEDULE_FILE, UNTIL
+from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
 from tune_stn.training.tables import SCHEDULE, hp_names
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, read_lines
 
@@ -163,8 +163,9 @@ def _held_from(
 def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
     """The schedules in the newest checkpoints of trials that keep one there: self-tuning ones, and replays.
 
-    Only that file is read, from wherever the run's storage is. Of constants it knows less than the reports do: not
-    what a population method changed. The column `until` is the step at which the checkpoint was made.
+    Only that file is read, from wherever the run's storage is. Left out is what the reports know better: constants,
+    which a population method changes, and a schedule part of which is that of a trial whose checkpoint Tune copied.
+    The column `until` is the step at which the checkpoint was made.
     """
     parts = [pd.DataFrame(columns=[*(name for name in _SCHEDULE if name != "parent_trial_id"), "until"])]
     for trial in trials:
@@ -174,8 +175,10 @@ def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
         if filesystem.get_file_info(path).type == FileType.File:
             with filesystem.open_input_file(path) as file:
                 table = pq.read_table(file)
+            metadata = table.schema.metadata or {}
             part = table.to_pandas().assign(trial_id=trial.trial_id)
-            part["until"] = int((table.schema.metadata or {}).get(UNTIL, part["step"].max()))
-            if part["source"].iloc[0] != "fixed":
+            part["until"] = int(metadata.get(UNTIL, part["step"].max()))
+            own = metadata.get(TRIAL, trial.trial_id.encode()) == trial.trial_id.encode()
+            if own and part["source"].iloc[0] != "fixed":
                 parts.append(part)
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)

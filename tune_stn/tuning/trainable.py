@@ -78,6 +78,7 @@ class STNTrainable(tune.Trainable):
         self.best_val_loss = math.inf
         self.parent_trial_id = ""
         self.segment = ""
+        self.has_copied = False  # whether the schedule began as that of another trial, whose checkpoint Tune copied
         self.exploited = 0  # the comparison after which this trial last went on from another one
         self._restoring: tune.Checkpoint | None = None
 
@@ -109,11 +110,13 @@ class STNTrainable(tune.Trainable):
             "parent_trial_id": self.parent_trial_id,
             "segment": self.segment,
             "exploited": self.exploited,
+            "has_copied": self.has_copied,
         }
         save_state(state, Path(checkpoint_dir) / STATE_FILE)
         trainer, path = self.trainer, Path(checkpoint_dir) / SCHEDULE_FILE
-        tuned = trainer.rule.tunes
-        write_schedule(trainer.schedule, trainer.task.space, tuned=tuned, until=trainer.step, path=path)
+        tuned, owner = trainer.rule.tunes, "" if self.has_copied else self.trial_id
+        space, until = trainer.task.space, trainer.step
+        write_schedule(trainer.schedule, space, tuned=tuned, until=until, trial_id=owner, path=path)
 
     def restore(self, checkpoint_path: Any) -> None:
         """Tune's own; but where the checkpoint is gone, from the newest that there is of its trial.
@@ -145,9 +148,9 @@ class STNTrainable(tune.Trainable):
         self.trainer.load_state_dict(state["trainer"])
         self.best_val_loss = state["best_val_loss"]
         self.parent_trial_id, self.segment = state["parent_trial_id"], state["segment"]
-        self.exploited = state["exploited"]
+        self.exploited, self.has_copied = state["exploited"], state["has_copied"]
         if state["trial_id"] != self.trial_id:
-            self.parent_trial_id = state["trial_id"]
+            self.parent_trial_id, self.has_copied = state["trial_id"], True
             origin = f"{self.trial_id}<{state['trial_id']}<{state['segment']}<{sorted(self.trainer.hp.items())}"
             # Derived, not drawn: when this trial is itself restored, the same copy gets the same name.
             self.segment = f"{derive_seed(0, origin, self.trainer.epoch):016x}"
@@ -174,6 +177,7 @@ class STNTrainable(tune.Trainable):
         )
         self.best_val_loss = state["best_val_loss"]
         self.parent_trial_id, self.segment = exploit["trial_id"], exploit["branch"]
+        self.has_copied = state["has_copied"]
 
     def _threads(self) -> int:
         resources = self.trial_resources
