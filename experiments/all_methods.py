@@ -3,7 +3,7 @@
 On `digits-mlp` ten seeds, on `fashion-mnist-cnn` three. Each method may spend the same; each tries the task's start
 values first. The speed-up at equal quality is what the best baseline spends on its best value, over what STN has spent
 when it first reaches that value; both ways of counting are given: the baseline's whole budget, and only what it had
-spent when it found its best. Writes frames, plots and tables to experiments/results/all_methods.
+spent when it found its best. Tables and plots go to experiments/results/all_methods.
 
     python experiments/all_methods.py --task digits-mlp          # an hour on 2 cores
     python experiments/all_methods.py --task fashion-mnist-cnn   # two hours on 2 cores
@@ -16,15 +16,19 @@ Goes on where it was cut off: finished runs are never run twice. `--methods` doe
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tune_stn.methods import METHODS
 from tune_stn.study.compare import compare
-from tune_stn.study.plots import write_plots
-from tune_stn.study.results import export_results
+from tune_stn.study.incumbent import last_of_each_run
+from tune_stn.study.plots import plot_best_so_far
+from tune_stn.study.results import Results
 from tune_stn.study.speed_up import speed_up
-from tune_stn.study.statistics import differences_to_best
+from tune_stn.study.statistics import differences_to_best, paired_difference
 from tune_stn.study.summary import format_summary, summary
 from tune_stn.tuning.cluster import Cluster
 
@@ -81,15 +85,38 @@ def main() -> None:
         say=print,
     )
 
-    folder = arguments.results / arguments.task
-    export_results(results, folder, "parquet")
-    write_plots(results, folder / "plots")
+    write(results, arguments.results / arguments.task)
+
+
+def write(results: Results, folder: Path) -> None:
+    """What the figures and tables of the pages are made of; the study itself, every report of it, is in --out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results.incumbent.to_parquet(folder / "incumbent.parquet", index=False, compression="zstd")
+    summary(results).to_csv(folder / "summary.csv", index=False)
+    differences_to_best(results.incumbent).to_csv(folder / "differences.csv", index=False)
     speed_ups = speed_up(results.incumbent, results.reports, SELF_TUNING)
     speed_ups.to_csv(folder / "speed_up.csv", index=False)
-    differences_to_best(results.incumbent).to_csv(folder / "differences.csv", index=False)
-    table = f"{format_summary(summary(results))}\n\n{speed_ups.to_string(index=False)}"
-    (folder / "table.txt").write_text(table + "\n")
-    print(table)
+    restarts = against_restarts(results)
+    restarts.to_csv(folder / "population.csv", index=False)
+    (folder / "study.json").write_text(json.dumps(results.study, indent=1))
+    for axis in ("cost_total", "wall_time_s"):
+        plot_best_so_far(results, axis).savefig(folder / f"best_so_far_{axis}.png", dpi=110)
+    print(
+        format_summary(summary(results)), speed_ups.to_string(index=False), restarts.to_string(index=False), sep="\n\n"
+    )
+
+
+def against_restarts(results: Results) -> pd.DataFrame:
+    """The population of self-tuning trials minus independent ones (`stn`), paired by seed, at equal cost."""
+    final = last_of_each_run(results.incumbent)
+    if not {"stn", "stn-population"} <= set(final["method"]):
+        return pd.DataFrame()
+    rows = []
+    for column in ("best_val_loss", "test_loss_at_best"):
+        pairs = final.pivot(index="seed", columns="method", values=column)[["stn-population", "stn"]].dropna()
+        difference = paired_difference(pairs["stn-population"], pairs["stn"])
+        rows.append({"column": column, **pairs.mean(), **vars(difference)})
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
