@@ -9,18 +9,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from tune_stn.study.incumbent import last_of_each_run
-from tune_stn.study.plots import plot_best_so_far, plot_schedules
+from tune_stn.study.plots import plot_schedules
 from tune_stn.study.results import load_results
-from tune_stn.study.statistics import differences_to_best, mean_interval
-from tune_stn.study.summary import summary, with_interval
+from tune_stn.study.statistics import mean_interval
+from tune_stn.study.summary import with_interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+COMPARED = ("digits-mlp", "fashion-mnist-cnn")
 NETWORKS = {
     "mlp": "MLP, 1200 wide",
     "cnn": "CNN",
@@ -46,28 +48,112 @@ def main() -> None:
         return
     figures = RESULTS / "figures"
     figures.mkdir(exist_ok=True)
-    plot_best_so_far(load_results(RESULTS / "equal_cost")).savefig(figures / "equal_cost.png", dpi=110)
     plot_schedules(load_results(RESULTS / "regularisation_gain" / "stn")).savefig(figures / "schedule.png", dpi=90)
 
 
-def equal_cost() -> str:
-    results = load_results(RESULTS / "equal_cost")
-    frame = summary(results)
-    differences = differences_to_best(results.incumbent).set_index("method")
+def all_methods() -> str:
+    """All methods on both tasks, as short as can be."""
+    tables = {task: methods_of(task) for task in COMPARED}
     rows = []
-    for row in frame.to_dict("records"):
-        cells = [row["method"], str(row["seeds"])]
-        for column in ("best_val_loss", "test_loss_at_best"):
-            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
-        cells += [f"{row[column]:.0f}" for column in ("cost", "wall_time_s", "device_time_s")]
-        if row["method"] in differences.index and differences.loc[row["method"], "n"] > 0:
-            d = differences.loc[row["method"]]
-            cells.append(f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
-        else:
-            cells.append("")
+    for method in tables[COMPARED[0]].index:
+        cells = [method]
+        for table in tables.values():
+            row = table.loc[method]
+            cells.append(with_interval(*(row[f"best_val_loss{end}"] for end in ("", "_low", "_high"))))
+            cells.append("" if pd.isna(row["mean"]) else f"{row['mean']:+.4f}, p = {row['p_value']:.3f}")
         rows.append(cells)
-    header = ["method", "seeds", "best val. loss [95 %]", "its test loss [95 %]", "cost", "wall s", "device s"]
-    return markdown([*header, "worse than the best, paired [95 %]"], rows)
+    header = ["method"]
+    for task, table in tables.items():
+        header += [f"{task} ({table['seeds'].max()} seeds) [95 %]", "minus the best's, paired"]
+    return markdown(header, rows)
+
+
+def all_methods_long(task: str) -> str:
+    rows = []
+    for method, row in methods_of(task).iterrows():
+        cells = [str(method), f"{row['seeds']}", f"{row['trials'] / row['seeds']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        difference = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+        cells.append("" if pd.isna(row["mean"]) else difference)
+        rows.append([*cells, *(f"{row[column]:.0f}" for column in ("cost", "wall_time_s"))])
+    header = ["method", "seeds", "trials a seed", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown([*header, "val. loss minus the best's, paired [95 %]", "cost", "wall s"], rows)
+
+
+def methods_of(task: str) -> pd.DataFrame:
+    """A row for each method, with its paired difference to the best one."""
+    folder = RESULTS / "all_methods" / task
+    table = pd.read_csv(folder / "summary.csv", index_col="method")
+    return table.join(pd.read_csv(folder / "differences.csv", index_col="method")[["mean", "low", "high", "p_value"]])
+
+
+def speed_up() -> str:
+    rows = []
+    for task in COMPARED:
+        for row in pd.read_csv(RESULTS / "all_methods" / task / "speed_up.csv").to_dict("records"):
+            reached = f"{row['reached']} of {row['n']}"
+            ratios = [f"{row[name]:.1f}" for name in ("median", "median_until_found")]
+            means = "never" if pd.isna(row["of_means"]) else f"{row['of_means']:.1f}"
+            rows.append([task, row["method"], row["baseline"], reached, *ratios, means])
+    header = ["task", "method", "best baseline", "seeds at which it is reached", "median speed-up"]
+    return markdown([*header, "counting what it spent until it found its best", "of the mean curves"], rows)
+
+
+def population() -> str:
+    rows = []
+    for task in COMPARED:
+        for row in pd.read_csv(RESULTS / "all_methods" / task / "population.csv").to_dict("records"):
+            what = {"best_val_loss": "best val. loss", "test_loss_at_best": "its test loss"}[row["column"]]
+            cells = [task, what, f"{row['stn-population']:.4f}", f"{row['stn']:.4f}"]
+            difference = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+            rows.append([*cells, difference])
+    return markdown(["task", "", "population", "restarts", "population minus restarts, paired [95 %]"], rows)
+
+
+def search_around_optuna() -> str:
+    table = pd.read_csv(RESULTS / "search_around_optuna" / "summary.csv")
+    rows = []
+    for row in table.to_dict("records"):
+        what = {"best_val_loss": "best val. loss", "test_loss_at_best": "its test loss"}[row["what"]]
+        cells = [f"{row['cost']:.0f}", what]
+        for side in ("stn inside tpe", "tpe"):
+            cells.append(with_interval(*(row[f"{side}{end}"] for end in ("", " low", " high"))))
+        difference = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+        rows.append([*cells, difference])
+    header = ["cost", f"{table['seeds'].max()} seeds", "STN inside TPE [95 %]", "TPE alone [95 %]"]
+    return markdown([*header, "difference, paired [95 %]"], rows)
+
+
+def tune_overhead() -> str:
+    row = pd.read_csv(RESULTS / "tune_overhead" / "summary.csv").iloc[0]
+    rows = []
+    for side, what in (("plain", "beside it, in turns"), ("alone", "without Ray in memory")):
+        ends = (100 * row[f"over_{side}{end}"] for end in ("", "_quartile_1", "_quartile_3"))
+        rows.append([f"the same loop {what}", "{:.2f} ({:.2f} to {:.2f})".format(*ends), f"{row[f'{side}_s']:.2f}"])
+    return markdown(["against", "an epoch under Tune takes more, % (quartiles)", "its epoch, s"], rows)
+
+
+def export_scale() -> str:
+    table = pd.read_csv(RESULTS / "export_scale" / "stages.csv")
+    rows = [
+        [row["stage"], *(f"{row[column]:.1f}" for column in ("seconds", "cpu_seconds")), f"{row['peak_mb']:.0f}"]
+        for row in table.to_dict("records")
+    ]
+    parquet = table[table["stage"] != "export csv"]
+    rows.append(["all but CSV", *(f"{parquet[column].sum():.1f}" for column in ("seconds", "cpu_seconds")), ""])
+    return markdown(["", "s", "s of CPU", "peak memory so far, MB"], rows)
+
+
+def driver_kills() -> str:
+    table = pd.read_csv(RESULTS / "driver_kills" / "kills.csv")
+    rows = []
+    for what, name in (("cli", "`tune-stn compare --resume`"), ("tuner", "`Tuner.restore`")):
+        kills = table[table["what"] == what]
+        counts = [str(kills[column].sum()) for column in ("lost", "doubled")]
+        rows.append([name, str(len(kills)), f"{kills['reports'].iloc[0]}", *counts, f"{kills['equal'].sum()}"])
+    header = ["gone on by", "kills", "reports of a run", "reports lost", "doubled"]
+    return markdown([*header, "runs that ended with the undisturbed run's tables"], rows)
 
 
 def regularisation_gain() -> str:
@@ -210,13 +296,20 @@ def replace_marked(text: str, name: str, content: str) -> str:
 
 PAGES = {
     ROOT / "README.md": {
-        "equal-cost": equal_cost,
+        "all-methods": all_methods,
+        "speed-up": speed_up,
         "replay": replay,
         "regularisation-gain": regularisation_gain,
         "step-cost-short": step_cost_short,
     },
     RESULTS / "README.md": {
+        **{f"all-methods {task}": partial(all_methods_long, task) for task in COMPARED},
+        "population": population,
+        "search-around-optuna": search_around_optuna,
         "start-convergence": start_convergence,
+        "driver-kills": driver_kills,
+        "tune-overhead": tune_overhead,
+        "export-scale": export_scale,
         "step-cost": step_cost,
         "response-size": response_size,
         "start-values": start_values,

@@ -77,7 +77,11 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gpus-per-trial", type=float, default=0, show_default=True, help="Fractions share a GPU."),
         click.option("--resources", multiple=True, metavar="NAME=AMOUNT", help="Custom resources of a trial, too."),
         click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only nodes with this Ray label."),
-        click.option("--max-concurrent", type=int, help="Trials at a time; default: as many as fit."),
+        click.option(
+            "--max-concurrent",
+            type=int,
+            help="Trials at a time; default: as many as fit, as with hyperband and populations always.",
+        ),
         click.option(
             "--storage-path",
             help="For Ray Tune's checkpoints: a folder or URI (s3://...) that all nodes share; default: inside --out.",

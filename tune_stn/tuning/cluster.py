@@ -47,7 +47,8 @@ class Cluster:
         gpus_per_trial: GPUs of a trial; fractions share one.
         resources: further ones of a trial: Ray's custom resources, or `memory` in bytes.
         labels: trials run only on nodes with these Ray labels. Ray itself spreads trials over the nodes they fit on.
-        max_concurrent: trials at a time; None for as many as fit.
+        max_concurrent: trials at a time; None for as many as fit. HyperBand and the population methods, which pause
+            trials, need all of theirs at once and take what fits.
         storage_path: where Tune keeps checkpoints, a folder or a URI such as `s3://bucket/folder`; None for a folder
             of the study. All nodes must share it.
         storage_filesystem: of pyarrow, where no URI leads to it; `storage_path` is then a path on it.
