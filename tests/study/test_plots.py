@@ -9,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
+from tune_stn.study import plots
 from tune_stn.study.incumbent import best_so_far, last_of_each_run
 from tune_stn.study.plots import (
     method_colours,
@@ -67,6 +68,23 @@ def test_no_curve_is_filled_or_cut(results: Results) -> None:
         seeds = reports[reports["method"] == method].groupby("seed")["cost_total"]
         assert mean[np.isfinite(mean[:, 1]), 0].min() == seeds.min().max()
         assert mean[-1, 0] == seeds.max().max()
+
+
+def test_of_many_runs_the_means_alone_are_shown_and_all_of_their_ends(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_runs = plot_best_so_far(results).axes[0]
+    monkeypatch.setattr(plots, "_MANY_RUNS", 0)
+    axes = plot_best_so_far(results).axes[0]
+    methods = results.study["methods"]
+    assert len(axes.lines) == len(methods) < len(with_runs.lines)
+    low, high = axes.get_ylim()
+    for colour in method_colours(methods).values():
+        (mean,) = thick(axes, colour)
+        (same,) = thick(with_runs, colour)
+        np.testing.assert_array_equal(mean, same)
+        assert low < mean[-1, 1] < high
+        assert mean[0, 0] < axes.get_xlim()[1]
 
 
 def test_schedules_show_the_best_trial_and_every_self_tuned_one(results: Results) -> None:

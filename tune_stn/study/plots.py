@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,6 +36,7 @@ _COLOURS = {
     "pb2": "#000000",
 }
 _SPARE = ["#332288", "#44AA99", "#6699CC", "#DDCC77", "#CC6677"]
+_MANY_RUNS = 30  # more than that hide each other
 _AXIS_LABELS = {
     "cost_total": "cost (plain-epoch equivalents)",
     "wall_time_s": "wall-clock time (seconds)",
@@ -52,7 +54,8 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     """Best validation loss so far against `x`, `cost_total` or `wall_time_s`.
 
     Thin lines are single runs, each to a dot where it ended. The thick line is the mean and the band its 95 %
-    interval, from where every run has a value; a run that ended earlier holds its value.
+    interval, from where every run has a value; a run that ended earlier holds its value. Of many runs only means and
+    bands are shown, and of these the part in which methods still differ when half is spent.
 
     Raises:
         ValueError: the study holds several tasks, or `x` is something else.
@@ -62,24 +65,44 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     task = _only_task(results)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = _plain(figure.add_subplot())
-    ends = results.reports.groupby(RUN)[x].max()
+    many = results.incumbent.groupby(RUN).ngroups > _MANY_RUNS
+    means, shade = {}, 0.06 if many else 0.12
     for method, colour in _present(results).items():
+        if not many:
+            _draw_runs(axes, results, method, x, colour)
         runs = results.incumbent[results.incumbent["method"] == method]
-        by_run: Any = runs.groupby(RUN)
-        for key, run in by_run:
-            at, loss, end = run[x].to_numpy(), run["best_val_loss"].to_numpy(), ends.loc[key]
-            axes.step([*at, end], [*loss, loss[-1]], where="post", color=colour, lw=0.8, alpha=0.45)
-            axes.plot(end, loss[-1], ".", color=colour, alpha=0.6)
-        points = np.unique([*runs[x], ends.xs(method, level="method").max()])
-        mean, low, high = mean_curve(runs, points, axis=x)[["mean", "low", "high"]].to_numpy().T
-        axes.step(points, mean, where="post", color=colour, lw=2)
-        axes.fill_between(points, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
-    _limit(axes, results, x)
+        points = np.unique([*runs[x], results.reports.loc[results.reports["method"] == method, x].max()])
+        means[method] = curve = mean_curve(runs, points, axis=x)
+        axes.step(points, curve["mean"], where="post", color=colour, lw=2)
+        axes.fill_between(points, curve["low"], curve["high"], step="post", color=colour, alpha=shade, linewidth=0)
+    if many:
+        _frame_second_half(axes, pd.concat(means.values()), results.reports[x].max() / 2, x)
+    else:
+        _limit(axes, results, x)
     axes.set(xlabel=_AXIS_LABELS[x], ylabel="best validation loss so far")
     axes.set_title(_text(f"Best validation loss so far on {task}"), loc="left", fontweight="bold")
     note = "thick: mean; band: its 95 % interval; thin: one run, to the dot where it ended"
-    _legend(figure, results, note)
+    _legend(figure, results, "mean and its 95 % interval" if many else note)
     return figure
+
+
+def _draw_runs(axes: Axes, results: Results, method: str, x: str, colour: str) -> None:
+    ends = results.reports.groupby(RUN)[x].max()
+    by_run: Any = results.incumbent[results.incumbent["method"] == method].groupby(RUN)
+    for key, run in by_run:
+        at, loss, end = run[x].to_numpy(), run["best_val_loss"].to_numpy(), ends.loc[key]
+        axes.step([*at, end], [*loss, loss[-1]], where="post", color=colour, lw=0.8, alpha=0.45)
+        axes.plot(end, loss[-1], ".", color=colour, alpha=0.6)
+
+
+def _frame_second_half(axes: Axes, means: pd.DataFrame, half: float, x: str) -> None:
+    """Frame what means there are from half of the axis on, and how they come there."""
+    values = means.loc[means[x] >= half, "mean"]
+    low, high = values.min(), values.max()
+    axes.set_xscale("log")
+    if high > low:
+        axes.set_ylim(low - 0.15 * (high - low), high + 0.3 * (high - low))
+        axes.set_xlim(left=means.loc[means["mean"] <= axes.get_ylim()[1], x].min())
 
 
 def _limit(axes: Axes, results: Results, x: str) -> None:
