@@ -35,7 +35,7 @@ import pandas as pd
 METHODS = "stn,delta-stn,fixed,random"
 # Trials of a second or two each, several for every method but fixed, so that kills come in the middle of trials,
 # between them, between methods and while tables are written.
-SETTINGS = {"epochs": 30, "warmup_epochs": 2, "train_images": 400, "response": "gate"}
+SETTINGS = {"epochs": 30, "warmup_epochs": 2, "train_images": 200, "response": "gate"}
 BUDGET, TRIALS = 90, 4
 SMOKE: dict[str, Any] = {"methods": "stn", "budget": 12, "trials": 2, "kills": 1}
 SMOKE_SETTINGS = {"epochs": 8, "warmup_epochs": 0, "train_images": 100, "hidden": 16, "response": "gate"}
