@@ -67,7 +67,12 @@ def main() -> None:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     arguments.results.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows).assign(**versions, machine=platform.machine(), cpus=os.cpu_count(), command=command)
-    table.to_csv(arguments.results / "kills.csv", index=False)
+    path = arguments.results / "kills.csv"
+    if path.exists():  # what is not run now stays
+        before = pd.read_csv(path)
+        pd.concat([before[~before["what"].isin(arguments.what)], table]).to_csv(path, index=False)
+    else:
+        table.to_csv(path, index=False)
     print(f"{table['equal'].sum()} of {len(table)} killed runs ended with the tables of the run left alone")
     if not table["equal"].all():
         sys.exit(1)
