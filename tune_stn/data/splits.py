@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
+from tune_stn.data.carry import Carry
+
+# Torch's losses leave such a target out: what pads the last batch of a text.
+IGNORED = -100
+
+
+class Examples(Protocol):
+    """What the training loop asks of a split. A batch is a `Split`."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one pass of `batches`."""
+        ...
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+        """One pass for training, in batches of one shape; all randomness comes from the generator (on the CPU)."""
+        ...
+
+    def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+        """As `batches`, without end; for hyper-steps."""
+        ...
+
+    def whole(self, batch_size: int) -> Iterator[Split]:
+        """Everything once, in order, without a gradient; for evaluation."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +47,8 @@ class Split:
     Attributes:
         inputs: shape `(n, ...)`.
         targets: shape `(n, ...)`.
+        carry: of a batch that goes on where the batch before it ended: what a recurrent network remembers.
+        rows: of a part of such a batch: which of its rows.
 
     Raises:
         ValueError: no examples, or not as many targets as inputs.
@@ -23,6 +56,8 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
+    carry: Carry | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
         _check_lengths(self.inputs, self.targets)
@@ -37,14 +72,42 @@ class Split:
         """A copy of the examples at `indices`, an int64 tensor of shape `(m,)` on any device."""
         return Split(self.inputs[indices.to(self.inputs.device)], self.targets[indices.to(self.targets.device)])
 
+    def part(self, start: int, stop: int) -> Split:
+        """Consecutive examples, sharing memory with these."""
+        first = self.rows.start or 0
+        return replace(
+            self,
+            inputs=self.inputs[start:stop],
+            targets=self.targets[start:stop],
+            rows=slice(first + start, first + stop),
+        )
+
+    def weight(self) -> int:
+        """By how much a mean over this batch counts in a mean over all: examples, or in a text the predicted tokens."""
+        if self.targets.is_floating_point():
+            return len(self)
+        return int((self.targets != IGNORED).sum())
+
+    def steps(self, batch_size: int) -> int:
+        return steps_per_epoch(len(self), batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+        return map(self.take, epoch_batches(len(self), batch_size, generator))
+
+    def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+        return map(self.take, cycled_batches(len(self), batch_size, generator))
+
+    def whole(self, batch_size: int) -> Iterator[Split]:
+        return map(self.take, torch.arange(len(self)).split(batch_size))
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Weights learn from `train`, hyperparameters and decisions from `valid`; `test` is only reported."""
 
-    train: Split
-    valid: Split
-    test: Split
+    train: Examples
+    valid: Examples
+    test: Examples
 
     def to(self, device: torch.device | str) -> Splits:
         return Splits(self.train.to(device), self.valid.to(device), self.test.to(device))

@@ -13,9 +13,11 @@ from typing import Any
 from tune_stn.tasks.cifar10 import cifar10_alexnet
 from tune_stn.tasks.digits_mlp import digits_mlp
 from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
+from tune_stn.tasks.ptb_lstm import ptb_lstm
 from tune_stn.tasks.ridge import ridge
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
+from tune_stn.tasks.text_lstm import text_lstm
 
 # A new task is one file and one line here.
 TASKS: Mapping[str, Callable[..., Task]] = {
@@ -24,6 +26,8 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "fashion-mnist-mlp": fashion_mnist_mlp,
     "fashion-mnist-cnn": fashion_mnist_cnn,
     "cifar10-alexnet": cifar10_alexnet,
+    "text-lstm": text_lstm,
+    "ptb-lstm": ptb_lstm,
 }
 
 

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from tune_stn.nn.response import ResponseSize, check_response_size
+from tune_stn.tasks.lr_schedule import NonMonotone
 
+# Beside those of torch.
+LR_SCHEDULES: Mapping[str, type[torch.optim.lr_scheduler.LRScheduler]] = {"NonMonotone": NonMonotone}
 OptimizerChoice = str | Callable[..., torch.optim.Optimizer]
 ScheduleChoice = str | Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
@@ -26,9 +29,14 @@ class Training:
         optimizer: a class of `torch.optim` by name, or a callable `(parameters, lr=..., **optimizer_args)`.
         lr: learning rate of the weights.
         optimizer_args: further keyword arguments of the optimizer.
-        lr_schedule: a class of `torch.optim.lr_scheduler` by name, a callable `(optimizer, **lr_schedule_args)`, or
-            None; stepped once an epoch, `ReduceLROnPlateau` with the validation loss.
+        lr_schedule: a class of `torch.optim.lr_scheduler` by name, "NonMonotone" (`tasks.lr_schedule`), a callable
+            `(optimizer, **lr_schedule_args)`, or None; stepped once an epoch, `ReduceLROnPlateau` and its kind with
+            the validation loss.
         lr_schedule_args: its keyword arguments.
+        patience: epochs in a row without a better validation loss than before, after which a trial ends early; None
+            for no such end.
+        keep_best: whether a run keeps the weights and hyperparameters of its best epoch, for `Trainer.restore_best`;
+            its checkpoints then hold both states.
         clip_norm: largest norm of a step's gradient of the weights, or None.
         accumulate: parts in which a batch goes through the network, to need less memory; the gradient is that of the
             whole batch.
@@ -64,6 +72,8 @@ class Training:
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     lr_schedule: ScheduleChoice | None = None
     lr_schedule_args: Mapping[str, Any] = field(default_factory=dict)
+    patience: int | None = None
+    keep_best: bool = False
     clip_norm: float | None = None
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -89,6 +99,8 @@ class Training:
             _check_integer(name, getattr(self, name), least=1)
         for name in ("warmup_epochs", "restarts"):
             _check_integer(name, getattr(self, name), least=0)
+        if self.patience is not None:
+            _check_integer("patience", self.patience, least=1)
         for name in ("lr", "hyper_lr", "scale", "response_share"):
             _check_number(name, getattr(self, name), least=0.0, exclusive=True)
         if self.response_share > 1:
@@ -97,7 +109,7 @@ class Training:
         for name in ("clip_norm", "hyper_clip_norm"):
             if (value := getattr(self, name)) is not None:
                 _check_number(name, value, least=0.0, exclusive=True)
-        for name in ("tune_scales", "compile", "relative_hyper_lr"):
+        for name in ("tune_scales", "compile", "relative_hyper_lr", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are true and false")
         if self.precision not in ("float32", "bfloat16"):
@@ -160,9 +172,12 @@ def _check_named(
 ) -> None:
     if callable(choice):
         return
-    found = getattr(module, choice, None) if isinstance(choice, str) else None
+    found = _find(choice, module) if isinstance(choice, str) else None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{name}={choice!r}: accepted is the name of a class in {module.__name__}, or a callable")
+        ours = "".join(f"{known}, " for known, kind in LR_SCHEDULES.items() if issubclass(kind, base))
+        raise ValueError(
+            f"{name}={choice!r}: accepted is {ours}the name of a class in {module.__name__}, or a callable"
+        )
     _, *needed = inspect.signature(found.step).parameters.values()
     # The loop steps a schedule with nothing, and a plateau with the validation loss.
     if any(p.default is p.empty for p in needed if p.name != "metrics"):
@@ -175,10 +190,14 @@ def _check_arguments(name: str, choice: object, arguments: Mapping[str, Any]) ->
         return
     module, given = (torch.optim.lr_scheduler, {}) if name.startswith("lr_schedule") else (torch.optim, {"lr": 1.0})
     try:
-        inspect.signature(getattr(module, choice)).bind(None, **given, **arguments)
+        inspect.signature(_find(choice, module)).bind(None, **given, **arguments)
     except TypeError as error:
         raise ValueError(f"{name}={dict(arguments)!r} do not fit {choice}: {error}") from None
 
 
 def _make(choice: str | Callable[..., Any], module: Any) -> Callable[..., Any]:
-    return getattr(module, choice) if isinstance(choice, str) else choice
+    return _find(choice, module) if isinstance(choice, str) else choice
+
+
+def _find(name: str, module: Any) -> Any:
+    return LR_SCHEDULES.get(name) or getattr(module, name, None)

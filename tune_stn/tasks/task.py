@@ -15,6 +15,22 @@ from tune_stn.space.search_space import SearchSpace
 from tune_stn.tasks.settings import Training
 
 
+@dataclass(frozen=True)
+class OfMean:
+    """A metric that is a function of a mean over the whole split, as perplexity is of the mean loss.
+
+    Attributes:
+        mean: function of `(outputs, targets)` giving the batch mean.
+        function: of the mean over the split.
+    """
+
+    mean: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[float], float]
+
+
+Metric = Callable[[Tensor, Tensor], Tensor] | OfMean
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Everything a method needs to know, the same for every method.
@@ -35,8 +51,11 @@ class Task:
         label_augmentations: applied after them to inputs and targets (label smoothing, mixup); the loss must then
             accept what they make of the targets.
         penalties: added to the training loss.
-        metrics: name -> function of `(outputs, targets)` giving the batch mean; reported as `val_<name>` and
-            `test_<name>`.
+        metrics: name -> function of `(outputs, targets)` giving the batch mean, or an `OfMean`; reported as
+            `val_<name>` and `test_<name>`.
+        recurrent: whether the model is called as `model(inputs, state)` and gives `(outputs, state)`, as a recurrent
+            language model is. The state is None at the beginning, and carried from batch to batch where the splits are
+            a `Text`.
         training: how long and with which optimizers.
         description: one sentence.
 
@@ -57,7 +76,8 @@ class Task:
     augmentations: tuple[Augmentation, ...] = ()
     label_augmentations: tuple[LabelAugmentation, ...] = ()
     penalties: tuple[Penalty, ...] = ()
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    recurrent: bool = False
     training: Training = field(default_factory=Training)
     description: str = ""
 

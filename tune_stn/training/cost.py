@@ -14,6 +14,7 @@ from tune_stn.data.splits import Split
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
+from tune_stn.training.learner import call
 
 
 class CostMeter:
@@ -77,6 +78,7 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
         FlopCounter() as counter,
         plain.using(plain.hyper.constant_sample()),
     ):
-        loss = task.loss(plain(batch.inputs), batch.targets)
+        outputs, _ = call(task, plain, batch)
+        loss = task.loss(outputs, batch.targets)
         torch.autograd.grad(loss, parameters, allow_unused=True)
     return int(counter.get_total_flops())

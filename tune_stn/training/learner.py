@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 
-Predict = Callable[[Tensor, Sample], tuple[Any, Activations]]
-"""Outputs of the network, and those of the inner modules that penalties ask for."""
+Predict = Callable[[Split, Sample], tuple[Any, Activations]]
+"""Outputs of the network on a batch, and those of the inner modules that penalties ask for."""
 
 
 class Learner:
@@ -71,23 +72,29 @@ class Learner:
             inputs = augmentation(inputs, sample)
         for label_augmentation in self.task.label_augmentations:
             inputs, targets = label_augmentation(inputs, targets, sample)
-        return Split(inputs, targets)
+        return replace(batch, inputs=inputs, targets=targets)
 
-    def forward(self, inputs: Tensor, sample: Sample) -> Any:
-        """Outputs at a sample, in the training's precision inside and in that of the inputs outside."""
+    def forward(self, batch: Split, sample: Sample) -> Any:
+        """Outputs at a sample, in the training's precision inside and in that of the inputs outside.
+
+        A recurrent network begins at the state before the batch, and leaves the one after it.
+        """
         # Torch compiles no dual numbers.
         model = self.model if sample.linearise else self._compiled
         reduced = self.task.training.precision == "bfloat16"
-        with self.model.using(sample), torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
-            outputs = model(inputs)
+        with self.model.using(sample), torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=reduced):
+            outputs, state = call(self.task, model, batch)
+        # A response step looks at the same batch as the base step before it, which has left the state already.
+        if batch.carry is not None and self.task.recurrent and not sample.linearise:
+            batch.carry.leave(state, batch.rows)
         return map_tensors(_as_single, outputs) if reduced else outputs
 
-    def predict(self, inputs: Tensor, sample: Sample) -> tuple[Any, Activations]:
+    def predict(self, batch: Split, sample: Sample) -> tuple[Any, Activations]:
         """Outputs at a sample, and what the penalties want to see."""
         if not self.observed:
-            return self.forward(inputs, sample), {}
+            return self.forward(batch, sample), {}
         with observing(self.model.network, self.observed) as activations:
-            return self.forward(inputs, sample), activations
+            return self.forward(batch, sample), activations
 
     def training_loss(self, batch: Split, sample: Sample, predict: Predict | None = None) -> Tensor:
         """Mean loss of an augmented batch plus the penalties, averaged over the rows of the sample.
@@ -98,7 +105,7 @@ class Learner:
             predict: another way to the prediction than the network's outputs at the sample.
         """
         batch = self.augmented(batch, sample)
-        outputs, activations = (predict or self.predict)(batch.inputs, sample)
+        outputs, activations = (predict or self.predict)(batch, sample)
         loss = self.task.loss(outputs, batch.targets)
         for penalty in self.task.penalties:
             loss = loss + penalty(self.model.network, sample, activations).mean()
@@ -107,7 +114,7 @@ class Learner:
     def validation_loss(self, batch: Split, sample: Sample) -> Tensor:
         """Unregularised loss: no dropout, no augmentation, no penalty."""
         self.model.eval()
-        loss = self.task.loss(self.forward(batch.inputs, sample), batch.targets)
+        loss = self.task.loss(self.forward(batch, sample), batch.targets)
         self.model.train()
         return loss
 
@@ -119,8 +126,8 @@ class Learner:
         training = self.task.training
         parameters = [p for name in names for p in {"base": self.base, "response": self.response}[name]]
         losses = (
-            self.training_loss(part, sample.rows(rows), predict) * share
-            for part, rows, share in _parts(batch, training.accumulate)
+            self.training_loss(part, sample.rows(part.rows), predict) * share
+            for part, share in _parts(batch, training.accumulate)
         )
         total = _set_gradients(losses, parameters, training.clip_norm)
         for name in names:
@@ -137,7 +144,7 @@ class Learner:
         assert isinstance(hyper, Tunable)
 
         def losses() -> Iterator[Tensor]:
-            for part, _, share in _parts(batch, training.accumulate):
+            for part, share in _parts(batch, training.accumulate):
                 if training.tune_scales:
                     sample = self.model.perturbed_sample(len(part), keep_graph=True)
                 else:
@@ -156,6 +163,23 @@ class Learner:
         hyper.confine()
 
 
+def call(task: Task, model: Callable[..., Any], batch: Split) -> tuple[Any, Any]:
+    """The network's outputs on a batch and, of a recurrent one, its state after it.
+
+    Raises:
+        TypeError: a recurrent network gave no pair.
+    """
+    if not task.recurrent:
+        return model(batch.inputs), None
+    result = model(batch.inputs, None if batch.carry is None else batch.carry.before(batch.rows))
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"the recurrent network of task {task.name!r} gave {type(result).__name__}: it is called as "
+            "model(inputs, state), with None for the state at the beginning, and gives (outputs, state)"
+        )
+    return result
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
     """`function` of a tensor, or of each tensor in a tuple, list or dict, as models return them."""
     if isinstance(outputs, Tensor):
@@ -172,13 +196,12 @@ def _as_single(outputs: Tensor) -> Tensor:
     return outputs.float() if outputs.is_floating_point() else outputs
 
 
-def _parts(batch: Split, count: int) -> Iterator[tuple[Split, slice, float]]:
-    """The batch in `count` parts of consecutive rows, each with its rows and its share of the batch."""
+def _parts(batch: Split, count: int) -> Iterator[tuple[Split, float]]:
+    """The batch in `count` parts of consecutive rows, each with its share of the batch."""
     size = -(-len(batch) // count)
     for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
-        part = Split(batch.inputs[rows], batch.targets[rows])
-        yield part, rows, len(part) / len(batch)
+        part = batch.part(start, start + size)
+        yield part, len(part) / len(batch)
 
 
 def _set_gradients(losses: Iterable[Tensor], parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:

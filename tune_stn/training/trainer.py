@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
-from tune_stn.data.splits import Split, Splits
+from tune_stn.data.splits import Splits
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.space.tunable import Constants, Tunable
-from tune_stn.tasks.task import Task
+from tune_stn.tasks.task import OfMean, Task
 from tune_stn.training.checkpoint import CheckpointError
 from tune_stn.training.cost import CostMeter, plain_step_flops
 from tune_stn.training.learner import Learner
@@ -56,6 +55,7 @@ class Trainer:
         diverged: why the run cannot go on, or None.
         restarted: why the last epoch was trained anew from the last good one, or None.
         branch: empty, or the name of the streams of data order and noise since the run took over another one's state.
+        best_epoch: the one with the least validation loss so far, `best_val_loss`; 0 before the first.
         schedule: the hyperparameters at the start and after each hyper-step, or at each change that was replayed.
 
     Raises:
@@ -100,6 +100,8 @@ class Trainer:
         self.restarted: str | None = None
         self.restarts = 0
         self.branch = ""
+        self.best_epoch, self.best_val_loss = 0, math.inf
+        self._best: dict[str, Tensor] | None = None
         self._since_hyper_step = 0
         self._largest_good_loss = math.inf
         # The state a restart goes back to, None where that is the present one: so a checkpoint rarely holds two.
@@ -131,6 +133,7 @@ class Trainer:
             else:
                 self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(report["val_loss"]))
                 self._last_good = good if report["val_loss"] > self._largest_good_loss else None
+                self._note_best(report["val_loss"])
         values = self.model.hyper.mean_values()
         hyper = self.model.hyper
         scales = hyper.scale().tolist() if isinstance(hyper, Tunable) else [0.0] * len(values)
@@ -144,6 +147,39 @@ class Trainer:
             **{f"scale/{name}": scale for name, scale in zip(values, scales, strict=True)},
             "device_time_s": self.device_time_s,
         }
+
+    @property
+    def finished(self) -> str:
+        """Why the run is over, or empty: its epochs are done, it diverged, or it ran out of patience."""
+        training = self.task.training
+        if self.diverged is not None:
+            return self.diverged
+        if training.patience is not None and self.epoch - self.best_epoch >= training.patience:
+            return f"no better validation loss in {training.patience} epochs than that of epoch {self.best_epoch}"
+        return f"{training.epochs} epochs are done" if self.epoch >= training.epochs else ""
+
+    def restore_best(self) -> dict[str, float]:
+        """Take weights, responses, hyperparameters and scales back to the end of the best epoch, all of them together.
+
+        Optimizers and counters stay; the state is one to evaluate or keep, not to train on.
+
+        Returns:
+            Losses and metrics on the validation and the test split, evaluated anew.
+
+        Raises:
+            RuntimeError: nothing was kept: the training has not `keep_best`, or no epoch was good.
+        """
+        if self._best is None:
+            reason = "no epoch was good" if self.task.training.keep_best else "its training has keep_best=False"
+            raise RuntimeError(f"the run of {self.task.name!r} has no best state to go back to: {reason}")
+        self.model.load_state_dict(self._best)
+        return self._evaluate()
+
+    def _note_best(self, val_loss: float) -> None:
+        if val_loss < self.best_val_loss:
+            self.best_epoch, self.best_val_loss = self.epoch, val_loss
+            if self.task.training.keep_best:
+                self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _run_epoch(self) -> tuple[float, dict[str, float]]:
         """Train one epoch; mean training loss, and losses and metrics on the other splits."""
@@ -179,6 +215,9 @@ class Trainer:
             "branch": self.branch,
             "largest_good_loss": self._largest_good_loss,
             "last_good": self._last_good,
+            "best_epoch": self.best_epoch,
+            "best_val_loss": self.best_val_loss,
+            "best": self._best,
             "hp": self.hp,
             "schedule": self.schedule.state_dict(),
             **self._progress(),
@@ -222,6 +261,7 @@ class Trainer:
         self.device_time_s = state["device_time_s"]
         self.diverged, self.restarts, self.branch = state["diverged"], state["restarts"], state["branch"]
         self._largest_good_loss, self._last_good = state["largest_good_loss"], state["last_good"]
+        self.best_epoch, self.best_val_loss, self._best = state["best_epoch"], state["best_val_loss"], state["best"]
         self.schedule.load_state_dict(state["schedule"], device=self.device)
         if any(not torch.equal(value, copied[name]) for name, value in constants.items()):
             self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="explore")
@@ -327,24 +367,25 @@ class Trainer:
         )
 
     def _make_meter(self) -> CostMeter:
-        size = min(self.task.training.batch_size, len(self.splits.train))
-        batch = self.splits.train.take(torch.arange(size))
-        steps = steps_per_epoch(len(self.splits.train), self.task.training.batch_size)
-        flops = plain_step_flops(self.task, self.model, batch) * steps
+        train, size = self.splits.train, self.task.training.batch_size
+        batch = next(train.batches(size, torch.Generator()))
+        flops = plain_step_flops(self.task, self.model, batch) * train.steps(size)
         return CostMeter(flops, compiled=self.task.training.compile)
 
     def _train(self) -> Tensor:
         """One pass over the training split; gives the mean training loss."""
         training, train = self.task.training, self.splits.train
-        validation = self._validation_batches()
+        validation = self.splits.valid.cycle(
+            training.batch_size, stream(self.seed, self._purpose("validation order"), self.epoch)
+        )
         self.model.train()
         total = torch.zeros((), device=self.device)
         steps = 0
         order = stream(self.seed, self._purpose("order"), self.epoch)
-        for indices in epoch_batches(len(train), training.batch_size, order):
+        for batch in train.batches(training.batch_size, order):
             if self.replayed is not None:
                 self._follow(self.replayed, epoch_began=steps == 0)
-            total += self.rule.train_step(self.learner, train.take(indices), self.meter)
+            total += self.rule.train_step(self.learner, batch, self.meter)
             self.step += 1
             steps += 1
             if self.rule.tunes and self.epoch >= training.warmup_epochs:
@@ -377,27 +418,25 @@ class Trainer:
         if not self.schedule.steps or (self.step > 0 and now != values(self.step - 1, before)):
             self.schedule.record(hyper, step=self.step, epoch=before, source="replay")
 
-    def _validation_batches(self) -> Iterator[Split]:
-        valid = self.splits.valid
-        order = stream(self.seed, self._purpose("validation order"), self.epoch)
-        for indices in cycled_batches(len(valid), self.task.training.batch_size, order):
-            yield valid.take(indices)
-
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Validation and test loss and metrics at the mean hyperparameters, over whole splits."""
         self.model.eval()
         report: dict[str, float] = {}
-        functions = {"loss": self.task.loss, **self.task.metrics}
         sample = self.model.mean_sample()
+        metrics = {"loss": self.task.loss, **self.task.metrics}
+        averaged = {name: metric.mean if isinstance(metric, OfMean) else metric for name, metric in metrics.items()}
         for prefix, split in (("val", self.splits.valid), ("test", self.splits.test)):
-            totals = dict.fromkeys(functions, 0.0)
-            for part in torch.split(torch.arange(len(split)), self.task.training.eval_batch_size):
-                batch = split.take(part)
-                outputs = self.learner.forward(batch.inputs, sample)
-                for name, function in functions.items():
-                    totals[name] += float(function(outputs, batch.targets)) * len(batch)
-            report |= {f"{prefix}_{name}": total / len(split) for name, total in totals.items()}
+            totals = dict.fromkeys(averaged.values(), 0.0)  # each once: a metric may be a function of the loss
+            weight = 0
+            for batch in split.whole(self.task.training.eval_batch_size):
+                outputs = self.learner.forward(batch, sample)
+                weight += (counts := batch.weight())
+                for mean in totals:
+                    totals[mean] += float(mean(outputs, batch.targets)) * counts
+            for name, metric in metrics.items():
+                value = totals[averaged[name]] / weight
+                report[f"{prefix}_{name}"] = metric.function(value) if isinstance(metric, OfMean) else value
         return report
 
     def _why_diverged(self, train_loss: float, val_loss: float) -> str:

@@ -86,8 +86,7 @@ class STNTrainable(tune.Trainable):
         cost, device_time_s = self.trainer.meter.cost, self.trainer.device_time_s
         report = self.trainer.run_epoch()
         self.best_val_loss = min(self.best_val_loss, report["val_loss"])
-        diverged = self.trainer.diverged
-        done = diverged is not None or self.trainer.epoch >= self.trainer.task.training.epochs
+        diverged, finished = self.trainer.diverged, self.trainer.finished
         return {
             **report,
             "best_val_loss": self.best_val_loss,
@@ -95,9 +94,9 @@ class STNTrainable(tune.Trainable):
             "device_time_increment_s": self.trainer.device_time_s - device_time_s,
             "parent_trial_id": self.parent_trial_id,
             "segment": self.segment,
-            "status": "diverged" if diverged else "finished" if done else "running",
+            "status": "diverged" if diverged else "finished" if finished else "running",
             "reason": diverged or self.trainer.restarted or "",
-            "done": done,
+            "done": bool(finished),
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -46,13 +46,13 @@ def response_step(learner: Learner, batch: Split) -> None:
     """
     model = learner.model
     size = math.ceil(learner.task.training.response_share * len(batch))
-    part = Split(batch.inputs[:size], batch.targets[:size])
+    part = batch.part(0, size)
     sample = model.perturbed_sample(size, linearise=True)
 
-    def predict(inputs: Tensor, sample: Sample) -> tuple[Any, Activations]:
+    def predict(batch: Split, sample: Sample) -> tuple[Any, Activations]:
         # Fused attention kernels have no tangents.
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            outputs, activations = learner.predict(inputs, sample)
+            outputs, activations = learner.predict(batch, sample)
             # Summed inside the dual level, used past it: inside, backward would carry tangents of its own (of ReLU's
             # saved result, say), three times the products and none of them of use.
             return map_tensors(to_first_order, outputs), map_tensors(to_first_order, activations)

@@ -1,0 +1,49 @@
+"""Paradise Lost, in a small LSTM language model: language on a fresh machine."""
+
+from __future__ import annotations
+
+from tune_stn.data import paradise_lost
+from tune_stn.data.splits import Splits
+from tune_stn.data.text import Text
+from tune_stn.tasks.language import PERPLEXITY, LanguageLSTM, encoded, lstm_regularisation, token_loss
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import Task
+
+
+def text_lstm(
+    *, hidden: int = 128, layers: int = 2, window: int = 35, train_tokens: int | None = None, vocabulary: int = 2000
+) -> Task:
+    """Paradise Lost (inside the package), two LSTM layers of 128 units, the seven hyperparameters of ptb-lstm.
+
+    Eight books to train on, the ninth for validation, the tenth for testing.
+    """
+    return Task(
+        name="text-lstm",
+        description="Paradise Lost, LSTM",
+        model=lambda: LanguageLSTM(vocabulary, hidden, layers),
+        data=lambda seed: _load(train_tokens, vocabulary, window),
+        loss=token_loss,
+        metrics={"perplexity": PERPLEXITY},
+        recurrent=True,
+        **lstm_regularisation(layers),
+        training=Training(
+            epochs=30,
+            batch_size=20,
+            lr=10.0,
+            lr_schedule="NonMonotone",
+            clip_norm=0.25,
+            eval_batch_size=20,
+            hyper_optimizer="Adam",
+            hyper_lr=0.01,
+            train_steps=2,
+            warmup_epochs=1,
+            scale=1.0,
+            tune_scales=False,
+        ),
+    )
+
+
+def _load(train_tokens: int | None, vocabulary: int, window: int) -> Splits:
+    lengths = {"train": train_tokens, "valid": None, "test": None}
+    tokens = encoded(paradise_lost.load(), lengths, vocabulary)
+    return Splits(**{split: Text(part, window) for split, part in tokens.items()})
