@@ -605,7 +605,7 @@ def gradient_by_differences(learner: Learner, batch: Split, sample: Sample, agai
 
     def at(t: float) -> Tensor:
         again()
-        outputs: Tensor = learner.forward(batch.inputs, Sample(sample.values, h * t))
+        outputs: Tensor = learner.forward(batch, Sample(sample.values, h * t))
         return outputs
 
     step = 1e-3

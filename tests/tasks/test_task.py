@@ -105,6 +105,10 @@ def test_accuracy_is_the_share_of_hits() -> None:
     assert float(accuracy(outputs, torch.tensor([0, 1, 1, 0]))) == 0.0
 
 
+# A tied decoder, normalisation, and the positions of a transformer.
+STAYS = ("weight shared with embedding", "norms=False", "no response layer for LanguageTransformer")
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_built_in_task_is_one_for_every_method(name: str) -> None:
     """What holds for each: bindings meet dropout modules, the model is drawn by the global seed alone."""
@@ -115,9 +119,10 @@ def test_built_in_task_is_one_for_every_method(name: str) -> None:
     assert task.description
     torch.manual_seed(0)
     first = task.model()
-    model = self_tuning(first, task.space, start=task.start, dropout=task.dropout, response="gate")
-    assert set(model.conversion.bound.values()) == set(task.dropout.values())
-    assert not model.conversion.plain
+    bindings = {"dropout": task.dropout, "weight_dropout": task.weight_dropout}
+    model = self_tuning(first, task.space, start=task.start, response="gate", **bindings)
+    assert set(model.conversion.bound.values()) == {name for binding in bindings.values() for name in binding.values()}
+    assert all(reason.startswith(STAYS) for reason in model.conversion.plain.values())
     torch.manual_seed(0)
     again = task.model().state_dict()
     assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())

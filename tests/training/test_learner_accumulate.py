@@ -135,9 +135,9 @@ def test_a_share_of_the_batch_comes_in_parts_too(task: Callable[..., Task], stir
         sizes: list[int] = []
         forward = trainer.learner.forward
 
-        def note(inputs: Tensor, sample: Sample, *, sizes: Any = sizes, forward: Any = forward) -> Any:
-            sizes.append(len(inputs))
-            return forward(inputs, sample)
+        def note(batch: Split, sample: Sample, *, sizes: Any = sizes, forward: Any = forward) -> Any:
+            sizes.append(len(batch))
+            return forward(batch, sample)
 
         trainer.learner.forward = note  # type: ignore[method-assign]
         batch = trainer.splits.train.take(torch.arange(8))

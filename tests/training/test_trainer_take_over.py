@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tune_stn.data import splits
 from tune_stn.space import Tunable
 from tune_stn.training import Trainer, load_state, save_state
-from tune_stn.training import trainer as training
 
 OWN = ("schedule", "cost", "branch", "device_time_s", "last_good", "hp")
 STARTS = {"winner": 0.2, "loser": 0.7}
@@ -98,8 +98,9 @@ def test_two_that_take_over_the_same_state_go_ways_of_their_own(make_task: Any) 
 
 def test_data_order_is_the_branchs_too(make_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[list[list[int]]] = []
+    trainers = [trained(make_task, "winner", 0) for _ in range(4)]
     for name in ("epoch_batches", "cycled_batches"):
-        plain = getattr(training, name)
+        plain = getattr(splits, name)
 
         def noted(*arguments: Any, plain: Any = plain) -> Iterator[torch.Tensor]:
             seen = orders[-1]
@@ -107,9 +108,8 @@ def test_data_order_is_the_branchs_too(make_task: Any, monkeypatch: pytest.Monke
                 seen.append(indices.tolist())
                 yield indices
 
-        monkeypatch.setattr(training, name, noted)
-    for branch in ("", "1.0", "1.1", "1.0"):
-        trainer = trained(make_task, "winner", 0)
+        monkeypatch.setattr(splits, name, noted)
+    for trainer, branch in zip(trainers, ("", "1.0", "1.1", "1.0"), strict=True):
         trainer.branch = branch
         orders.append([])
         trainer.run_epoch()

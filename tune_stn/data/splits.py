@@ -84,7 +84,7 @@ class Split:
 
     def weight(self) -> int:
         """By how much a mean over this batch counts in a mean over all: examples, or in a text the predicted tokens."""
-        if self.targets.is_floating_point():
+        if self.targets.ndim == 1 or self.targets.is_floating_point():
             return len(self)
         return int((self.targets != IGNORED).sum())
 
@@ -98,7 +98,7 @@ class Split:
         return map(self.take, cycled_batches(len(self), batch_size, generator))
 
     def whole(self, batch_size: int) -> Iterator[Split]:
-        return map(self.take, torch.arange(len(self)).split(batch_size))
+        return map(self.take, torch.split(torch.arange(len(self)), batch_size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ class Text:
     def __post_init__(self) -> None:
         if self.tokens.dim() != 1 or self.tokens.dtype != torch.int64 or len(self.tokens) < 2:
             raise ValueError(
-                f"tokens are {self.tokens.dtype} of shape {tuple(self.tokens.shape)}: accepted are int64 of shape (n,), "
-                "with two or more of them, for each is predicted from those before it"
+                f"tokens are {self.tokens.dtype} of shape {tuple(self.tokens.shape)}: accepted are int64 of shape "
+                "(n,), two or more of them, for each is predicted from those before it"
             )
         if self.window < 1:
             raise ValueError(f"window={self.window}: accepted is an integer of 1 or more")
@@ -92,6 +92,31 @@ class Text:
 
     def _windows(self, inputs: Tensor, targets: Tensor) -> Iterator[Split]:
         carry = Carry()
-        for ours, theirs in zip(inputs.split(self.window, 1), targets.split(self.window, 1), strict=True):
+        for ours, theirs in zip(*(torch.split(given, self.window, 1) for given in (inputs, targets)), strict=True):
             yield Split(ours, theirs, carry)
             carry.step()
+
+
+def passages(tokens: Tensor, window: int, *, full: bool = False) -> Split:
+    """A text as examples of their own, for networks that carry nothing: `(n, window)`, the targets one token ahead.
+
+    Every token but the first is a target once; what fills the last passage up is `IGNORED`.
+
+    Args:
+        tokens: shape `(n,)`, int64, at least two.
+        window: tokens of a passage.
+        full: whether to leave a last passage out that has to be filled up: where targets turn
+            into probabilities, there is nothing to ignore.
+
+    Raises:
+        ValueError: as from `Text`, or `full` and not one passage is.
+    """
+    text = Text(tokens, window)
+    if full:
+        if len(text) < window:
+            raise ValueError(f"{len(tokens)} tokens have no passage of {window} with the token after it")
+        tokens = tokens[: len(text) // window * window + 1]
+    missing = -(len(tokens) - 1) % window
+    inputs = torch.cat([tokens[:-1], tokens.new_zeros(missing)])
+    targets = torch.cat([tokens[1:], tokens.new_full((missing,), IGNORED)])
+    return Split(inputs.view(-1, window), targets.view(-1, window))

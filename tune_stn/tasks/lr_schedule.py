@@ -33,7 +33,7 @@ class NonMonotone(ReduceLROnPlateau):
         self.window = window
         self.losses: list[float] = []
 
-    def step(self, metrics: Any, epoch: int | None = None) -> None:
+    def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take the validation loss of an epoch."""
         loss = float(metrics)
         earlier = self.losses[: -self.window]

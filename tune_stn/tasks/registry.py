@@ -18,6 +18,7 @@ from tune_stn.tasks.ridge import ridge
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 from tune_stn.tasks.text_lstm import text_lstm
+from tune_stn.tasks.text_transformer import text_transformer
 
 # A new task is one file and one line here.
 TASKS: Mapping[str, Callable[..., Task]] = {
@@ -27,6 +28,7 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "fashion-mnist-cnn": fashion_mnist_cnn,
     "cifar10-alexnet": cifar10_alexnet,
     "text-lstm": text_lstm,
+    "text-transformer": text_transformer,
     "ptb-lstm": ptb_lstm,
 }
 

@@ -55,8 +55,10 @@ def best_weight(split: Split, penalty: float) -> Tensor:
 
 def validation_loss(splits: Splits, penalty: float) -> float:
     """Validation loss of the exact minimiser at one penalty."""
-    inputs, targets = splits.valid.inputs.double(), splits.valid.targets.double()
-    return float(half_squared_error(inputs @ best_weight(splits.train, penalty), targets))
+    train, valid = splits.train, splits.valid
+    assert isinstance(train, Split)
+    assert isinstance(valid, Split)
+    return float(half_squared_error(valid.inputs.double() @ best_weight(train, penalty), valid.targets.double()))
 
 
 def _draw(features: int, train_examples: int, noise: float, seed: int) -> Splits:

@@ -101,12 +101,20 @@ def test_one_after_the_other() -> None:
     torch.testing.assert_close(both, 0.7 * probabilities + 0.1)
 
 
+def test_every_token_of_a_text_is_smoothed() -> None:
+    tokens = torch.tensor([[2, 0, 1], [1, 1, 2]])
+    sample = Sample({"label_smoothing": torch.tensor([0.3, 0.6])})
+    _, smoothed = LabelSmoothing(classes=3)(torch.zeros(2, 3), tokens, sample)
+    one_by_one = [LabelSmoothing(classes=3)(torch.zeros(2), tokens[:, at], sample)[1] for at in range(3)]
+    torch.testing.assert_close(smoothed, torch.stack(one_by_one, 1), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.zeros(4, 3, dtype=torch.int64), r"torch.int64 of shape \(4, 3\)"),
+        (torch.zeros((), dtype=torch.int64), r"torch.int64 of shape \(\)"),
         (torch.zeros(4), r"torch.float32 of shape \(4,\)"),
-        (torch.zeros(4, 5), r"probabilities of shape \(batch, 3\)"),
+        (torch.zeros(4, 5), r"probabilities of shape \(batch, ..., 3\)"),
     ],
 )
 def test_other_targets_are_refused(targets: Tensor, message: str) -> None:

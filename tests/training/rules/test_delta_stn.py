@@ -33,11 +33,11 @@ def linearised_loss(learner: Learner, batch: Split, sample: Sample) -> Tensor:
     h = sample.response_input
     assert h is not None
 
-    def predict(inputs: Tensor, sample: Sample) -> tuple[Tensor, Activations]:
+    def predict(batch: Split, sample: Sample) -> tuple[Tensor, Activations]:
         paths = sorted(learner.observed)
 
         def at(s: Tensor) -> tuple[Tensor, ...]:
-            outputs, activations = learner.predict(inputs, Sample(sample.values, h * s))
+            outputs, activations = learner.predict(batch, Sample(sample.values, h * s))
             return outputs, *(activations[path][0] for path in paths)
 
         values, tangents = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
@@ -124,9 +124,9 @@ def test_share_is_rounded_up_and_of_the_response_step_alone(make_task: Any, shar
     seen: list[tuple[int, bool]] = []
     forward = trainer.learner.forward
 
-    def note(inputs: Tensor, sample: Sample) -> Any:
-        seen.append((len(inputs), sample.linearise))
-        return forward(inputs, sample)
+    def note(batch: Split, sample: Sample) -> Any:
+        seen.append((len(batch), sample.linearise))
+        return forward(batch, sample)
 
     trainer.learner.forward = note  # type: ignore[method-assign]
     trainer.run_epoch()
@@ -217,7 +217,7 @@ def test_evaluation_is_that_of_the_base_network(make_task: Any, stir: Any) -> No
     assert not hyper_sample.response_input.any()
     trainer.model.eval()
     assert torch.allclose(
-        trainer.learner.forward(batch.inputs, sample), trainer.learner.forward(batch.inputs, hyper_sample), atol=1e-6
+        trainer.learner.forward(batch, sample), trainer.learner.forward(batch, hyper_sample), atol=1e-6
     )
 
 

@@ -17,7 +17,8 @@ from tune_stn.space.sample import Sample
 class LabelSmoothing:
     """Takes a share r of each example's probability and spreads it evenly over all classes.
 
-    Szegedy et al. (2016, arXiv 1512.00567, section 7). The inputs are left alone.
+    Szegedy et al. (2016, arXiv 1512.00567, section 7). The inputs are left alone. Targets may have further axes, of the
+    tokens of a text, say: each has probabilities of its own then.
 
     Attributes:
         rate: name of r, a value in [0, 1]; 0 leaves the probabilities as they are.
@@ -39,7 +40,7 @@ class LabelSmoothing:
 
     def __call__(self, inputs: Tensor, targets: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
         probabilities = class_probabilities(targets, self.classes)
-        rate = value_of(sample, self.rate, inputs).to(probabilities.dtype).unsqueeze(1)
+        rate = over_examples(value_of(sample, self.rate, inputs).to(probabilities.dtype), probabilities)
         return inputs, probabilities * (1 - rate) + rate / self.classes
 
 
@@ -102,17 +103,17 @@ def partner_share(strength: Tensor, draws: Tensor) -> Tensor:
 
 
 def class_probabilities(targets: Tensor, classes: int) -> Tensor:
-    """Integer targets `(batch,)` as float32 of shape `(batch, classes)`; probabilities of that shape as they are.
+    """Integer targets `(batch, ...)` as float32 of shape `(batch, ..., classes)`; probabilities of it as they are.
 
     Raises:
         ValueError: targets are neither.
     """
-    if targets.is_floating_point() and targets.ndim == 2 and targets.shape[1] == classes:
+    if targets.is_floating_point() and targets.ndim >= 2 and targets.shape[-1] == classes:
         return targets
-    if targets.is_floating_point() or targets.ndim != 1:
+    if targets.is_floating_point() or targets.ndim == 0:
         raise ValueError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)}: accepted are integers of shape (batch,) "
-            f"and probabilities of shape (batch, {classes})"
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)}: accepted are integers of shape (batch, ...) "
+            f"and probabilities of shape (batch, ..., {classes})"
         )
     return F.one_hot(targets.long(), classes).float()
 
