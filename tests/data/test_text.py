@@ -38,9 +38,7 @@ def test_a_pass_is_in_order_and_of_one_shape(n: int, window: int, batch_size: in
         check_is_ahead(batch)
     columns = torch.cat([batch.inputs for batch in batches], 1)
     start = int(columns[0, 0])
-    assert torch.equal(
-        columns.flatten(), torch.arange(start, start + columns.numel())
-    )  # each row goes on with the next
+    assert torch.equal(columns.flatten(), torch.arange(start, start + columns.numel()))
     assert n - 1 - columns.numel() < rows * (time if len(batches) > 1 or time == window else 1) + rows
 
 

@@ -79,7 +79,7 @@ def self_tuning(
         seed=seed,
     )
     for name in (weight_dropout or {}).values():
-        if name not in space.per_batch:
+        if name not in space.per_batch and name not in space.held:
             raise ValueError(
                 f"weight_dropout binds {name!r}, which is drawn for each example, but all examples of a batch share "
                 f"the weights: name it in SearchSpace(..., per_batch=[{name!r}])"
@@ -101,6 +101,6 @@ def self_tuning(
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:
     for name in (bindings or {}).values():
-        if name not in space:
+        if name not in space and name not in space.held:
             raise ValueError(f"{keyword} binds the unknown hyperparameter {name!r}; the space has {', '.join(space)}")
     return Patterns(bindings or {}, keyword)

@@ -37,17 +37,26 @@ class SearchSpace(Mapping[str, Domain]):
         domains: name -> domain, in the order in which the tunable state holds them.
         per_batch: names whose draw is shared by the examples of a batch, because the batch shares the thing they
             regulate (DropConnect, say); all others are drawn for each example.
+        held: name -> value of hyperparameters that are read, but not tuned by any method; they are not among the
+            domains. See `hold`.
 
     Raises:
-        ValueError: the space is empty, `per_batch` names an unknown hyperparameter, or a name means something that
-            cannot be tuned by the gradient of the validation loss (learning rate, momentum, batch size).
+        ValueError: the space is empty, a name is both tuned and held, `per_batch` names an unknown hyperparameter, or
+            a name means something that cannot be tuned by the gradient of the validation loss (learning rate,
+            momentum, batch size).
         TypeError: a value is not a domain.
 
     Example:
         >>> SearchSpace({"dropout": Uniform(0, 0.9), "holes": Integer(0, 4)})
     """
 
-    def __init__(self, domains: Mapping[str, Domain], *, per_batch: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        domains: Mapping[str, Domain],
+        *,
+        per_batch: Iterable[str] = (),
+        held: Mapping[str, float] | None = None,
+    ) -> None:
         if not domains:
             raise ValueError("the search space is empty: name at least one hyperparameter")
         for name, domain in domains.items():
@@ -61,6 +70,25 @@ class SearchSpace(Mapping[str, Domain]):
         self.per_batch = frozenset(per_batch)
         if unknown := self.per_batch - self._domains.keys():
             raise ValueError(f"per_batch names {sorted(unknown)}, not in the space: {list(self._domains)}")
+        self.held = dict(held or {})
+        if both := self.held.keys() & self._domains.keys():
+            raise ValueError(f"{sorted(both)[0]!r} is both tuned and held: leave it out of one of the two")
+
+    def hold(self, values: Mapping[str, float]) -> SearchSpace:
+        """The space without these hyperparameters, which are held at these values instead.
+
+        Raises:
+            ValueError: a value is outside its domain, a name is unknown, or nothing would be left to tune.
+        """
+        for name, value in values.items():
+            if name not in self._domains:
+                raise ValueError(f"unknown hyperparameter {name!r}; accepted are {', '.join(self._domains)}")
+            if not self._domains[name].contains(float(value)):
+                raise ValueError(f"held value {value:g} of {name!r} is outside {self._domains[name].describe()}")
+        domains = {name: domain for name, domain in self.items() if name not in values}
+        if not domains:
+            raise ValueError("all hyperparameters would be held: leave at least one to tune")
+        return SearchSpace(domains, per_batch=self.per_batch - values.keys(), held={**self.held, **values})
 
     @classmethod
     def from_tune(cls, domains: Mapping[str, Any], *, per_batch: Iterable[str] = ()) -> SearchSpace:
@@ -114,7 +142,8 @@ class SearchSpace(Mapping[str, Domain]):
         return len(self._domains)
 
     def __repr__(self) -> str:
-        return f"SearchSpace({self._domains!r}, per_batch={sorted(self.per_batch)!r})"
+        held = f", held={self.held!r}" if self.held else ""
+        return f"SearchSpace({self._domains!r}, per_batch={sorted(self.per_batch)!r}{held})"
 
 
 def check_tunable(name: str) -> None:

@@ -67,14 +67,19 @@ class Tunable(nn.Module):
         return F.softplus(self.rho)
 
     def values(self, raw: Tensor) -> dict[str, Tensor]:
-        """Values of raw coordinates of shape `(rows, n)`: name -> shape `(rows,)`, or `(1,)` if per batch; detached."""
+        """Values of raw coordinates of shape `(rows, n)`: name -> shape `(rows,)`, or `(1,)` if per batch; detached.
+
+        With those that are held, of shape `(1,)`.
+        """
         columns = dict(zip(self.space, raw.detach().unbind(-1), strict=True))
         shared = {name: columns[name][:1] for name in self.space.per_batch}
-        return {name: domain.transform((columns | shared)[name]) for name, domain in self.space.items()}
+        tuned = {name: domain.transform((columns | shared)[name]) for name, domain in self.space.items()}
+        return tuned | _held(self.space, raw)
 
     def mean_values(self) -> dict[str, float]:
         """The value of each hyperparameter at the mean of its perturbation: what schedules record."""
-        return {name: float(value) for name, value in self.values(self.raw[None]).items()}
+        values = self.values(self.raw[None])
+        return {name: float(values[name]) for name in self.space}
 
     def perturbed(self, rows: int) -> Tensor:
         """`raw + scale * noise`, shape `(rows, n)`, with gradients to raw and rho.
@@ -142,7 +147,12 @@ class Constants(nn.Module):
         return dict(zip(self.space, self.value.tolist(), strict=True))
 
     def constant_sample(self) -> Sample:
-        return Sample(dict(zip(self.space, self.value[:, None].unbind(0), strict=True)))
+        return Sample(dict(zip(self.space, self.value[:, None].unbind(0), strict=True)) | _held(self.space, self.value))
+
+
+def _held(space: SearchSpace, like: Tensor) -> dict[str, Tensor]:
+    """Held values, each of shape `(1,)`."""
+    return {name: like.new_full((1,), value) for name, value in space.held.items()}
 
 
 def inverse_softplus(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,13 +87,24 @@ class Task:
         read.update(*(reader.names for reader in self.augmentations))
         read.update(*(reader.names for reader in self.label_augmentations))
         read.update(*(reader.names for reader in self.penalties))
-        if unknown := sorted(read - set(self.space)):
+        if unknown := sorted(read - set(self.space) - set(self.space.held)):
             raise ValueError(f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}")
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
                 f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "
                 "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty"
             )
+
+    def tuning_only(self, *names: str) -> Task:
+        """The same task with these hyperparameters to tune, the others held at their start values.
+
+        Raises:
+            ValueError: a name is not of the space, or none is given.
+        """
+        if unknown := [name for name in names if name not in self.space]:
+            raise ValueError(f"unknown hyperparameter {unknown[0]!r}; task {self.name!r} has {', '.join(self.space)}")
+        held = {name: value for name, value in self.start.items() if name not in names}
+        return replace(self, space=self.space.hold(held), start={name: self.start[name] for name in names})
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
