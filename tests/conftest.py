@@ -16,6 +16,13 @@ torch.set_num_threads(1)
 require_token()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that use Ray in one process, where pytest runs in several: they share its local Ray."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on."""

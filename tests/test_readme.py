@@ -36,6 +36,14 @@ def test_the_own_model_is_about_twenty_lines_and_trains(tmp_path: Path, monkeypa
     assert len(code) <= 20
 
 
+def test_the_language_model_carries_its_state_and_trains() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(block("recurrent=True"), "README.md", "exec"), names)
+    trainer = Trainer(get_task(names["task"], epochs=2, warmup_epochs=1, batch_size=40), algorithm="stn")
+    first, second = (trainer.run_epoch() for _ in range(2))
+    assert second["val_perplexity"] < first["val_perplexity"] < 500
+
+
 def test_the_conversion_by_hand_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block("print(net.conversion)"), "README.md", "exec"), {})
     assert "2: reads dropout" in capsys.readouterr().out

@@ -198,12 +198,16 @@ def report(directory: Path) -> None:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def data(name: str, folder: Path | None, quiet: bool) -> None:
     """Fetch a data set, checksummed."""
-    from tune_stn.data import cifar10, fashion_mnist
+    from tune_stn.data import cifar10, fashion_mnist, ptb
 
     sources = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
+    if name == "ptb":
+        raise ValueError(f"Penn Treebank is not fetched: {ptb.HOW}")
     if name not in sources:
         accepted = ", ".join(sources)
-        raise ValueError(f"unknown data set {name!r}; accepted are {accepted} (digits-mlp and ridge need none)")
+        raise ValueError(
+            f"unknown data set {name!r}; accepted are {accepted} (ridge, digits-mlp and the text tasks need none)"
+        )
     click.echo(sources[name].fetch(folder, progress=not quiet))
 
 
