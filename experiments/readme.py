@@ -11,6 +11,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -232,6 +233,56 @@ def replay() -> str:
     )
 
 
+def ptb_tuning() -> str:
+    """The layout of table 2 of the STN paper, its left half."""
+    folder = RESULTS / "ptb_tuning" / "ptb-lstm-cpu"
+    differences = pd.read_csv(folder / "differences.csv", index_col="method")
+    rows = []
+    for row in pd.read_csv(folder / "table.csv").to_dict("records"):
+        cells = [row["method"], f"{row['trials']:.0f}", f"{row['cost']:.0f}"]
+        for column in ("val_perplexity", "test_perplexity", "val_loss", "test_loss"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        rows.append([*cells, paired(differences.loc[row["method"]])])
+    header = ["method", "trials a seed", "cost", "val. perplexity [95 %]", "test perplexity [95 %]", "val. loss [95 %]"]
+    return markdown([*header, "test loss [95 %]", "val. loss minus the best's, paired [95 %]"], rows)
+
+
+def ptb_schedule() -> str:
+    """The layout of table 1 of the STN paper."""
+    rows = []
+    for row in pd.read_csv(RESULTS / "ptb_schedule" / "ptb-lstm-cpu" / "table.csv").to_dict("records"):
+        cells = [row["row"], f"{row['rate']:.2f}", f"{row['cost']:.0f}"]
+        for column in ("val_perplexity", "test_perplexity"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        for split in ("val", "test"):
+            difference, low, high, p = (row[f"{split}_minus_fixed{end}"] for end in ("", "_low", "_high", "_p"))
+            cells.append(paired({"mean": difference, "low": low, "high": high, "p_value": p}))
+        rows.append(cells)
+    header = ["output dropout", "its last rate", "cost", "val. perplexity [95 %]", "test perplexity [95 %]"]
+    return markdown(
+        [*header, "val. loss minus the fixed one's, paired [95 %]", "test loss minus the fixed one's, paired [95 %]"],
+        rows,
+    )
+
+
+def paired(difference: Any) -> str:
+    """Of a row with `mean`, `low`, `high` and `p_value`; empty for the one that the others are compared with."""
+    if pd.isna(difference["mean"]):
+        return ""
+    ends = f"[{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    return f"{difference['mean']:+.4f} {ends}, p = {difference['p_value']:.2f}"
+
+
+def lstm_cost() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "lstm_cost" / "cpu.csv").to_dict("records"):
+        spread = f"{row['over_plain']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+        ratios = [f"{row[name]:.2f}" for name in ("operations_over_plain", "memory_over_plain", "share_of_floor")]
+        rows.append([row["size"], f"{row['threads']}", row["layer"], spread, *ratios])
+    header = ["time x batch x hidden", "threads", "layer", "time over nn.LSTM (quartiles)", "operations", "peak memory"]
+    return markdown([*header, "share of the floor"], rows)
+
+
 def start_convergence() -> str:
     table = pd.read_csv(RESULTS / "start_convergence" / "spread.csv")
     shown = sorted({0, table["epoch"].max() // 4, table["epoch"].max() // 2, table["epoch"].max()})
@@ -299,6 +350,8 @@ PAGES = {
         "all-methods": all_methods,
         "speed-up": speed_up,
         "replay": replay,
+        "ptb-tuning": ptb_tuning,
+        "ptb-schedule": ptb_schedule,
         "regularisation-gain": regularisation_gain,
         "step-cost-short": step_cost_short,
     },
@@ -310,6 +363,7 @@ PAGES = {
         "driver-kills": driver_kills,
         "tune-overhead": tune_overhead,
         "export-scale": export_scale,
+        "lstm-cost": lstm_cost,
         "step-cost": step_cost,
         "response-size": response_size,
         "start-values": start_values,

@@ -31,13 +31,13 @@ class NonMonotone(ReduceLROnPlateau):
             raise ValueError(f"window={window!r}: accepted is an integer of 1 or more")
         super().__init__(optimizer, factor=factor, min_lr=min_lr)
         self.window = window
-        self.losses: list[float] = []
+        self.losses: tuple[float, ...] = ()  # no list: states are shared with whoever saves or loads them
 
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take the validation loss of an epoch."""
         loss = float(metrics)
         earlier = self.losses[: -self.window]
-        self.losses.append(loss)
+        self.losses += (loss,)
         self.last_epoch += 1
         if earlier and not loss < min(earlier):
             self._reduce_lr(self.last_epoch)
