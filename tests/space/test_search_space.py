@@ -135,3 +135,29 @@ def test_the_core_works_and_says_so_without_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "pip install 'ray[tune]'" in done.stdout
+
+
+def test_some_are_held_and_the_others_tuned() -> None:
+    whole = SearchSpace(dict(SPACE), per_batch=["rate", "decay"])
+    space = whole.hold({"rate": 0.3}).hold({"holes": 2})
+    assert list(space) == ["decay"]
+    assert space.held == {"rate": 0.3, "holes": 2}
+    assert space.per_batch == {"decay"}
+    assert "held={'rate': 0.3, 'holes': 2}" in repr(space)
+    assert whole.held == {}
+    assert "held" not in repr(whole)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"speed": 1.0}, "unknown hyperparameter 'speed'; accepted are rate, decay, holes"),
+        ({"rate": 0.95}, "held value 0.95 of 'rate' is outside"),
+        (START, "all hyperparameters would be held"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SPACE.hold(values)
+    with pytest.raises(ValueError, match="'rate' is both tuned and held"):
+        SearchSpace({"rate": Uniform(0, 1)}, held={"rate": 0.5})

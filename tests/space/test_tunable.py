@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tune_stn.space import Constants, Domain, Integer, LogUniform, Normal, SearchSpace, Tunable, Uniform
+from tune_stn.space import Constants, Domain, Integer, LogUniform, Normal, Sample, SearchSpace, Tunable, Uniform
 from tune_stn.space.tunable import inverse_softplus
 
 DOMAINS: dict[str, Domain] = {
@@ -314,3 +314,16 @@ def test_state_dict_is_plain_tensors_and_restores(kind: type[Tunable] | type[Con
         assert torch.equal(other.origin, state.origin)  # or the response would read other inputs than it learned
     assert other.mean_values() == state.mean_values()
     assert set(state.state_dict()) == ({"raw", "rho", "origin"} if kind is Tunable else {"value"})
+
+
+@pytest.mark.parametrize("kind", [Tunable, Constants])
+def test_held_values_are_read_but_not_recorded(kind: type[Tunable] | type[Constants]) -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 1)}).hold({"other": 0.25})
+    hyper = kind(space, {"rate": 0.1})
+    assert list(hyper.mean_values()) == ["rate"]
+    samples = [hyper.constant_sample()]
+    if isinstance(hyper, Tunable):
+        assert hyper.raw.shape == (1,)
+        samples.append(Sample(hyper.values(hyper.perturbed(5))))
+    for sample in samples:
+        assert sample["other"].tolist() == [0.25]

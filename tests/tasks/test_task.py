@@ -14,6 +14,7 @@ from tune_stn.nn import WeightDecay
 from tune_stn.nn.penalties import ActivationNorm
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import TASKS, Task, Training, accuracy, get_task
+from tune_stn.training import Trainer
 
 SPACE = SearchSpace({"rate": Uniform(0, 0.9), "scale": Uniform(0, 1), "decay": Uniform(0, 1)})
 
@@ -127,3 +128,17 @@ def test_built_in_task_is_one_for_every_method(name: str) -> None:
     again = task.model().state_dict()
     assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
     assert model.hyper.mean_values() == pytest.approx(dict(task.start), rel=1e-4)
+
+
+def test_one_hyperparameter_alone_is_tuned() -> None:
+    whole = get_task("digits-mlp")
+    task = whole.tuning_only("dropout_1")
+    assert list(task.space) == list(task.start) == ["dropout_1"]
+    assert task.space.held == {name: value for name, value in whole.start.items() if name != "dropout_1"}
+    for algorithm in ("fixed", "stn", "delta-stn"):
+        report = Trainer(task, algorithm=algorithm).run_epoch()
+        assert [key for key in report if key.startswith("hp/")] == ["hp/dropout_1"]
+    with pytest.raises(ValueError, match="unknown hyperparameter 'dropout_7'; task 'digits-mlp' has dropout_input"):
+        whole.tuning_only("dropout_7")
+    with pytest.raises(ValueError, match="all hyperparameters would be held"):
+        whole.tuning_only()

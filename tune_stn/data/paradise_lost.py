@@ -1,7 +1,7 @@
 """Paradise Lost (John Milton, 1667), which lies inside the package: a text that everybody has and may have.
 
-Twelve books in blank verse, 81,000 words and as many marks and line ends as make 103,000 tokens. The spelling is the
-author's. In the public domain; the transcription is Project Gutenberg's, without its notes.
+The ten books of the first edition: 103,841 tokens, of which 10,551 end a verse. The spelling is the author's. In the
+public domain; the transcription is Project Gutenberg's, without its notes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""The scripts of the STN paper's two tables run, here on the text inside the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+RunScript = Callable[..., None]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_table_2(run_script: RunScript, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn,random"]
+    run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
+    folder = tmp_path / "results" / "text-lstm-smoke"
+    table = pd.read_csv(folder / "table.csv")
+    assert set(table["method"]) == {"stn", "random"}
+    assert table["val_perplexity"].between(2, 50).all()
+    schedules = pd.read_parquet(folder / "schedules.parquet")
+    assert schedules["hp"].nunique() == 7
+    assert schedules["trial_id"].nunique() == 1
+    assert (folder / "schedules.png").exists()
+    assert "val_perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_one_trial_to_its_end(run_script: RunScript, tmp_path: Path) -> None:
+    arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn", "--one-trial"]
+    run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
+    assert pd.read_csv(tmp_path / "results" / "text-lstm-smoke-one" / "table.csv")["trials"].tolist() == [1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_table_1(run_script: RunScript, tmp_path: Path) -> None:
+    arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1"]
+    run_script("ptb_schedule.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
+    folder = tmp_path / "results" / "text-lstm-smoke"
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 6
+    assert table["cost"].max() == table.set_index("row")["cost"]["STN"]
+    assert set(pd.read_parquet(folder / "schedules.parquet")["hp"]) == {"dropout_output"}
+    assert (folder / "schedules.png").exists()
+
+
+def test_lstm_cost(run_script: RunScript, tmp_path: Path) -> None:
+    run_script("lstm_cost.py", "--smoke-test", "--results", str(tmp_path))
+    table = pd.read_csv(tmp_path / "cpu.csv")
+    assert len(table) == 20
+    plain = table[table["layer"] == "nn.LSTM"]
+    assert plain["operations_over_plain"].tolist() == [1.0] * 4
+    assert (table["over_plain"] > 0).all()
