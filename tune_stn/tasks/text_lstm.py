@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune_stn.data import paradise_lost
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import PERPLEXITY, LanguageLSTM, encoded, lstm_regularisation, token_loss
+from tune_stn.tasks.language import PERPLEXITY, LanguageLSTM, check_sizes, encoded, lstm_regularisation, token_loss
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -17,6 +17,7 @@ def text_lstm(
 
     Eight books to train on, the ninth for validation, the tenth for testing.
     """
+    check_sizes(hidden=hidden, layers=layers, window=window)
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",

@@ -14,7 +14,7 @@ from tune_stn.data.text import passages
 from tune_stn.nn.modules import StochasticDepth
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform
-from tune_stn.tasks.language import PERPLEXITY, encoded, token_loss
+from tune_stn.tasks.language import PERPLEXITY, check_sizes, encoded, token_loss
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -33,6 +33,9 @@ def text_transformer(
     Dropout of the embedding, of attention and of the residual branches, stochastic depth, weight decay and label
     smoothing. Every passage of `window` tokens is an example of its own, read from its beginning.
     """
+    check_sizes(width=width, heads=heads, layers=layers, window=window)
+    if width % heads:
+        raise ValueError(f"heads={heads}: accepted is a number that divides width={width}")
     return Task(
         name="text-transformer",
         description="Paradise Lost, transformer",
