@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from step_cost import peak_memory, seconds
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from tune_stn.nn import SelfTuningModel, self_tuning
 from tune_stn.space import SearchSpace, Uniform
@@ -154,35 +153,6 @@ def machine(device: str, *, small: bool) -> tuple[float, float]:
     product = min(seconds(lambda: left @ right, device) for _ in range(10))
     copy = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
     return 2 * n**3 / product, 2 * 4 * source.numel() / copy
-
-
-def peak_memory(run: Callable[[], object], device: str) -> int:
-    """Bytes a step has allocated at most at a time, beyond what there was before it."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

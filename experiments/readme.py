@@ -349,7 +349,6 @@ PAGES = {
     ROOT / "README.md": {
         "all-methods": all_methods,
         "speed-up": speed_up,
-        "replay": replay,
         "ptb-tuning": ptb_tuning,
         "ptb-schedule": ptb_schedule,
         "regularisation-gain": regularisation_gain,
@@ -363,6 +362,7 @@ PAGES = {
         "driver-kills": driver_kills,
         "tune-overhead": tune_overhead,
         "export-scale": export_scale,
+        "replay": replay,
         "lstm-cost": lstm_cost,
         "step-cost": step_cost,
         "response-size": response_size,

@@ -18,6 +18,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def run(name: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.syspath_prepend(EXPERIMENTS)  # as for a script: some use others
         runpy.run_path(str(EXPERIMENTS / name), run_name="__main__")
 
     return run

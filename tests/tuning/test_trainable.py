@@ -106,6 +106,16 @@ def test_divergence_ends_the_trial_with_its_reason() -> None:
     assert report["epoch"] < 5
 
 
+def test_the_end_of_patience_ends_the_trial() -> None:
+    made = trial(algorithm="fixed", patience=1, lr=1e-12, epochs=50)  # nothing is learned
+    reports = [made.train()]
+    while not reports[-1]["done"]:
+        reports.append(made.train())
+    assert len(reports) <= 5  # where rounding improves the loss, it goes on
+    assert [report["status"] for report in reports] == ["running"] * (len(reports) - 1) + ["finished"]
+    assert made.trainer.finished.startswith("no better validation loss in 1 epochs")
+
+
 def test_a_restart_is_reported_where_it_happened() -> None:
     one = trial(algorithm="stn")
     one.step()
