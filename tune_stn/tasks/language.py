@@ -70,8 +70,8 @@ class LanguageLSTM(nn.Module):
         return self.decoder(self.dropout_output(outputs)), after
 
 
-def lstm_regularisation(layers: int) -> dict[str, Any]:
-    """The seven hyperparameters of a `LanguageLSTM` and where it reads them: these arguments of its `Task`.
+def lstm_language_model(words: int, hidden: int, layers: int) -> dict[str, Any]:
+    """A `LanguageLSTM` with its loss, its seven hyperparameters and where it reads them: these arguments of a `Task`.
 
     Dropout of the input, between the layers and of the output (one mask for each example and unit), of whole words of
     the embedding and of the hidden-to-hidden weights (one draw a batch), and the strengths of activation
@@ -83,6 +83,10 @@ def lstm_regularisation(layers: int) -> dict[str, Any]:
         {name: Uniform(0.0, 0.95) for name in rates} | strengths, per_batch=["dropout_embedding", "dropout_weight"]
     )
     return {
+        "model": lambda: LanguageLSTM(words, hidden, layers),
+        "loss": token_loss,
+        "metrics": {"perplexity": PERPLEXITY},
+        "recurrent": True,
         "space": space,
         "start": dict.fromkeys(space, 0.05),
         "dropout": {name: name for name in ("dropout_input", "dropout_hidden", "dropout_output")},

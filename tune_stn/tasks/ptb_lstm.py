@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tune_stn.data import ptb
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import PERPLEXITY, LanguageLSTM, check_sizes, encoded, lstm_regularisation, token_loss
+from tune_stn.tasks.language import check_sizes, encoded, lstm_language_model
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -34,12 +34,8 @@ def ptb_lstm(
     return Task(
         name="ptb-lstm",
         description="Penn Treebank, LSTM",
-        model=lambda: LanguageLSTM(vocabulary, hidden, layers),
         data=lambda seed: _load(lengths, vocabulary, window, data_dir),
-        loss=token_loss,
-        metrics={"perplexity": PERPLEXITY},
-        recurrent=True,
-        **lstm_regularisation(layers),
+        **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=200,
             batch_size=40,

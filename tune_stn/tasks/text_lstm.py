@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune_stn.data import paradise_lost
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import PERPLEXITY, LanguageLSTM, check_sizes, encoded, lstm_regularisation, token_loss
+from tune_stn.tasks.language import check_sizes, encoded, lstm_language_model
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -21,12 +21,8 @@ def text_lstm(
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",
-        model=lambda: LanguageLSTM(vocabulary, hidden, layers),
         data=lambda seed: _load(train_tokens, vocabulary, window),
-        loss=token_loss,
-        metrics={"perplexity": PERPLEXITY},
-        recurrent=True,
-        **lstm_regularisation(layers),
+        **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=30,
             batch_size=20,
