@@ -74,29 +74,6 @@ def without_regularisation(**training: Any) -> Task:
     return Task(**fields, **own, space=SearchSpace({"alpha": Uniform(0, 1)}), start={"alpha": 0.0}, recurrent=True)
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3, 7, 500])
-def test_evaluation_is_the_mean_over_every_token_but_the_first(columns: int) -> None:
-    trainer = Trainer(task(eval_batch_size=columns), algorithm="fixed")
-    report = trainer._evaluate()
-    plain = Network()
-    plain.load_state_dict(trainer.model.network.state_dict())
-    plain.eval()
-    for prefix, text in (("val", trainer.splits.valid), ("test", trainer.splits.test)):
-        assert isinstance(text, Text)
-        rows = min(columns, len(text))
-        length = -(-len(text) // rows)
-        total, count = 0.0, 0
-        for start in range(0, len(text), length):  # a column each, and the state from its beginning to its end
-            stop = min(start + length, len(text))
-            with torch.no_grad():
-                outputs, _ = plain(text.tokens[None, start:stop])
-            losses = F.cross_entropy(outputs[0], text.tokens[start + 1 : stop + 1], reduction="none")
-            total, count = total + float(losses.sum()), count + len(losses)
-        assert count == len(text)
-        assert report[f"{prefix}_loss"] == pytest.approx(total / count, rel=1e-5)
-        assert report[f"{prefix}_perplexity"] == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-5)
-
-
 def test_an_epoch_is_that_of_a_plain_loop_with_a_carried_state() -> None:
     trainer = Trainer(without_regularisation(clip_norm=None), algorithm="fixed")
     plain = Network()

@@ -18,9 +18,10 @@ from tune_stn.data.splits import Splits
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.space.tunable import Constants, Tunable
-from tune_stn.tasks.task import OfMean, Task
+from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import CheckpointError
 from tune_stn.training.cost import CostMeter, plain_step_flops
+from tune_stn.training.evaluation import evaluate
 from tune_stn.training.learner import Learner
 from tune_stn.training.response_size import response_size
 from tune_stn.training.rules import get_rule
@@ -418,26 +419,8 @@ class Trainer:
         if not self.schedule.steps or (self.step > 0 and now != values(self.step - 1, before)):
             self.schedule.record(hyper, step=self.step, epoch=before, source="replay")
 
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Validation and test loss and metrics at the mean hyperparameters, over whole splits."""
-        self.model.eval()
-        report: dict[str, float] = {}
-        sample = self.model.mean_sample()
-        metrics = {"loss": self.task.loss, **self.task.metrics}
-        averaged = {name: metric.mean if isinstance(metric, OfMean) else metric for name, metric in metrics.items()}
-        for prefix, split in (("val", self.splits.valid), ("test", self.splits.test)):
-            totals = dict.fromkeys(averaged.values(), 0.0)  # each once: a metric may be a function of the loss
-            weight = 0
-            for batch in split.whole(self.task.training.eval_batch_size):
-                outputs = self.learner.forward(batch, sample)
-                weight += (counts := batch.weight())
-                for mean in totals:
-                    totals[mean] += float(mean(outputs, batch.targets)) * counts
-            for name, metric in metrics.items():
-                value = totals[averaged[name]] / weight
-                report[f"{prefix}_{name}"] = metric.function(value) if isinstance(metric, OfMean) else value
-        return report
+        return evaluate(self.learner, self.splits)
 
     def _why_diverged(self, train_loss: float, val_loss: float) -> str:
         """What is not finite any more; empty where all is well."""
