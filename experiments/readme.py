@@ -242,7 +242,7 @@ def ptb_tuning() -> str:
         cells = [row["method"], f"{row['trials']:.0f}", f"{row['cost']:.0f}"]
         for column in ("val_perplexity", "test_perplexity", "val_loss", "test_loss"):
             cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
-        rows.append([*cells, paired(differences.loc[row["method"]])])
+        rows.append([*cells, paired(differences.reindex([row["method"]]).iloc[0])])  # the best has no difference
     header = ["method", "trials a seed", "cost", "val. perplexity [95 %]", "test perplexity [95 %]", "val. loss [95 %]"]
     return markdown([*header, "test loss [95 %]", "val. loss minus the best's, paired [95 %]"], rows)
 
