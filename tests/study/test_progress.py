@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_a_run_from_beginning_to_end(clock: Callable[[float], None]) -> None:
         "[2/3] random, seed 2: cost 4 of 40, best validation loss 0.2500",
         "[2/3] random, seed 2: done: 5 trials, cost 40.2, best validation loss 0.2500, 20 s",
     ]
+
+
+@pytest.mark.parametrize(("method", "best"), [("random", "0.2500"), ("hyperband", "0.5000")])
+def test_a_run_gone_on_with_keeps_its_best(method: str, best: str, tmp_path: Path) -> None:
+    lines = [{"trial_id": "a_1", "epoch": n, "val_loss": loss} for n, loss in enumerate([0.75, float("nan"), 0.25])]
+    (tmp_path / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"trial')
+    said: list[str] = []
+    progress = Progress(said.append, total=1)
+    again = run(method, folder=tmp_path)
+    with progress.running(again) as on_report:
+        on_report(report(), 2.0)
+    progress.finished(again, {"trials": 1, "cost_total": 2.0, "failures": {}})
+    assert f"best validation loss {best}" in said[-1]
 
 
 def test_divergence_is_said_at_once(clock: Callable[[float], None]) -> None:

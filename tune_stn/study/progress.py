@@ -36,7 +36,7 @@ class Progress:
     def running(self, run: Run) -> Iterator[OnReport]:
         """Announce a run; gives a function that is told each report."""
         self.count += 1
-        self.best, self.began = float("inf"), time.monotonic()
+        self.best, self.began = run.best_before, time.monotonic()
         last = self.began
 
         def on_report(report: Mapping[str, Any], cost_total: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.journal import REPORTS, read_reports
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, schedule_rows
 from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
 from tune_stn.tuning.trainable import STNTrainable
@@ -58,6 +60,12 @@ class Run:
         """The closing record of a finished run, or None."""
         path = self.folder / DONE
         return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def best_before(self) -> float:
+        """The best validation loss that an earlier execution reported and this one goes on from; infinite without."""
+        losses = [report["val_loss"] for report in read_reports(self.folder / REPORTS)] if self.method.restores else []
+        return min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
 
 
 def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> dict[str, Any]:
