@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from tune_stn.tuning.token import require_token
 
 # Tests work on tiny tensors: where processes share the cores, waiting for a second thread made them ten times as slow.
 torch.set_num_threads(1)
+# Ray's own is 15: workers would get no time where another process of these tests computes.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
 # Before any test module imports Ray, which reads the token then.
 require_token()
 

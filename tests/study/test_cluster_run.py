@@ -42,7 +42,7 @@ from torch import nn
 from tune_stn.tasks import get_task
 
 def slow(outputs, targets):
-    time.sleep(0.004)  # so that there is a middle to be killed in
+    time.sleep(0.02)  # so that there is a middle to be killed in
     return (outputs.argmax(-1) == targets).float().mean()
 
 def make(*, notes, together=1):
@@ -62,11 +62,11 @@ def make(*, notes, together=1):
 """
 MODULE = "task_of_three_nodes"
 METHODS, BUDGET = "random,stn", 100.0  # some trials of random search on two nodes; one of STN and a part of another
-KILLED_AFTER = 25  # reports of STN; the checkpoints are those of even epochs
+KILLED_AFTER = 9  # reports of STN, long before its first trial ends; the checkpoints are those of even epochs
 QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "20000",  # of a node that is slow; a killed one answers nothing at once
     "RAY_health_check_failure_threshold": "3",
 }
 

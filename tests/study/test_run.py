@@ -76,6 +76,26 @@ def test_a_killed_worker_changes_nothing(cluster: Cluster, tmp_path: Path) -> No
     assert schedule(tmp_path / "whole")["step"].max() == found[-1]["step"]
 
 
+def test_a_worker_that_dies_as_the_second_trial_starts_takes_neither_with_it(cluster: Cluster, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    plain = small(epochs=3, warmup_epochs=0)
+    network = plain.model
+
+    def noted() -> nn.Module:
+        with open(starts, "a") as file:
+            file.write("x")
+        if starts.stat().st_size == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return network()
+
+    run = make_run(tmp_path / "run", replace(plain, model=noted), "stn", trials=2)
+    record = execute(run, replace(cluster, max_concurrent=1))
+    assert record["failures"] == {}
+    assert record["trials"] == 2
+    assert len(timeless(tmp_path / "run")) == 6
+    assert starts.stat().st_size == 3
+
+
 def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluster: Cluster, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", small(epochs=200, warmup_epochs=0, response="gate"), "stn", budget=9.0)
     record = execute(run, cluster)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
 from tune_stn.tasks.task import Task
@@ -88,7 +89,8 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     run.folder.mkdir(parents=True, exist_ok=True)
     name = _own_name(run.folder) if cluster.storage_path else "run"
     recorder = Recorder(run.folder, hps=list(run.task.space), overwrite=True, write_every_s=None, on_report=on_report)
-    stopper = BudgetStopper(recorder, run.budget, save_last=get_rule(run.method.algorithm).tunes)
+    tunes = get_rule(run.method.algorithm).tunes
+    stopper = BudgetStopper(recorder, run.budget, save_last=tunes)
     begun = recorder.cost_total > 0
     analysis = tune.run(
         STNTrainable,
@@ -109,7 +111,9 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         ),
         max_failures=MAX_RESTARTS,
         raise_on_failed_trial=False,
-        reuse_actors=True,
+        # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
+        # Where trials are few and long, a process for each costs next to nothing.
+        reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
         resume="AUTO" if begun else False,
         verbose=0,
     )
