@@ -51,6 +51,15 @@ def test_order_comes_from_the_generator_alone() -> None:
     assert not torch.equal(first, torch.cat(list(epoch_batches(50, 10, seeded(2)))))
 
 
+def test_device_of_the_batches() -> None:
+    """The permutation is drawn on the CPU and moved once: its batches share memory there."""
+    batches = [*epoch_batches(7, 2, torch.Generator().manual_seed(0), device="meta")]
+    assert [batch.device.type for batch in batches] == ["meta"] * 3
+    first, second, _ = epoch_batches(7, 2, torch.Generator().manual_seed(0), device="cpu")
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    assert next(cycled_batches(7, 2, torch.Generator(), device="meta")).device.type == "meta"
+
+
 def test_cycle_is_epochs_one_after_another() -> None:
     generator = seeded(3)
     epochs = [batch for _ in range(3) for batch in epoch_batches(10, 4, generator)]

@@ -79,11 +79,24 @@ def test_impossible_sizes_are_refused(sizes: tuple[int, ...]) -> None:
 
 def test_official_splits_draw_from_the_training_set_and_take_test_examples_in_order() -> None:
     official, test_set = Split(*examples(20)), Split(*examples(6))
-    train, valid, test = official_splits(official, test_set, train_images=8, valid_images=5, test_images=4, seed=3)
+    sizes = {"train_images": 8, "valid_images": 5, "seed": 3}
+    splits = official_splits(official, test_set, **sizes, test_images=4, prepare=torch.neg)
+    (train,), (valid,), (test,) = (split.whole(20) for split in (splits.train, splits.valid, splits.test))
     again = random_splits(official.inputs, official.targets, sizes=(8, 5), seed=3)
-    assert torch.equal(train.inputs, again[0].inputs)
+    assert torch.equal(train.inputs, -again[0].inputs)
     assert torch.equal(valid.targets, again[1].targets)
-    assert torch.equal(test.inputs, test_set.inputs[:4])
+    assert torch.equal(test.inputs, -test_set.inputs[:4])
     for test_images in (0, 7):
         with pytest.raises(ValueError, match=rf"test_images={test_images}: accepted is 1 to 6"):
-            official_splits(official, test_set, train_images=8, valid_images=5, test_images=test_images, seed=3)
+            official_splits(official, test_set, **sizes, test_images=test_images, prepare=torch.neg)
+
+
+def test_batches_are_prepared_and_what_is_stored_is_not() -> None:
+    """Once: a batch and its parts are not prepared again."""
+    inputs = torch.arange(6, dtype=torch.uint8)
+    split = Split(inputs, torch.arange(6), prepare=lambda stored: stored.float() / 2).to("cpu")
+    for batch in (*split.batches(3, torch.Generator()), next(split.cycle(3, torch.Generator())), *split.whole(4)):
+        assert torch.equal(batch.inputs, batch.targets / 2)
+        assert torch.equal(batch.take(torch.tensor([1, 0])).inputs, batch.inputs[:2].flip(0))
+        assert torch.equal(batch.part(1, 2).inputs, batch.inputs[1:2])
+    assert split.inputs.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""CIFAR-10 as a task; what needs the real images is skipped where they are absent."""
+"""What the tasks on CIFAR-10 share; what needs the real images is skipped where they are absent."""
 
 from __future__ import annotations
 
@@ -7,93 +7,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from tune_stn.data import cifar10
 from tune_stn.data.errors import DataError
-from tune_stn.data.splits import Split, Splits
-from tune_stn.space import Integer, Uniform
+from tune_stn.data.splits import Split
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.cifar10 import MEAN, STD
-from tune_stn.training import Trainer
 
 REAL = os.environ.get("TUNE_STN_CIFAR10")
 needs_data = pytest.mark.skipif(REAL is None, reason="needs the real data: set TUNE_STN_CIFAR10 to its folder")
+each_task = pytest.mark.parametrize("name", ["cifar10-alexnet", "cifar10-vgg16", "cifar10-resnet18"])
 
 
-def small() -> Task:
-    return get_task("cifar10-alexnet", train_images=300, valid_images=200, test_images=100, width=2, data_dir=REAL)
+def small(name: str) -> Task:
+    return get_task(name, train_images=300, valid_images=200, test_images=100, width=2, data_dir=REAL)
 
 
-def test_fifteen_hyperparameters_with_the_papers_domains_and_starts() -> None:
-    task = small()
-    assert len(task.space) == 15
-    dropouts = [name for name in task.space if name.startswith("dropout")]
-    assert len(dropouts) == 7
-    assert all(task.space[name] == Uniform(0, 0.9) for name in dropouts)
-    assert task.space["input_dropout"] == Uniform(0, 1)
-    assert task.space["input_scale"] == Uniform(0, 0.3)
-    assert task.space["hue"] == Uniform(0, 0.5)
-    assert {task.space[name] for name in ("brightness", "contrast", "saturation")} == {Uniform(0, 1)}
-    assert (task.space["cutout_length"], task.space["cutout_holes"]) == (Integer(0, 24), Integer(0, 4))
-    assert {value for name, value in task.start.items() if not name.startswith("cutout")} == {0.05}
-    assert (task.start["cutout_length"], task.start["cutout_holes"]) == (4, 1)
-
-
-def test_full_size_is_the_papers_network() -> None:
-    with torch.device("meta"):
-        model = get_task("cifar10-alexnet").model()
-    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    assert [conv.out_channels for conv in convs] == [64, 192, 384, 256, 256]
-    assert [conv.stride[0] for conv in convs] == [2, 1, 1, 1, 1]
-    assert [linear.out_features for linear in linears] == [4096, 4096, 10]
-    assert {path for path, module in model.named_modules() if isinstance(module, nn.Dropout)} == set(small().dropout)
-
-
-def test_network_is_the_plain_one_written_out() -> None:
-    torch.manual_seed(0)
-    model = small().model().eval()
-    images = torch.randn(4, 3, 32, 32)
-    maps = images
-    for i, pools in enumerate((True, True, False, False, True), start=1):
-        maps = F.relu(model.get_submodule(f"conv_{i}")(maps))
-        maps = F.max_pool2d(maps, 2) if pools else maps
-    hidden = F.relu(model.get_submodule("fc_1")(maps.flatten(1)))
-    expected = model.get_submodule("output")(F.relu(model.get_submodule("fc_2")(hidden)))
-    torch.testing.assert_close(model(images), expected)
-    assert expected.shape == (4, 10)
-    weight = model.get_parameter("conv_2.weight")
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
-def test_an_epoch_runs(algorithm: str) -> None:
-    split = Split(torch.randn(12, 3, 32, 32), torch.arange(12) % 10)
-    task = get_task(small(), batch_size=4, epochs=1, warmup_epochs=0)
-    trainer = Trainer(task, algorithm=algorithm, splits=Splits(split, split, split))
-    report = trainer.run_epoch()
-    assert trainer.diverged is None
-    assert report["val_loss"] > 0
-    if algorithm == "fixed":
-        assert report["cost"] == 1  # augmentation is not counted
-
-
+@each_task
 @needs_data
-def test_images_are_normalised_and_split_by_the_seed() -> None:
-    task = small()
+def test_images_are_normalised_and_split_by_the_seed(name: str) -> None:
+    task = small(name)
     splits = task.data(0)
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [300, 200, 100]
     for split in (splits.train, splits.valid, splits.test):
-        assert split.inputs.shape[1:] == (3, 32, 32)
-        assert split.inputs.dtype == torch.float32
-        assert split.targets.dtype == torch.int64
-    torch.testing.assert_close(splits.train.inputs.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=0.15)
-    torch.testing.assert_close(splits.train.inputs.std((0, 2, 3)), torch.ones(3), rtol=0, atol=0.15)
-    assert not torch.equal(task.data(1).train.targets, splits.train.targets)
+        assert isinstance(split, Split)
+        assert split.inputs.dtype == torch.uint8  # in memory
+        (batch,) = split.whole(300)
+        assert batch.inputs.shape == (len(split), 3, 32, 32)
+        assert batch.inputs.dtype == torch.float32
+        assert batch.targets.dtype == torch.int64
+    (train,), (test,) = splits.train.whole(300), splits.test.whole(300)
+    torch.testing.assert_close(train.inputs.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=0.15)
+    torch.testing.assert_close(train.inputs.std((0, 2, 3)), torch.ones(3), rtol=0, atol=0.15)
+    (other,) = task.data(1).train.whole(300)
+    assert not torch.equal(other.targets, train.targets)
     _, official = cifar10.load(REAL)
-    pixels = (splits.test.inputs * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+    pixels = (test.inputs * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     assert torch.equal(pixels.round().to(torch.uint8), official.inputs[:100])
 
 
@@ -103,6 +52,7 @@ def test_more_images_than_there_are_is_refused() -> None:
         get_task("cifar10-alexnet", test_images=10_001, data_dir=REAL).data(0)
 
 
-def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
+@each_task
+def test_a_folder_without_data_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"CIFAR-10 not found in .*tune-stn data cifar10"):
-        get_task("cifar10-alexnet", data_dir=str(tmp_path)).data(0)
+        get_task(name, data_dir=str(tmp_path)).data(0)

@@ -24,7 +24,9 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return max(n // batch_size, 1)
 
 
-def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def epoch_batches(
+    n: int, batch_size: int, generator: torch.Generator, *, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """One shuffled pass over `n` examples in batches of equal size.
 
     Full batches only: a shape that never changes keeps compiled kernels and the cost of a step the same. The
@@ -34,24 +36,27 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterat
     Args:
         n: number of examples.
         batch_size: examples per batch.
-        generator: on the CPU; one permutation is drawn from it in this call.
+        generator: on the CPU, so that the order is the same on every device; one permutation is drawn in this call.
+        device: of the batches. The permutation is copied there once, for a copy at every step would wait for it.
 
     Returns:
-        Iterator over `steps_per_epoch(n, batch_size)` int64 CPU tensors of shape `(min(n, batch_size),)`.
+        Iterator over `steps_per_epoch(n, batch_size)` int64 tensors of shape `(min(n, batch_size),)`.
 
     Raises:
         ValueError: `n` or `batch_size` below 1.
     """
     steps = steps_per_epoch(n, batch_size)
     size = min(n, batch_size)
-    return iter(torch.randperm(n, generator=generator)[: steps * size].view(steps, size).unbind())
+    return iter(torch.randperm(n, generator=generator)[: steps * size].to(device).view(steps, size).unbind())
 
 
-def cycled_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def cycled_batches(
+    n: int, batch_size: int, generator: torch.Generator, *, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """`epoch_batches` without end, reshuffled for each pass.
 
     A pass's permutation is drawn when its first batch is asked for, never ahead. Arguments, batches and
     errors are those of `epoch_batches`.
     """
     steps_per_epoch(n, batch_size)  # raise now, not at the first batch
-    return chain.from_iterable(epoch_batches(n, batch_size, generator) for _ in repeat(None))
+    return chain.from_iterable(epoch_batches(n, batch_size, generator, device=device) for _ in repeat(None))

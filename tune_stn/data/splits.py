@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -45,8 +45,10 @@ class Split:
     """`n > 0` examples in memory, on one device.
 
     Attributes:
-        inputs: shape `(n, ...)`.
+        inputs: shape `(n, ...)`, as they are stored.
         targets: shape `(n, ...)`.
+        prepare: makes the inputs of a batch from the stored ones, on their device; so images stay bytes, a quarter of
+            the memory. None if nothing is to be done, as in a batch.
         carry: of a batch that goes on where the batch before it ended: what a recurrent network remembers.
         rows: of a part of such a batch: which of its rows.
 
@@ -56,6 +58,7 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
+    prepare: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
     carry: Carry | None = None
     rows: slice = field(default_factory=lambda: slice(None))
 
@@ -66,11 +69,13 @@ class Split:
         return len(self.inputs)
 
     def to(self, device: torch.device | str) -> Split:
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def take(self, indices: Tensor) -> Split:
-        """A copy of the examples at `indices`, an int64 tensor of shape `(m,)` on any device."""
-        return Split(self.inputs[indices.to(self.inputs.device)], self.targets[indices.to(self.targets.device)])
+        """The batch of the examples at `indices`, an int64 tensor of shape `(m,)` on any device: a copy, prepared."""
+        indices = indices.to(self.inputs.device)
+        inputs = self.inputs[indices]
+        return Split(inputs if self.prepare is None else self.prepare(inputs), self.targets[indices])
 
     def part(self, start: int, stop: int) -> Split:
         """Consecutive examples, sharing memory with these."""
@@ -92,13 +97,13 @@ class Split:
         return steps_per_epoch(len(self), batch_size)
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
-        return map(self.take, epoch_batches(len(self), batch_size, generator))
+        return map(self.take, epoch_batches(len(self), batch_size, generator, device=self.inputs.device))
 
     def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
-        return map(self.take, cycled_batches(len(self), batch_size, generator))
+        return map(self.take, cycled_batches(len(self), batch_size, generator, device=self.inputs.device))
 
     def whole(self, batch_size: int) -> Iterator[Split]:
-        return map(self.take, torch.split(torch.arange(len(self)), batch_size))
+        return map(self.take, torch.split(torch.arange(len(self), device=self.inputs.device), batch_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +155,25 @@ def _check_lengths(inputs: Tensor, targets: Tensor) -> None:
 
 
 def official_splits(
-    training_set: Split, test_set: Split, *, train_images: int, valid_images: int, test_images: int, seed: int
-) -> tuple[Split, Split, Split]:
+    training_set: Split,
+    test_set: Split,
+    *,
+    train_images: int,
+    valid_images: int,
+    test_images: int,
+    prepare: Callable[[Tensor], Tensor],
+    seed: int,
+) -> Splits:
     """Training and validation examples drawn from an official training set by `seed`, test examples in order.
+
+    Args:
+        training_set: the official one.
+        test_set: the official one.
+        train_images: in the training split.
+        valid_images: in the validation split.
+        test_images: in the test split, the first of the official ones.
+        prepare: of all three (`Split.prepare`).
+        seed: as in `random_splits`.
 
     Raises:
         ValueError: there are fewer examples than asked for, or none of a split is.
@@ -162,4 +183,5 @@ def official_splits(
     )
     if not 1 <= test_images <= len(test_set):
         raise ValueError(f"test_images={test_images}: accepted is 1 to {len(test_set)}")
-    return train, valid, Split(test_set.inputs[:test_images], test_set.targets[:test_images])
+    test = test_set.part(0, test_images)
+    return Splits(*(Split(split.inputs, split.targets, prepare=prepare) for split in (train, valid, test)))

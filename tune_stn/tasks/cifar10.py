@@ -1,110 +1,69 @@
-"""CIFAR-10, in the network of the STN paper (MacKay et al. 2019, arXiv 1903.03088, section 5.2)."""
+"""What the tasks on CIFAR-10 share: its images, how they are augmented, and the follow-up's training."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
-import torch
-from torch import nn
+from collections.abc import Mapping
 
 from tune_stn.data import cifar10
-from tune_stn.data.augment import ColourJitter, Cutout, InputDropout, InputScale
-from tune_stn.data.splits import Split, Splits, official_splits
-from tune_stn.space import Domain, Integer, SearchSpace, Uniform
+from tune_stn.data.augment import Augmentation, ColourJitter, Cutout, RandomAffine, RandomFlip
+from tune_stn.data.normalise import Normalise
+from tune_stn.data.splits import Splits, official_splits
+from tune_stn.space import Domain, Integer, Uniform
 from tune_stn.tasks.settings import Training
-from tune_stn.tasks.task import Task, accuracy
 
 # Mean and standard deviation of the training pixels of each channel, in units of the full range.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-DROPOUTS = (*(f"dropout_conv_{i}" for i in range(1, 6)), "dropout_fc_1", "dropout_fc_2")
+
+COLOUR = ColourJitter(
+    brightness="brightness", contrast="contrast", saturation="saturation", hue="hue", mean=MEAN, std=STD
+)
+COLOUR_SPACE: Mapping[str, Domain] = {
+    "hue": Uniform(0.0, 0.5),
+    **{name: Uniform(0.0, 1.0) for name in ("contrast", "saturation", "brightness")},
+}
+
+# The Delta-STN authors' ten: where an image is, its colour, and what is cut out of it.
+AUGMENTATIONS: tuple[Augmentation, ...] = (
+    RandomFlip(),
+    RandomAffine(rotation="rotation", translation="translation", scale="scale", shear="shear"),
+    COLOUR,
+    Cutout(max_holes=5),
+)
+AUGMENTATION_SPACE: Mapping[str, Domain] = {
+    "rotation": Uniform(0.0, 45.0),
+    "translation": Uniform(0.0, 0.5),
+    "scale": Uniform(0.0, 0.5),
+    "shear": Uniform(0.0, 45.0),
+    **COLOUR_SPACE,
+    "cutout_length": Integer(2, 24),
+    "cutout_holes": Integer(0, 5),
+}
+AUGMENTATION_START: Mapping[str, float] = {
+    **dict.fromkeys(AUGMENTATION_SPACE, 0.05),
+    "rotation": 5.0,
+    "shear": 5.0,
+    "cutout_length": 4,
+    "cutout_holes": 1,
+}
+# Theirs for AlexNet and VGG16; all else that they set is the default here.
+TRAINING = Training(
+    epochs=200,
+    batch_size=128,
+    lr=0.03,
+    optimizer_args={"momentum": 0.9},
+    lr_schedule="MultiStepLR",
+    lr_schedule_args={"milestones": [60, 120, 180], "gamma": 0.2},
+    warmup_epochs=5,
+)
 
 
-def cifar10_alexnet(
-    *,
-    train_images: int = 40_000,
-    valid_images: int = 10_000,
-    test_images: int = 10_000,
-    width: int = 64,
-    data_dir: str | None = None,
-) -> Task:
-    """CIFAR-10, AlexNet, the STN paper's fifteen hyperparameters: dropouts, input noise, colour, cutout.
-
-    `width` is the number of channels of the first convolution, to which all other sizes keep their ratio.
-    """
-    space: dict[str, Domain] = {
-        **{name: Uniform(0.0, 0.9) for name in DROPOUTS},
-        "input_dropout": Uniform(0.0, 1.0),
-        "input_scale": Uniform(0.0, 0.3),
-        "hue": Uniform(0.0, 0.5),
-        **{name: Uniform(0.0, 1.0) for name in ("contrast", "saturation", "brightness")},
-        "cutout_length": Integer(0, 24),
-        "cutout_holes": Integer(0, 4),
-    }
-    colour = ColourJitter(
-        brightness="brightness", contrast="contrast", saturation="saturation", hue="hue", mean=MEAN, std=STD
-    )
-    return Task(
-        name="cifar10-alexnet",
-        description="CIFAR-10, AlexNet",
-        # Channels last: the faster format of these convolutions on a GPU, and of their pooling on a CPU.
-        model=lambda: alexnet(width).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        data=lambda seed: _load(train_images, valid_images, test_images, data_dir, seed),
-        space=SearchSpace(space),
-        start={**dict.fromkeys(space, 0.05), "cutout_length": 4, "cutout_holes": 1},
-        dropout={name: name for name in DROPOUTS},
-        # Colour first, for it needs real pixels; input noise last, as in a layer of the network.
-        augmentations=(colour, Cutout(max_holes=4), InputScale(), InputDropout()),
-        metrics={"accuracy": accuracy},
-        training=Training(
-            epochs=200,
-            batch_size=128,
-            lr=0.01,
-            optimizer_args={"momentum": 0.9},
-            lr_schedule="ReduceLROnPlateau",
-            lr_schedule_args={"factor": 0.1, "patience": 60},
-            hyper_optimizer="Adam",
-            hyper_lr=3e-3,
-            train_steps=2,
-            warmup_epochs=5,
-            scale=0.5,
-            entropy_weight=1e-3,
-        ),
-    )
-
-
-def alexnet(width: int) -> nn.Sequential:
-    """Five 3x3 convolutions and three linear layers, without batch norm; inputs `(batch, 3, 32, 32)`."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = 3
-    for i, (out, pools) in enumerate([(1, True), (3, True), (6, False), (4, False), (4, True)], start=1):
-        layers[f"conv_{i}"] = nn.Conv2d(channels, out * width, 3, stride=2 if i == 1 else 1, padding=1)
-        if pools:  # before the ReLU: the same values with a quarter of the element-wise work
-            layers[f"pool_{i}"] = nn.MaxPool2d(2)
-        layers[f"relu_{i}"] = nn.ReLU()
-        layers[f"dropout_conv_{i}"] = nn.Dropout()
-        channels = out * width
-    layers["flatten"] = nn.Flatten()
-    features = 4 * channels  # 2x2 pixels are left
-    for i in (1, 2):
-        layers[f"dropout_fc_{i}"] = nn.Dropout()
-        layers[f"fc_{i}"] = nn.Linear(features, 64 * width)
-        layers[f"relu_fc_{i}"] = nn.ReLU()
-        features = 64 * width
-    layers["output"] = nn.Linear(features, cifar10.CLASSES)
-    return nn.Sequential(layers)
-
-
-def _load(train_images: int, valid_images: int, test_images: int, data_dir: str | None, seed: int) -> Splits:
-    splits = official_splits(
+def load(train_images: int, valid_images: int, test_images: int, data_dir: str | None, seed: int) -> Splits:
+    """Splits of the official images, kept as bytes and normalised batch by batch."""
+    return official_splits(
         *cifar10.load(data_dir),
         train_images=train_images,
         valid_images=valid_images,
         test_images=test_images,
+        prepare=Normalise(MEAN, STD),
         seed=seed,
     )
-    return Splits(*map(_normalised, splits))
-
-
-def _normalised(split: Split) -> Split:
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
-    return Split(split.inputs.float().div_(255).sub_(mean).div_(std), split.targets)

@@ -10,7 +10,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tune_stn.tasks.cifar10 import cifar10_alexnet
+from tune_stn.tasks.cifar10_alexnet import cifar10_alexnet
+from tune_stn.tasks.cifar10_resnet18 import cifar10_resnet18
+from tune_stn.tasks.cifar10_vgg16 import cifar10_vgg16
 from tune_stn.tasks.digits_mlp import digits_mlp
 from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
 from tune_stn.tasks.ptb_lstm import ptb_lstm
@@ -27,6 +29,8 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "fashion-mnist-mlp": fashion_mnist_mlp,
     "fashion-mnist-cnn": fashion_mnist_cnn,
     "cifar10-alexnet": cifar10_alexnet,
+    "cifar10-vgg16": cifar10_vgg16,
+    "cifar10-resnet18": cifar10_resnet18,
     "text-lstm": text_lstm,
     "text-transformer": text_transformer,
     "ptb-lstm": ptb_lstm,
