@@ -87,14 +87,13 @@ def main() -> None:
         results = run_study(arguments.task, chosen, seeds=wanted, budget=math.inf, trials=1, **common)
     else:
         results = compare(arguments.task, methods, budget=budget, seeds=wanted, **common)
-    write(results, arguments.results / name)
+    write(results, table(results), arguments.results / name)
 
 
-def write(results: Results, folder: Path) -> None:
+def write(results: Results, table: pd.DataFrame, folder: Path) -> None:
     """What the pages are made of; the study itself, every report of it, is in --out."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = table(results)
-    written.to_csv(folder / "table.csv", index=False)
+    table.to_csv(folder / "table.csv", index=False)
     differences_to_best(results.incumbent).to_csv(folder / "differences.csv", index=False)
     results.incumbent.to_parquet(folder / "incumbent.parquet", index=False, compression="zstd")
     if data_dir := results.study["settings"].pop("data_dir", None):  # a folder of this machine
@@ -105,7 +104,7 @@ def write(results: Results, folder: Path) -> None:
         best = best_of_stn(results)
         best.schedule.to_parquet(folder / "schedules.parquet", index=False, compression="zstd")
         plot_schedules(best).savefig(folder / "schedules.png", dpi=90)
-    print(written.to_string(index=False, float_format="%.2f"))
+    print(table.to_string(index=False, float_format="%.3f"))
 
 
 def table(results: Results) -> pd.DataFrame:
