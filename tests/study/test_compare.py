@@ -121,6 +121,8 @@ def test_study_json_says_how_to_run_it_again(study: Results) -> None:
     assert (found["budget"], found["settings"], found["missing"]) == (BUDGET, dict(SETTINGS), [])
     assert {"python", "torch", "ray", "tune_stn"} <= set(found["versions"])
     assert found["cluster"]["slots"] == 2
+    assert set(found["peak_memory_mib"]) == set(found["methods"])
+    assert all(50 < peak < 5000 for peak in found["peak_memory_mib"].values())  # of a process that has loaded torch
     assert (study.path / "report.html").stat().st_size > 10_000
     assert list((study.path / "plots").glob("*.png"))
 

@@ -16,7 +16,7 @@ from tune_stn.training import CheckpointError
 from tune_stn.tuning.trainable import POPULATION, SCHEDULE_FILE, STNTrainable
 
 CONFIG = {"task": "digits-mlp", "seed": 3, "epochs": 8, "warmup_epochs": 0, "train_images": 100, "hidden": 16}
-TIMES = ("device_time_s", "device_time_increment_s")
+MEASURED = ("device_time_s", "device_time_increment_s", "peak_memory_bytes")
 
 
 class Named(STNTrainable):
@@ -38,7 +38,7 @@ def told(number: int = 1, winner: str = "winner", checkpoint: str = "checkpoint_
 
 def steps(one: STNTrainable, epochs: int) -> list[dict[str, Any]]:
     """Reports without their times."""
-    return [{k: v for k, v in one.step().items() if k not in TIMES} for _ in range(epochs)]
+    return [{k: v for k, v in one.step().items() if k not in MEASURED} for _ in range(epochs)]
 
 
 def save(one: STNTrainable, folder: Path, number: int) -> tune.Checkpoint:

@@ -146,6 +146,7 @@ def run_study(
             raise KeyboardInterrupt from None
         finally:
             study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
+            study["peak_memory_mib"] = _peak_memory(runs)
             _write_study(out, study)
             write_tables(resolved, runs, out)
     results = load_results(out)
@@ -239,6 +240,15 @@ def _missing(run: Run) -> dict[str, Any] | None:
     else:
         return None
     return {"method": run.method.name, "seed": run.seed, "reason": reason}
+
+
+def _peak_memory(runs: Sequence[Run]) -> dict[str, int]:
+    """Of each method, the most memory that a trial had, in MiB: so many of them fit a GPU or a node."""
+    peaks: dict[str, int] = {}
+    for run in runs:
+        if run.done and (peak := run.done.get("peak_memory_bytes")):
+            peaks[run.method.name] = max(peaks.get(run.method.name, 0), round(peak / 2**20))
+    return peaks
 
 
 def _write_study(out: Path, study: dict[str, Any]) -> None:

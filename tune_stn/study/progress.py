@@ -56,9 +56,11 @@ class Progress:
     def finished(self, run: Run, record: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self.began
         failures = f", {len(record['failures'])} failed" if record["failures"] else ""
+        peak = record["peak_memory_bytes"]
         self.say(
             f"{self._label(run)} done: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
             f"best validation loss {self.best:.4f}, {seconds:.0f} s"
+            + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
         )
         for trial, reason in record["failures"].items():
             self.say(f"{self._label(run)} trial {trial} failed: {reason}")

@@ -75,7 +75,8 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     A method that does not restore starts again, and its earlier reports are dropped.
 
     Returns:
-        The closing record: `trials`, `cost_total`, `failures` (trial -> reason).
+        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `peak_memory_bytes` (the most that one
+        of its trials had; None if none reported).
 
     Raises:
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
@@ -124,11 +125,13 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     recorded = read_recorded(recorder.path)
     schedule = schedule_rows(recorded, read_own_schedules(trials))
     schedule.to_parquet(run.folder / SCHEDULE, index=False)
+    peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
     record = {
         "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
         "failures": recorder.failures,
         "hopeless": stopper.hopeless,
+        "peak_memory_bytes": max(peaks, default=None),
     }
     with whole_file(run.folder / DONE) as path:
         path.write_text(json.dumps(record, indent=1))

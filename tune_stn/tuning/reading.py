@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COLUMNS = ("train_loss", "test_loss", "step", "cost", "device_time_s")
+# Of a process, which a trial that goes on elsewhere does not share.
+PEAK_MEMORY = "peak_memory_bytes"
 # Of columns that add up: what one report adds, for a trainable that says so itself.
 INCREMENTS = {"cost": "cost_increment", "device_time_s": "device_time_increment_s"}
 # What Tune adds to every result: where and when it was made, its own counts, and the config.
@@ -110,8 +112,9 @@ def result_numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reported_numbers(found: Mapping[str, float]) -> dict[str, float]:
-    """Of a result's numbers, those that the trainable reported."""
-    return {name: found[name] for name in found if name not in _TUNES_OWN and name not in INCREMENTS.values()}
+    """Of a result's numbers, those that the trainable reported about its training."""
+    about_itself = {*_TUNES_OWN, *INCREMENTS.values(), PEAK_MEMORY}
+    return {name: found[name] for name in found if name not in about_itself}
 
 
 def describes_itself(result: Mapping[str, Any]) -> bool:

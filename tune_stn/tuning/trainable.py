@@ -19,6 +19,7 @@ from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
 from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
 from tune_stn.tuning.checkpoints import existing, older
+from tune_stn.tuning.device import claim, peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,12 @@ class STNTrainable(tune.Trainable):
             tunes from outside what the gradient cannot.
 
     Each result has the keys of `Trainer.run_epoch`, and `best_val_loss`, `cost_increment` and
-    `device_time_increment_s` (spent in this step),
+    `device_time_increment_s` (spent in this step), `peak_memory_bytes` (`device.peak_memory`),
     `status` ("running", "finished", "diverged") with `reason`, `parent_trial_id` and `segment` (which tell a trial's
     continuation from a copy of another trial). The trial ends itself after the task's epochs, or when it diverges.
 
-    Runs on the GPU that Tune gave it, else on as many CPU threads as it was given CPUs.
+    Runs on the GPU that Tune gave it (of a part of one, on that part of its memory), else on as many CPU threads as it
+    was given CPUs.
 
     Example:
         >>> tune.run(STNTrainable, config={"task": "digits-mlp", "algorithm": "stn"}, stop={"epoch": 5})
@@ -60,8 +62,8 @@ class STNTrainable(tune.Trainable):
         task, seed = config.get("task"), config.get("seed", 0)
         if task is None:
             raise ValueError("config has no 'task': give a built-in name, module:attribute, or a Task")
-        gpus = ray.get_gpu_ids() if ray.is_initialized() else []
-        torch.set_num_threads(self._threads())
+        torch.set_num_threads(max(1, int(self._given("CPU", 1))))
+        device = claim(self._given("GPU", 1) if ray.is_initialized() and ray.get_gpu_ids() else 0)
         self._data: tuple[Any, Splits] | None = getattr(self, "_data", None)
         key = (task, seed, settings)
         cached = self._data[1] if self._data is not None and self._data[0] == key else None
@@ -71,7 +73,7 @@ class STNTrainable(tune.Trainable):
             hp=config.get("hp"),
             schedule=_schedule(config.get("schedule")),
             seed=seed,
-            device="cuda" if gpus else "cpu",
+            device=device,
             splits=cached,
         )
         self._data = (key, self.trainer.splits)
@@ -92,6 +94,7 @@ class STNTrainable(tune.Trainable):
             "best_val_loss": self.best_val_loss,
             "cost_increment": self.trainer.meter.cost - cost,
             "device_time_increment_s": self.trainer.device_time_s - device_time_s,
+            "peak_memory_bytes": peak_memory(self.trainer.device),
             "parent_trial_id": self.parent_trial_id,
             "segment": self.segment,
             "status": "diverged" if diverged else "finished" if finished else "running",
@@ -178,10 +181,10 @@ class STNTrainable(tune.Trainable):
         self.parent_trial_id, self.segment = exploit["trial_id"], exploit["branch"]
         self.has_copied = state["has_copied"]
 
-    def _threads(self) -> int:
+    def _given(self, name: str, otherwise: float) -> float:
+        """How much of a resource Tune gave to this trial."""
         resources = self.trial_resources
-        cpus = resources.required_resources.get("CPU", 1) if resources is not None else 1
-        return max(1, int(cpus))
+        return float(resources.required_resources.get(name, otherwise)) if resources is not None else otherwise
 
     def _load_newest(self, checkpoint: tune.Checkpoint, directory: Path) -> dict[str, Any]:
         """The state of a checkpoint, or if that is damaged, of an older one of its trial.
