@@ -14,7 +14,7 @@ from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
 
 # Mean and standard deviation of the training pixels, in units of the full range.
-MEAN, STD = 0.2860, 0.3530
+MEAN, STD = (0.2860,), (0.3530,)
 # Of the Delta-STN authors' code, but for the clipping, which keeps narrow networks from diverging at high rates.
 TRAINING = Training(
     epochs=200, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}, clip_norm=5.0, warmup_epochs=5
@@ -133,6 +133,6 @@ def _load(train_images: int, valid_images: int, test_images: int, data_dir: str 
         train_images=train_images,
         valid_images=valid_images,
         test_images=test_images,
-        prepare=Normalise((MEAN,), (STD,)),
+        prepare=Normalise(MEAN, STD),
         seed=seed,
     )
