@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from tune_stn.nn import (
     BranchDropout,
@@ -63,6 +64,21 @@ def test_units_are_those_of_the_slow_dropout(shape: tuple[int, ...], dtype: torc
     assert outputs.dtype == dtype
     torch.testing.assert_close(outputs, expected, rtol=2e-6, atol=0.0)  # the rate itself is float32
     assert torch.equal(outputs[0], inputs[0])
+
+
+@each_kind
+def test_of_a_dual_tensor_value_and_tangent_lose_the_same(kind: Kind) -> None:
+    """Both are what a plain tensor would be, and what torch makes of a product with the mask."""
+    inputs, change = positive(4, 3, 2), positive(4, 3, 2) - 1
+    layer = kind("rate", Slot())
+    expected, mask = (seeded(layer, each, RATES) for each in (inputs, torch.ones_like(inputs)))
+    torch.manual_seed(0)
+    with forward_ad.dual_level(), layer.slot.using(Sample({"rate": torch.tensor(RATES)}, linearise=True)):
+        outputs = forward_ad.unpack_dual(layer(forward_ad.make_dual(inputs, change)))  # type: ignore[no-untyped-call]
+        torch.manual_seed(0)
+        assert torch.equal(layer(inputs), expected)  # a network begins with a plain one
+    assert torch.equal(outputs.primal, expected)
+    assert torch.equal(outputs.tangent, change * mask)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 3, 3), (4, 6, 2, 2, 2)])

@@ -102,9 +102,9 @@ def test_data_order_is_the_branchs_too(make_task: Any, monkeypatch: pytest.Monke
     for name in ("epoch_batches", "cycled_batches"):
         plain = getattr(splits, name)
 
-        def noted(*arguments: Any, plain: Any = plain) -> Iterator[torch.Tensor]:
+        def noted(*arguments: Any, plain: Any = plain, **options: Any) -> Iterator[torch.Tensor]:
             seen = orders[-1]
-            for indices in plain(*arguments):
+            for indices in plain(*arguments, **options):
                 seen.append(indices.tolist())
                 yield indices
 

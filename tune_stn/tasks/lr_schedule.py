@@ -29,7 +29,7 @@ class NonMonotone(ReduceLROnPlateau):
             raise ValueError(f"factor={factor!r}: accepted is a number above 0 and below 1")
         if window < 1:
             raise ValueError(f"window={window!r}: accepted is an integer of 1 or more")
-        super().__init__(optimizer, factor=factor, min_lr=min_lr)
+        super().__init__(optimizer, factor=factor, min_lr=min_lr, eps=0.0)  # torch would stop cutting near 1e-8
         self.window = window
         self.losses: tuple[float, ...] = ()  # no list: states are shared with whoever saves or loads them
 

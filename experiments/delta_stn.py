@@ -1,0 +1,80 @@
+"""The Delta-STN paper's networks, each tuned by random search, Bayesian optimisation, STN and Delta-STN at equal cost.
+
+After the table of arXiv 2010.13514: an MLP and a CNN on Fashion-MNIST, AlexNet, VGG16 (26 hyperparameters) and ResNet18
+(batch norm; weight decay is tuned) on CIFAR-10. Each method may spend the same, and tries the task's start values
+first. Writes to experiments/results/delta_stn/<network>-<size> what `cifar10_tuning.py` writes. AlexNet is its study:
+at one size the two scripts share their runs.
+
+    python experiments/delta_stn.py --cifar10 FOLDER                  # subsets of the images; two hours on 2 cores
+    python experiments/delta_stn.py --cifar10 FOLDER --size full --gpus-per-trial 0.25
+    python experiments/delta_stn.py --networks fashion-mnist-mlp --smoke-test
+
+Fashion-MNIST is looked for where `tune-stn data fashion-mnist` puts it and in the folder of the Debian package. Goes on
+where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import cifar10_tuning
+from ptb_tuning import write
+
+METHODS = ("random", "gp-bo", "stn", "delta-stn")
+SEEDS = cifar10_tuning.SEEDS
+FASHION = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30}
+CIFAR = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 32, "width": 8, "epochs": 20}
+TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1}
+# What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
+NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
+    "fashion-mnist-mlp": {
+        "cpu": (100, 3, {**FASHION, "hidden": 300}),
+        "full": (3000, 3, {}),
+        "smoke": (6, 1, {**TINY, "hidden": 16}),
+    },
+    "fashion-mnist-cnn": {
+        "cpu": (100, 3, FASHION),
+        "full": (3000, 3, {}),
+        "smoke": (6, 1, {**TINY, "hidden": 16}),
+    },
+    "cifar10-alexnet": cifar10_tuning.SIZES,
+    "cifar10-vgg16": {"cpu": (100, 3, CIFAR), "full": (3000, 3, {}), "smoke": (6, 1, {**TINY, "width": 2})},
+    "cifar10-resnet18": {"cpu": (100, 3, CIFAR), "full": (3000, 3, {}), "smoke": (6, 1, {**TINY, "width": 2})},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", help="folder of CIFAR-10; default: $TUNE_STN_DATA/cifar10")
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
+    parser.add_argument("--size", choices=("cpu", "full"), default="cpu")
+    parser.add_argument("--smoke-test", action="store_true")
+    parser.add_argument("--methods", default=",".join(METHODS), help="default: all of the table")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--gpus-per-trial", type=float, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "delta_stn")
+    arguments = parser.parse_args()
+    size = "smoke" if arguments.smoke_test else arguments.size
+    for network in arguments.networks:
+        budget, seeds, settings = NETWORKS[network][size]
+        shared = network == cifar10_tuning.TASK
+        if network.startswith("cifar10") and arguments.cifar10:
+            settings = {**settings, "data_dir": arguments.cifar10}
+        print(f"\n{network}")
+        results = cifar10_tuning.run(
+            network,
+            arguments.methods.split(","),
+            budget=budget,
+            seeds=SEEDS[: arguments.seeds or seeds],
+            settings=settings,
+            gpus_per_trial=arguments.gpus_per_trial,
+            out=arguments.out / (Path("cifar10_tuning") / size if shared else Path("delta_stn") / f"{network}-{size}"),
+        )
+        write(results, cifar10_tuning.table(results), arguments.results / f"{network}-{size}")
+
+
+if __name__ == "__main__":
+    main()
