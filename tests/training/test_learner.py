@@ -199,7 +199,8 @@ def test_training_loss_averages_penalties_over_the_rows(make_task: Any, stir: St
         single = Sample({k: v[row : row + 1] for k, v in sample.values.items()}, sample.response_input[row : row + 1])
         one_by_one.append(decay(learner.model.network, single, {}))
     expected = F.cross_entropy(outputs, batch.targets) + torch.cat(one_by_one).mean()
-    loss = learner.training_loss(batch, sample, lambda inputs, sample: (outputs, {}))
+    learner.predict = lambda batch, sample: (outputs, {})  # type: ignore[method-assign]
+    loss = learner.training_loss(batch, sample)
     assert torch.allclose(loss, expected, rtol=1e-5)
 
 

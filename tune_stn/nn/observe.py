@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,8 +13,15 @@ Activations = Mapping[str, list[Tensor]]
 
 
 @contextmanager
-def observing(network: nn.Module, paths: Iterable[str]) -> Iterator[Activations]:
+def observing(
+    network: nn.Module, paths: Iterable[str], seen_as: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Activations]:
     """Collect the outputs of the modules at `paths` inside the block; of a tuple, as an LSTM gives, the first entry.
+
+    Args:
+        network: whose modules they are.
+        paths: of the modules.
+        seen_as: what is collected of an output, if not itself; called when the module has given it.
 
     Raises:
         ValueError: the network has no module at a path, did not call it inside the block, or it gave no tensor.
@@ -28,8 +35,11 @@ def observing(network: nn.Module, paths: Iterable[str]) -> Iterator[Activations]
                 found = ", ".join(name for name, _ in network.named_modules() if name)
                 raise ValueError(f"no module {path!r} to observe; the network has {found}") from None
             outputs = seen[path] = []
-            handle = module.register_forward_hook(lambda _m, _i, output, to=outputs: to.append(_first(output)))
-            hooks.callback(handle.remove)
+
+            def note(_module: nn.Module, _inputs: Any, output: Any, to: list[Tensor] = outputs) -> None:
+                to.append(_first(output) if seen_as is None else seen_as(_first(output)))
+
+            hooks.callback(module.register_forward_hook(note).remove)
         yield seen
         if silent := sorted(path for path, outputs in seen.items() if not outputs):
             raise ValueError(

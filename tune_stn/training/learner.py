@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
+from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import Activations, observing
+from tune_stn.nn.penalties import NORMS
 from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 
-Predict = Callable[[Split, Sample], tuple[Any, Activations]]
-"""Outputs of the network on a batch, and those of the inner modules that penalties ask for."""
+# Torch, as of 2.13, cannot trace the tangents of norms and attention; those of an LSTM, which is not compiled, would
+# have to pass between compiled code and other.
+WITHOUT_COMPILED_TANGENTS = (nn.LSTM, nn.MultiheadAttention, *NORMS)
 
 
 class Learner:
@@ -47,12 +50,16 @@ class Learner:
                 f"left plain: {left}"
             )
         training = task.training
+        self._forward: Callable[..., Any] = model
+        self._first_order = first_order(model)
         if training.compile:
             for module in model.modules():
                 if isinstance(module, nn.LSTM):  # its loop over time would be unrolled: a minute for ten steps
                     module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
-        # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
-        self._compiled: Callable[..., Any] = torch.compile(model.forward) if training.compile else model
+            # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
+            self._forward = torch.compile(model.forward)
+            if not any(isinstance(module, WITHOUT_COMPILED_TANGENTS) for module in model.modules()):
+                self._first_order = torch.compile(first_order(model.forward))
         self.observed = {path for penalty in task.penalties for path in penalty.paths}
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
@@ -75,12 +82,12 @@ class Learner:
         return replace(batch, inputs=inputs, targets=targets)
 
     def forward(self, batch: Split, sample: Sample) -> Any:
-        """Outputs at a sample, in the training's precision inside and in that of the inputs outside.
+        """Outputs at a sample, to first order in the response where that is linearised; in the training's precision
+        inside and in that of the inputs outside.
 
         A recurrent network begins at the state before the batch, and leaves the one after it.
         """
-        # Torch compiles no dual numbers.
-        model = self.model if sample.linearise else self._compiled
+        model = self._first_order if sample.linearise else self._forward
         reduced = self.task.training.precision == "bfloat16"
         with self.model.using(sample), torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=reduced):
             outputs, state = call(self.task, model, batch)
@@ -93,19 +100,19 @@ class Learner:
         """Outputs at a sample, and what the penalties want to see."""
         if not self.observed:
             return self.forward(batch, sample), {}
-        with observing(self.model.network, self.observed) as activations:
+        seen_as = to_first_order if sample.linearise else None
+        with observing(self.model.network, self.observed, seen_as) as activations:
             return self.forward(batch, sample), activations
 
-    def training_loss(self, batch: Split, sample: Sample, predict: Predict | None = None) -> Tensor:
+    def training_loss(self, batch: Split, sample: Sample) -> Tensor:
         """Mean loss of an augmented batch plus the penalties, averaged over the rows of the sample.
 
         Args:
             batch: as drawn.
             sample: for augmentation, network and penalties.
-            predict: another way to the prediction than the network's outputs at the sample.
         """
         batch = self.augmented(batch, sample)
-        outputs, activations = (predict or self.predict)(batch, sample)
+        outputs, activations = self.predict(batch, sample)
         loss = self.task.loss(outputs, batch.targets)
         for penalty in self.task.penalties:
             loss = loss + penalty(self.model.network, sample, activations).mean()
@@ -118,7 +125,7 @@ class Learner:
         self.model.train()
         return loss
 
-    def step_weights(self, batch: Split, sample: Sample, *names: str, predict: Predict | None = None) -> Tensor:
+    def step_weights(self, batch: Split, sample: Sample, *names: str) -> Tensor:
         """Step the optimizers `names` ("base", "response") down the training loss; gives the loss, detached.
 
         The gradient is that of the whole batch, gathered over `accumulate` parts.
@@ -126,7 +133,7 @@ class Learner:
         training = self.task.training
         parameters = [p for name in names for p in {"base": self.base, "response": self.response}[name]]
         losses = (
-            self.training_loss(part, sample.rows(part.rows), predict) * share
+            self.training_loss(part, sample.rows(part.rows)) * share
             for part, share in _parts(batch, training.accumulate)
         )
         total = _set_gradients(losses, parameters, training.clip_norm)
@@ -178,17 +185,6 @@ def call(task: Task, model: Callable[..., Any], batch: Split) -> tuple[Any, Any]
             "model(inputs, state), with None for the state at the beginning, and gives (outputs, state)"
         )
     return result
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
-    """`function` of a tensor, or of each tensor in a tuple, list or dict, as models return them."""
-    if isinstance(outputs, Tensor):
-        return function(outputs)
-    if isinstance(outputs, dict):
-        return {key: map_tensors(function, value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
-        return type(outputs)(map_tensors(function, value) for value in outputs)
-    return outputs
 
 
 def _as_single(outputs: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -32,19 +33,21 @@ def linearised_loss(learner: Learner, batch: Split, sample: Sample) -> Tensor:
     """Training loss of f(x; 0) + d/ds f(x; s h), the derivative by torch's double backward; the same of activations."""
     h = sample.response_input
     assert h is not None
+    plain = learner.predict
 
     def predict(batch: Split, sample: Sample) -> tuple[Tensor, Activations]:
         paths = sorted(learner.observed)
 
         def at(s: Tensor) -> tuple[Tensor, ...]:
-            outputs, activations = learner.predict(batch, Sample(sample.values, h * s))
+            outputs, activations = plain(batch, Sample(sample.values, h * s))
             return outputs, *(activations[path][0] for path in paths)
 
         values, tangents = torch.autograd.functional.jvp(at, torch.zeros(()), torch.ones(()), create_graph=True)
         outputs, *activations = (value + tangent for value, tangent in zip(values, tangents, strict=True))
         return outputs, {path: [activation] for path, activation in zip(paths, activations, strict=True)}
 
-    return learner.training_loss(batch, sample, predict)
+    with mock.patch.object(learner, "predict", predict):
+        return learner.training_loss(batch, sample)
 
 
 def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) -> list[Tensor]:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tune_stn.data.splits import Split
-from tune_stn.nn.observe import Activations
 from tune_stn.nn.response import ResponseSize
-from tune_stn.space.sample import Sample
 from tune_stn.training.cost import CostMeter
-from tune_stn.training.learner import Learner, map_tensors
+from tune_stn.training.learner import Learner
 from tune_stn.training.rules.fixed import plain_step
 
 
@@ -40,32 +35,15 @@ class DeltaSTN:
 def response_step(learner: Learner, batch: Split) -> None:
     """Step the response parameters on the prediction `f(x; 0) + J_h f(x; 0) (lambda_b - lambda)` (eq. 9 there).
 
-    The Jacobian product is a tangent in forward mode: response layers start it, torch carries it through everything
-    between them. Base parameters are constants, so backward runs through the tangents alone. A part of the batch is
+    Base parameters are constants, so backward runs through the tangents alone. A part of the batch is
     enough where the training says so (`response_share`): the response is a regression of its own, with its own noise.
     """
     model = learner.model
     size = math.ceil(learner.task.training.response_share * len(batch))
     part = batch.part(0, size)
     sample = model.perturbed_sample(size, linearise=True)
-
-    def predict(batch: Split, sample: Sample) -> tuple[Any, Activations]:
-        # Fused attention kernels have no tangents.
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            outputs, activations = learner.predict(batch, sample)
-            # Summed inside the dual level, used past it: inside, backward would carry tangents of its own (of ReLU's
-            # saved result, say), three times the products and none of them of use.
-            return map_tensors(to_first_order, outputs), map_tensors(to_first_order, activations)
-
     with constants(learner.base), without_running_statistics(model):
-        learner.step_weights(part, sample, "response", predict=predict)
-
-
-def to_first_order(output: Tensor) -> Tensor:
-    """Value plus tangent of a dual tensor; of a plain one, itself."""
-    dual = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
-    primal: Tensor = dual.primal
-    return primal if dual.tangent is None else primal + dual.tangent
+        learner.step_weights(part, sample, "response")
 
 
 @contextmanager

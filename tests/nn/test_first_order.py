@@ -1,0 +1,66 @@
+"""Predictions to first order, against finite differences of the response input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.observe import observing
+from tune_stn.nn.self_tuning import self_tuning
+from tune_stn.space import SearchSpace, Uniform
+from tune_stn.space.sample import Sample
+
+ROWS, NAMES = 4, ("a", "b")
+VALUES = {name: torch.full((1,), 0.5) for name in NAMES}
+
+
+def network() -> SelfTuningModel:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    space = SearchSpace({name: Uniform(0.0, 1.0) for name in NAMES})
+    model = self_tuning(plain, space, start=dict.fromkeys(NAMES, 0.5), response="full", centred=True)
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.response_parameters():  # gates begin at zero
+            parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+def at(model: SelfTuningModel, offsets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of the network and of its hidden layer."""
+    with model.using(Sample(VALUES, offsets)), observing(model.network, ["1"]) as seen:
+        return model(inputs), seen["1"][0]
+
+
+def test_value_plus_the_change_by_the_response() -> None:
+    """Of the outputs, and of what is observed on the way."""
+    model = network()
+    inputs, offsets = torch.randn(ROWS, 3, dtype=torch.float64), torch.randn(ROWS, 2, dtype=torch.float64)
+    with (
+        model.using(Sample(VALUES, offsets, linearise=True)),
+        observing(model.network, ["1"], to_first_order) as seen,
+    ):
+        found = first_order(model)(inputs), seen["1"][0]
+    step = 1e-6
+    values, ahead, behind = (at(model, share * offsets, inputs) for share in (0.0, step, -step))
+    for one, value, up, down in zip(found, values, ahead, behind, strict=True):
+        torch.testing.assert_close(one, value + (up - down) / (2 * step), rtol=0, atol=1e-8)
+
+
+def test_outputs_of_every_form_are_mapped() -> None:
+    one = torch.ones(2)
+    mapped = map_tensors(torch.neg, {"a": (one, [one]), "b": None, "c": 3})
+    assert torch.equal(mapped["a"][0], -one)
+    assert torch.equal(mapped["a"][1][0], -one)
+    assert (mapped["b"], mapped["c"]) == (None, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_plain_tensor_stays(dtype: torch.dtype) -> None:
+    output = torch.ones(2, dtype=dtype)
+    found = to_first_order(output)
+    assert found.dtype == dtype
+    assert torch.equal(found, output)

@@ -1,0 +1,50 @@
+"""A network's prediction to first order in its response: `f(x; 0) + J_h f(x; 0) h`.
+
+The Jacobian product is a tangent in forward mode: response layers start it where a sample says `linearise`, torch
+carries it through everything between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def first_order(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, but with value plus tangent in the place of each tensor that it gives."""
+
+    def predict(*inputs: Any) -> Any:
+        # Fused attention kernels have no tangents.
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            # Summed inside the dual level, used past it: inside, backward would carry tangents of its own (of ReLU's
+            # saved result, say), three times the products and none of them of use.
+            return map_tensors(to_first_order, forward(*inputs))
+
+    return predict
+
+
+def to_first_order(output: Tensor) -> Tensor:
+    """Value plus tangent of a dual tensor, of half precision in single; of a plain one, itself."""
+    primal: Tensor
+    tangent: Tensor | None
+    primal, tangent = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
+    if tangent is None:
+        return primal
+    dtype = torch.promote_types(primal.dtype, torch.float32)
+    return primal.to(dtype) + tangent.to(dtype)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """`function` of a tensor, or of each tensor in a tuple, list or dict, as models return them."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    if isinstance(outputs, dict):
+        return {key: map_tensors(function, value) for key, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(map_tensors(function, value) for value in outputs)
+    return outputs
