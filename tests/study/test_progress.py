@@ -16,6 +16,8 @@ from tune_stn.study.progress import EVERY_S, Progress
 from tune_stn.study.run import Run
 from tune_stn.tasks import get_task
 
+NO_PEAK = {"peak_memory_bytes": None}  # a trainable that does not say
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
@@ -46,12 +48,12 @@ def test_a_run_from_beginning_to_end(clock: Callable[[float], None]) -> None:
         on_report(report(val_loss=0.25), 3.0)
         clock(0.1)
         on_report(report(val_loss=0.9), 4.0)
-    progress.finished(run(), {"trials": 5, "cost_total": 40.25, "failures": {}})
+    progress.finished(run(), {"trials": 5, "cost_total": 40.25, "failures": {}, "peak_memory_bytes": 812 * 2**20})
     assert lines == [
         "[1/3] stn, seed 2: finished before, skipped",
         "[2/3] random, seed 2: cost 2 of 40, best validation loss 0.5000",
         "[2/3] random, seed 2: cost 4 of 40, best validation loss 0.2500",
-        "[2/3] random, seed 2: done: 5 trials, cost 40.2, best validation loss 0.2500, 20 s",
+        "[2/3] random, seed 2: done: 5 trials, cost 40.2, best validation loss 0.2500, 20 s, 812 MiB a trial",
     ]
 
 
@@ -64,7 +66,7 @@ def test_a_run_gone_on_with_keeps_its_best(method: str, best: str, tmp_path: Pat
     again = run(method, folder=tmp_path)
     with progress.running(again) as on_report:
         on_report(report(), 2.0)
-    progress.finished(again, {"trials": 1, "cost_total": 2.0, "failures": {}})
+    progress.finished(again, {"trials": 1, "cost_total": 2.0, "failures": {}} | NO_PEAK)
     assert f"best validation loss {best}" in said[-1]
 
 
@@ -81,7 +83,9 @@ def test_failures_are_counted_and_named(clock: Callable[[float], None]) -> None:
     progress = Progress(lines.append, total=1)
     with progress.running(run()):
         pass
-    progress.finished(run(), {"trials": 1, "cost_total": 3.0, "failures": {"a_2": "ValueError: no", "a_3": "died"}})
+    progress.finished(
+        run(), {"trials": 1, "cost_total": 3.0, "failures": {"a_2": "ValueError: no", "a_3": "died"}} | NO_PEAK
+    )
     assert "1 trials, 2 failed, cost 3.0" in lines[0]
     assert lines[1:] == [
         "[1/1] random, seed 2: trial a_2 failed: ValueError: no",
@@ -105,6 +109,6 @@ def test_the_best_of_a_run_is_not_the_next_ones(clock: Callable[[float], None]) 
     for loss in (0.1, 0.4):
         with progress.running(run()) as on_report:
             on_report(report(val_loss=loss), 1.0)
-        progress.finished(run(), {"trials": 1, "cost_total": 1.0, "failures": {}})
+        progress.finished(run(), {"trials": 1, "cost_total": 1.0, "failures": {}} | NO_PEAK)
     assert "loss 0.1000" in lines[0]
     assert "loss 0.4000" in lines[1]
