@@ -40,8 +40,8 @@ METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo")
 SEEDS = [1, 2, 3, 4, 5]
 SMALL: dict[str, Any] = {
     "train_images": 5000,
-    "valid_images": 5000,
-    "test_images": 2000,
+    "valid_images": 2500,
+    "test_images": 1000,
     "width": 16,
     "batch_size": 32,
     "lr": 0.03,
@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
 SMOKE = {"train_images": 128, "valid_images": 128, "test_images": 128, "width": 2, "epochs": 2, "warmup_epochs": 1}
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
 SIZES: dict[str, tuple[float, int, dict[str, Any]]] = {
-    "cpu": (200, 3, SMALL),
+    "cpu": (160, 3, SMALL),
     "full": (3000, 3, {}),
     "smoke": (6, 1, SMOKE),
 }
