@@ -9,7 +9,8 @@ floor: of the time that the operations would take at the rate of a large product
 once for each time step and direction, each activation twice) at the bandwidth of a large copy, whichever is longer.
 
     python experiments/lstm_cost.py                 # experiments/results/lstm_cost/cpu.csv; some minutes
-    python experiments/lstm_cost.py --device cuda
+    python experiments/lstm_cost.py --device cuda          # and, of each form, the loops replayed as CUDA graphs
+    python experiments/lstm_cost.py --device cuda --tf32   # products rounded to TF32 on both sides, else on neither
     python experiments/lstm_cost.py --smoke-test
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +28,8 @@ from step_cost import peak_memory, seconds
 from torch import Tensor, nn
 
 from tune_stn.nn import SelfTuningModel, self_tuning
+from tune_stn.nn.lstm import ResponseLSTM
+from tune_stn.nn.lstm_graph import Graphed
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.training.flops import FlopCounter
 
@@ -46,10 +50,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "lstm_cost")
     arguments = parser.parse_args()
     device = arguments.device
     rounds = 2 if arguments.smoke_test else arguments.rounds
+    # Torch's defaults differ: cuDNN, and so nn.LSTM, rounds to TF32, other products do not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
     tables = []
     for threads in arguments.threads if device == "cpu" else [1]:
         torch.set_num_threads(threads)
@@ -62,7 +69,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     together = pd.concat(tables).assign(device=name, torch=torch.__version__)
-    together.to_csv(arguments.results / f"{device}.csv", index=False)
+    together.to_csv(arguments.results / f"{device}{'-tf32' if arguments.tf32 else ''}.csv", index=False)
 
 
 def measure(steps: int, batch: int, hidden: int, device: str, rounds: int, rates: tuple[float, float]) -> pd.DataFrame:
@@ -75,8 +82,12 @@ def measure(steps: int, batch: int, hidden: int, device: str, rounds: int, rates
     space = SearchSpace({name: Uniform(0.0, 1.0) for name in names})
     runs: dict[str, Callable[[], object]] = {"nn.LSTM": step(base, inputs, weights=True)}
     floors = {"nn.LSTM": floor(steps, batch, hidden, matrices=1.0, rates=rates, flops=flops_of(runs["nn.LSTM"]))}
-    for form, (response, weights) in FORMS.items():
+    for (name, (response, weights)), graphed in product(FORMS.items(), (False, True) if device == "cuda" else (False,)):
+        form = f"{name}, graphed" if graphed else name
         model = self_tuning(base, space, start=dict.fromkeys(names, 0.5), response=response).to(device)
+        if graphed:
+            assert isinstance(model.network, ResponseLSTM)
+            model.network.recurrence = Graphed()
         runs[form] = perturbed(model, step(model, inputs, weights=weights), batch)
         matrices = 2.0 if response == "full" else 1.0
         floors[form] = floor(steps, batch, hidden, matrices=matrices, rates=rates, flops=flops_of(runs[form]))
@@ -150,9 +161,9 @@ def machine(device: str, *, small: bool) -> tuple[float, float]:
     left, right = torch.randn(2, n, n, device=device).unbind()
     source = torch.randn(n * n * (4 if device == "cuda" else 8), device=device)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: left @ right, device) for _ in range(10))
+    multiply = min(seconds(lambda: left @ right, device) for _ in range(10))
     copy = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
-    return 2 * n**3 / product, 2 * 4 * source.numel() / copy
+    return 2 * n**3 / multiply, 2 * 4 * source.numel() / copy
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tune_stn.nn.lstm_kernel import Projection
+from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
 
 
 @pytest.fixture
@@ -18,7 +18,14 @@ def lstm_reference() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _reference(
-    inputs: Tensor, hidden: Tensor, cell: Tensor, offset: Tensor, from_inputs: Projection, from_hidden: Projection
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    offset: Tensor,
+    from_inputs: Projection,
+    from_hidden: Projection,
+    *,
+    recurrence: Recurrence = IN_PLACE,  # not used: it is what this is the reference of
 ) -> tuple[Tensor, Tensor]:
     def project(side: Projection, value: Tensor) -> Tensor:
         total = torch.zeros_like(offset) if side.weight is None else value @ side.weight.T

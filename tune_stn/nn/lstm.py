@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from tune_stn.nn.dropout import UnitDropout
-from tune_stn.nn.lstm_kernel import Projection, lstm, run, tangents
+from tune_stn.nn.lstm_kernel import lstm, run, tangents
+from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
 from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot, check_rows
@@ -38,9 +40,11 @@ class ResponseLSTM(Responding, nn.LSTM):
             base parameters keep their names (`weight_ih_l0` and so on) and stay here.
         dropout_rate: hyperparameter at whose rate units between the layers are dropped, for each example its own; None
             for the fixed rate of the plain module.
+        recurrence: what goes through time where examples differ.
     """
 
     dropout_rate: str | None = None
+    recurrence: Recurrence = IN_PLACE
 
     def __init__(
         self, base: nn.LSTM, inputs: int, size: ResponseSize | None, slot: Slot, generator: torch.Generator
@@ -114,7 +118,9 @@ class ResponseLSTM(Responding, nn.LSTM):
         if shared and not self.slot.sample.linearise and not rates_between:
             rate = self.dropout if self.training else 0.0
             return _fused(inputs, states, list(sides.values()), self.num_layers, rate, self.bidirectional)
-        evaluate = _linearised if self.slot.sample.linearise else _shared if shared else _per_example
+        per_example = _linearised if self.slot.sample.linearise else _per_example
+        one_for_all = shared and not self.slot.sample.linearise
+        evaluate = _shared if one_for_all else partial(per_example, recurrence=self.recurrence)
         last: list[State] = []
         for layer in range(self.num_layers):
             outputs = []
@@ -221,11 +227,14 @@ class _Side:
         return Projection(None, (self.weight,), 1 + self.unit)
 
 
-def _per_example(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _Side) -> tuple[Tensor, State]:
+def _per_example(
+    inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _Side, *, recurrence: Recurrence
+) -> tuple[Tensor, State]:
     """A layer in one direction: outputs `(time, batch, hidden)` and last state, each `(batch, hidden)`."""
     given = (from_inputs.bias, from_inputs.offset, from_hidden.bias, from_hidden.offset)
     offset = _total(inputs.new_zeros(len(from_hidden.weight)), *given).expand(inputs.shape[1], -1)
-    outputs, cell = lstm(inputs, *state, offset, from_inputs.projection(), from_hidden.projection())
+    sides = from_inputs.projection(), from_hidden.projection()
+    outputs, cell = lstm(inputs, *state, offset, *sides, recurrence=recurrence)
     return outputs, (outputs[-1], cell)
 
 
@@ -260,7 +269,9 @@ def _fused(
     return outputs, (hidden, cell)
 
 
-def _linearised(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _Side) -> tuple[Tensor, State]:
+def _linearised(
+    inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _Side, *, recurrence: Recurrence
+) -> tuple[Tensor, State]:
     """As `_per_example`, but values of the base layer, and as tangents their first-order response: dual tensors.
 
     Base parameters are constants here, so backward runs through tangents only.
@@ -274,7 +285,8 @@ def _linearised(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _
     as_factors = from_inputs.unit is not None and not from_inputs.factors
     with torch.no_grad():
         sides = (Projection(None, (w,), w.new_ones(1)) if as_factors else Projection(w) for w in weights)
-        result = run(x, h, c, _total(nothing, from_inputs.bias, from_hidden.bias), *sides)
+        offset = _total(nothing, from_inputs.bias, from_hidden.bias)
+        result = run(x, h, c, offset, *sides, recurrence=recurrence)
     carried = None if of_x is None else F.linear(of_x, weights[0])
     entering = _total(nothing, from_inputs.offset, from_hidden.offset, carried)
     for side, outputs in ((from_inputs, result.input_chain[-1]), (from_hidden, result.hidden_chain[-1])):
@@ -284,9 +296,8 @@ def _linearised(inputs: Tensor, state: State, from_inputs: _Side, from_hidden: _
             entering = torch.addcmul(entering, outputs, side.unit)
     entering = entering.expand_as(result.gates)
     still = torch.zeros_like(h)
-    changes, of_cell = tangents(
-        result, weights[1], entering, still if of_h is None else of_h, still if of_c is None else of_c
-    )
+    of_state = (still if change is None else change for change in (of_h, of_c))
+    changes, of_cell = tangents(result, weights[1], entering, *of_state, recurrence=recurrence)
     outputs = forward_ad.make_dual(result.hidden[1:], changes)  # type: ignore[no-untyped-call]
     return outputs, (outputs[-1], forward_ad.make_dual(result.cell[-1], of_cell))  # type: ignore[no-untyped-call]
 

@@ -42,7 +42,8 @@ class Training:
             whole batch.
         precision: "float32", or "bfloat16" for the network under autocast; losses and weights stay float32.
         compile: whether `torch.compile` compiles the network: for training, response and hyper-steps, and evaluation.
-            LSTMs inside it stay as they are; so do response steps where there are LSTMs, attention or norms.
+            LSTMs inside it stay as they are on a CPU, and on a GPU replay their steps as CUDA graphs; response steps
+            stay where there are LSTMs, attention or norms.
         restarts: how often a run that diverges goes back to its last good epoch and on from there, with fresh noise,
             no momentum and half the learning rate of the weights.
         eval_batch_size: examples of an evaluation batch.

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
 from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
+from tune_stn.nn.lstm import ResponseLSTM
+from tune_stn.nn.lstm_graph import Graphed
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import Activations, observing
 from tune_stn.nn.penalties import NORMS
@@ -53,13 +55,7 @@ class Learner:
         self._forward: Callable[..., Any] = model
         self._first_order = first_order(model)
         if training.compile:
-            for module in model.modules():
-                if isinstance(module, nn.LSTM):  # its loop over time would be unrolled: a minute for ten steps
-                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
-            # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
-            self._forward = torch.compile(model.forward)
-            if not any(isinstance(module, WITHOUT_COMPILED_TANGENTS) for module in model.modules()):
-                self._first_order = torch.compile(first_order(model.forward))
+            self._compile()
         self.observed = {path for penalty in task.penalties for path in penalty.paths}
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
@@ -71,6 +67,19 @@ class Learner:
             name: training.make_lr_schedule(optimizer) for name, optimizer in self.optimizers.items() if name != "hyper"
         }
         self.lr_schedules = {name: schedule for name, schedule in schedules.items() if schedule is not None}
+
+    def _compile(self) -> None:
+        model = self.model
+        lstms = [module for module in model.modules() if isinstance(module, nn.LSTM)]
+        graphed = Graphed() if lstms and self.base[0].is_cuda else None
+        for module in lstms:  # compiled, their loops over time would be unrolled: a minute for ten steps
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
+            if graphed is not None and isinstance(module, ResponseLSTM):
+                module.recurrence = graphed
+        # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
+        self._forward = torch.compile(model.forward)
+        if not any(isinstance(module, WITHOUT_COMPILED_TANGENTS) for module in model.modules()):
+            self._first_order = torch.compile(first_order(model.forward))
 
     def augmented(self, batch: Split, sample: Sample) -> Split:
         """A training batch after the task's augmentations at a sample."""

@@ -1,0 +1,206 @@
+"""The loops of an LSTM over time for a GPU: two kernels a step, replayed without Python.
+
+A step of a usual size is too small to keep a GPU busy: what counts is how many kernels it takes, and who starts them.
+Here it is one product, with the matrices of a step stacked, and one kernel for all that is done element by element,
+which `torch.compile` makes; and a whole loop is recorded once for each shape, as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from tune_stn.nn.lstm_recurrence import Gradients, Projection, Slopes, States
+
+Loop = Callable[..., tuple[Tensor, ...]]
+# Records a loop over tensors that stay where they are: what replays it, and what that writes to.
+Capture = Callable[[Loop, Sequence[Tensor | None]], tuple[Callable[[], object], tuple[Tensor, ...]]]
+# Calls before a recording, in which kernels are compiled and libraries make their workspaces.
+WARM_UP = 2
+
+
+class Graphed:
+    """A `Recurrence` of recorded loops.
+
+    Args:
+        fuse: makes one kernel of a function of element-wise operations; default `torch.compile`.
+        capture: records a loop; default `cuda_graph`.
+    """
+
+    def __init__(self, fuse: Callable[..., Any] | None = None, capture: Capture | None = None) -> None:
+        fuse = fuse or torch.compile
+        self._step, self._step_back, self._step_along = fuse(_step), fuse(_step_back), fuse(_step_along)
+        self._forward = Recorded(self._forward_loop, capture)
+        self._backward = Recorded(self._backward_loop, capture)
+        self._tangents = Recorded(self._tangents_loop, capture)
+
+    def __deepcopy__(self, memo: object) -> Graphed:
+        return self  # of a model it holds nothing
+
+    def forward(self, gates: Tensor, hidden: Tensor, cell: Tensor, from_hidden: Projection) -> States:
+        gates, hidden, cell, squashed, *chain = self._forward(
+            gates, hidden, cell, from_hidden.unit, from_hidden.weight, *from_hidden.factors
+        )
+        return States(gates, hidden, cell, squashed, chain)
+
+    def backward(self, slopes: Slopes, of_hidden: Tensor, of_cell: Tensor, from_hidden: Projection) -> Gradients:
+        h, c, gates, *chain = self._backward(
+            *slopes, of_hidden, of_cell, from_hidden.unit, from_hidden.weight, *from_hidden.factors
+        )
+        return Gradients(gates, chain, h, c)
+
+    def tangents(
+        self, slopes: Slopes, weight: Tensor, entering: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        changes, c = self._tangents(*slopes, weight, entering, hidden, cell)
+        return changes, c
+
+    def _forward_loop(
+        self, gates: Tensor, h: Tensor, c: Tensor, unit: Tensor | None, weight: Tensor | None, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        first = [matrix for matrix in (weight, *factors[:1]) if matrix is not None]
+        stacked, widths = torch.cat(first).t(), [len(matrix) for matrix in first]
+        steps: list[tuple[Tensor, ...]] = []
+        hiddens, cells = [h], [c]
+        for entering in gates.unbind():
+            values = list(torch.split(h @ stacked, widths, -1))
+            base = None if weight is None else values.pop(0)
+            for factor in factors[1:]:
+                values.append(values[-1] @ factor.t())
+            gate, squashed, h, c = self._step(entering, base, values[-1] if values else None, unit, c)
+            hiddens.append(h)
+            cells.append(c)
+            steps.append((gate, squashed, *values))
+        gate, squashed, *chain = (torch.stack(each) for each in zip(*steps, strict=True))
+        return gate, torch.stack(hiddens), torch.stack(cells), squashed, *chain
+
+    def _backward_loop(
+        self,
+        slopes: Tensor,
+        kept: Tensor,
+        shown: Tensor,
+        of_hidden: Tensor,
+        c: Tensor,
+        unit: Tensor | None,
+        weight: Tensor | None,
+        *factors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        stacked = torch.cat([matrix for matrix in (weight, *factors[:1]) if matrix is not None])
+        before = of_hidden.unbind()
+        h = before[-1]
+        steps: list[list[Tensor]] = []
+        for t in range(len(before) - 1, -1, -1):
+            joint, c = self._step_back(slopes[t], kept[t], shown[t], h, c, unit)
+            gradient, *chain = torch.split(joint, slopes.shape[-1], -1)
+            for factor in factors[:0:-1]:
+                chain = [chain[0] @ factor, *chain]
+            if len(factors) > 1:  # else it is joint already
+                joint = torch.cat([*([] if weight is None else [gradient]), chain[0]], -1)
+            elif weight is None:
+                joint = chain[0]
+            h = torch.addmm(before[t - 1], joint, stacked) if t else joint @ stacked
+            steps.append([gradient, *chain])
+        return h, c, *(torch.stack(each[::-1]) for each in zip(*steps, strict=True))
+
+    def _tangents_loop(
+        self, slopes: Tensor, kept: Tensor, shown: Tensor, weight: Tensor, entering: Tensor, h: Tensor, c: Tensor
+    ) -> tuple[Tensor, ...]:
+        transposed = weight.t()
+        changes = []
+        for t in range(len(slopes)):
+            h, c = self._step_along(entering[t], h @ transposed, slopes[t], kept[t], shown[t], c)
+            changes.append(h)
+        return torch.stack(changes), c
+
+
+# Steps, element by element ------------------------------------------------------------------------------------------
+
+
+def _step(
+    entering: Tensor, base: Tensor | None, value: Tensor | None, unit: Tensor | None, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gates, tanh of the cell state, hidden state and cell state."""
+    total = entering if base is None else entering + base
+    if value is not None and unit is not None:
+        total = torch.addcmul(total, value, unit)
+    admit, forget, new, emit = total.chunk(4, -1)
+    admit, forget, new, emit = admit.sigmoid(), forget.sigmoid(), new.tanh(), emit.sigmoid()
+    c = forget * c + admit * new
+    squashed = c.tanh()
+    return torch.cat([admit, forget, new, emit], -1), squashed, emit * squashed, c
+
+
+def _step_back(
+    slope: Tensor, kept: Tensor, shown: Tensor, h: Tensor, c: Tensor, unit: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates, beside them those of what the unit scales; and of the cell state before."""
+    c = torch.addcmul(c, h, shown)
+    admit, forget, new, emit = slope.chunk(4, -1)
+    gradient = torch.cat([admit * c, forget * c, new * c, emit * h], -1)
+    return gradient if unit is None else torch.cat([gradient, gradient * unit], -1), c * kept
+
+
+def _step_along(
+    entering: Tensor, product: Tensor, slope: Tensor, kept: Tensor, shown: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Changes of the hidden and of the cell state."""
+    admit, forget, new, emit = ((entering + product) * slope).chunk(4, -1)
+    c = c * kept + admit + forget + new
+    return torch.addcmul(emit, c, shown), c
+
+
+# Recording ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Recording:
+    replay: Callable[[], object]
+    given: list[Tensor]
+    made: tuple[Tensor, ...]
+
+
+class Recorded:
+    """A loop that is recorded at the first call for each set of shapes, and replayed.
+
+    A graph reads and writes fixed memory, so arguments are copied in and results out: two layers of one shape share
+    what is recorded, and no call overwrites what an earlier one gave.
+    """
+
+    def __init__(self, loop: Loop, capture: Capture | None = None) -> None:
+        self._loop = loop
+        self._capture = capture or cuda_graph
+        self._known: dict[Any, _Recording] = {}
+
+    def __call__(self, *given: Tensor | None) -> tuple[Tensor, ...]:
+        if is_in_torch_dispatch_mode():  # somebody counts operations, and would see none in a replay
+            return self._loop(*given)
+        shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in given)
+        if shapes not in self._known:
+            held = [None if tensor is None else tensor.clone() for tensor in given]
+            replay, made = self._capture(self._loop, held)
+            self._known[shapes] = _Recording(replay, [tensor for tensor in held if tensor is not None], made)
+        recording = self._known[shapes]
+        for mine, theirs in zip(recording.given, (tensor for tensor in given if tensor is not None), strict=True):
+            mine.copy_(theirs)
+        recording.replay()
+        return tuple(tensor.clone() for tensor in recording.made)
+
+
+def cuda_graph(loop: Loop, given: Sequence[Tensor | None]) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
+    """Warmed up on another stream and then recorded, as torch's notes on CUDA graphs ask for."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            loop(*given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Backward runs in a thread of its own, and what others do is none of its business.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        made = loop(*given)
+    return graph.replay, made
