@@ -25,7 +25,7 @@ from ptb_tuning import write
 METHODS = ("random", "gp-bo", "stn", "delta-stn")
 SEEDS = cifar10_tuning.SEEDS
 FASHION = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30}
-CIFAR = {"train_images": 2500, "valid_images": 1500, "test_images": 1000, "batch_size": 32, "width": 8, "epochs": 15}
+CIFAR = {"train_images": 2500, "valid_images": 1500, "test_images": 1000, "batch_size": 32, "warmup_epochs": 2}
 TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1}
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
 NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
@@ -42,11 +42,15 @@ NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
     "cifar10-alexnet": cifar10_tuning.SIZES,
     "cifar10-vgg16": {
         # Without batch norm, narrower or at the paper's rate this depth hardly learns from so few images.
-        "cpu": (75, 3, {**CIFAR, "width": 12, "lr": 0.02, "epochs": 30}),
+        "cpu": (45, 3, {**CIFAR, "width": 12, "lr": 0.02, "epochs": 20}),
         "full": (3000, 3, {}),
         "smoke": (6, 1, {**TINY, "width": 2}),
     },
-    "cifar10-resnet18": {"cpu": (50, 3, CIFAR), "full": (3000, 3, {}), "smoke": (6, 1, {**TINY, "width": 2})},
+    "cifar10-resnet18": {
+        "cpu": (30, 3, {**CIFAR, "width": 8, "epochs": 10}),
+        "full": (3000, 3, {}),
+        "smoke": (6, 1, {**TINY, "width": 2}),
+    },
 }
 
 
