@@ -24,14 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ptb_tuning import write
+from comparison import run, write
 
-from tune_stn.methods import get_method
-from tune_stn.study.compare import compare, run_study
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.summary import summary
-from tune_stn.tuning.cluster import Cluster
 
 TASK = "cifar10-alexnet"
 METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo")
@@ -81,25 +78,6 @@ def main() -> None:
         out=arguments.out / name,
     )
     write(results, table(results), arguments.results / name)
-
-
-def run(
-    task: str,
-    methods: list[str],
-    *,
-    budget: float,
-    seeds: list[int],
-    settings: dict[str, Any],
-    gpus_per_trial: float,
-    out: Path,
-) -> Results:
-    """The study, gone on with where it was cut off; an infinite budget is for one trial of each method."""
-    cluster = Cluster(gpus_per_trial=gpus_per_trial)
-    common: dict[str, Any] = {"out": out, "resume": True, "settings": settings, "cluster": cluster, "say": print}
-    if math.isinf(budget):
-        chosen = [get_method(method) for method in methods]
-        return run_study(task, chosen, seeds=seeds, budget=budget, trials=1, **common)
-    return compare(task, methods, budget=budget, seeds=seeds, **common)
 
 
 def table(results: Results) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cifar10_tuning
-from ptb_tuning import write
+from comparison import run, write
 
 METHODS = ("random", "gp-bo", "stn", "delta-stn")
 SEEDS = cifar10_tuning.SEEDS
@@ -73,7 +73,7 @@ def main() -> None:
         if network.startswith("cifar10") and arguments.cifar10:
             settings = {**settings, "data_dir": arguments.cifar10}
         print(f"\n{network}")
-        results = cifar10_tuning.run(
+        results = run(
             network,
             arguments.methods.split(","),
             budget=budget,

@@ -19,22 +19,17 @@ FOLDER has train.txt, valid.txt and test.txt of Mikolov's version. Goes on where
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from comparison import run, write
 
-from tune_stn.methods import get_method
-from tune_stn.study.compare import compare, run_study
 from tune_stn.study.incumbent import last_of_each_run
-from tune_stn.study.plots import plot_best_so_far, plot_schedules
 from tune_stn.study.results import Results
-from tune_stn.study.statistics import differences_to_best, mean_interval
-from tune_stn.tuning.cluster import Cluster
+from tune_stn.study.statistics import mean_interval
 
 METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo", "tpe", "hyperband")
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
@@ -72,39 +67,17 @@ def main() -> None:
         settings = {**settings, **(PTB_SMALL if size == "cpu" else {})}
         if arguments.data_dir:
             settings["data_dir"] = arguments.data_dir
-    methods = arguments.methods.split(",")
-    wanted = SEEDS[: arguments.seeds or seeds]
     name = f"{arguments.task}-{size}{'-one' if arguments.one_trial else ''}"
-    common: dict[str, Any] = {
-        "out": arguments.out / name,
-        "resume": True,
-        "settings": settings,
-        "cluster": Cluster(gpus_per_trial=arguments.gpus_per_trial),
-        "say": print,
-    }
-    if arguments.one_trial:
-        chosen = [get_method(method) for method in methods]
-        results = run_study(arguments.task, chosen, seeds=wanted, budget=math.inf, trials=1, **common)
-    else:
-        results = compare(arguments.task, methods, budget=budget, seeds=wanted, **common)
+    results = run(
+        arguments.task,
+        arguments.methods.split(","),
+        budget=math.inf if arguments.one_trial else budget,
+        seeds=SEEDS[: arguments.seeds or seeds],
+        settings=settings,
+        gpus_per_trial=arguments.gpus_per_trial,
+        out=arguments.out / name,
+    )
     write(results, table(results), arguments.results / name)
-
-
-def write(results: Results, table: pd.DataFrame, folder: Path) -> None:
-    """What the pages are made of; the study itself, every report of it, is in --out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "table.csv", index=False)
-    differences_to_best(results.incumbent).to_csv(folder / "differences.csv", index=False)
-    results.incumbent.to_parquet(folder / "incumbent.parquet", index=False, compression="zstd")
-    if data_dir := results.study["settings"].pop("data_dir", None):  # a folder of this machine
-        results.study["command"] = results.study["command"].replace(data_dir, "FOLDER")
-    (folder / "study.json").write_text(json.dumps(results.study, indent=1) + "\n")
-    plot_best_so_far(results, "cost_total").savefig(folder / "best_so_far.png", dpi=110)
-    if "stn" in set(results.incumbent["method"]):
-        best = best_of_stn(results)
-        best.schedule.to_parquet(folder / "schedules.parquet", index=False, compression="zstd")
-        plot_schedules(best).savefig(folder / "schedules.png", dpi=90)
-    print(table.to_string(index=False, float_format="%.3f"))
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -124,18 +97,6 @@ def table(results: Results) -> pd.DataFrame:
                 row |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high}
         rows.append(row)
     return pd.DataFrame(rows).sort_values("val_loss")
-
-
-def best_of_stn(results: Results) -> Results:
-    """Only the trials in which STN found its best, one for each seed."""
-    final = last_of_each_run(results.incumbent)
-    best = final.loc[final["method"] == "stn", ["method", "seed", "trial_id"]]
-    return replace(
-        results,
-        reports=results.reports.merge(best),
-        schedule=results.schedule.merge(best),
-        incumbent=results.incumbent.merge(best),
-    )
 
 
 if __name__ == "__main__":
