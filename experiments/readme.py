@@ -24,6 +24,8 @@ from tune_stn.study.summary import with_interval
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 COMPARED = ("digits-mlp", "fashion-mnist-cnn")
+# Of the Delta-STN paper's table, from small to large.
+VISION = ("fashion-mnist-mlp", "fashion-mnist-cnn", "cifar10-alexnet", "cifar10-vgg16", "cifar10-resnet18")
 NETWORKS = {
     "mlp": "MLP, 1200 wide",
     "cnn": "CNN",
@@ -265,6 +267,69 @@ def ptb_schedule() -> str:
     )
 
 
+def cifar10_tuning() -> str:
+    """The layout of table 2 of the STN paper, its right half."""
+    return vision(RESULTS / "cifar10_tuning" / "cpu")
+
+
+def vision(folder: Path) -> str:
+    differences = pd.read_csv(folder / "differences.csv", index_col="method")
+    rows = []
+    for row in pd.read_csv(folder / "table.csv").to_dict("records"):
+        cells = [row["method"], f"{row['seeds']}", f"{row['trials'] / row['seeds']:.0f}", f"{row['cost']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        cells += [f"{100 * row[f'{split}_accuracy']:.1f}" for split in ("val", "test")]
+        rows.append([*cells, paired(differences.reindex([row["method"]]).iloc[0])])  # the best has no difference
+    header = [
+        "method",
+        "seeds",
+        "trials a seed",
+        "cost",
+        "best val. loss [95 %]",
+        "its test loss [95 %]",
+        "val. acc., %",
+    ]
+    return markdown([*header, "test acc., %", "val. loss minus the best's, paired [95 %]"], rows)
+
+
+def delta_stn() -> str:
+    """The layout of the Delta-STN paper's table: validation loss, and test loss there."""
+    tables = {network: pd.read_csv(RESULTS / "delta_stn" / f"{network}-cpu" / "table.csv") for network in VISION}
+    rows = []
+    for method in ("random", "gp-bo", "stn", "delta-stn"):
+        cells = [method]
+        for table in tables.values():
+            row, least = table.set_index("method").loc[method], table["best_val_loss"].min()
+            losses = f"{row['best_val_loss']:.4f} ({row['test_loss_at_best']:.4f})"
+            cells.append(f"**{losses}**" if row["best_val_loss"] == least else losses)
+        rows.append(cells)
+    return markdown(
+        ["val. loss (test loss)", *(f"{name}, {t['seeds'].max()} seeds" for name, t in tables.items())], rows
+    )
+
+
+def vision_steps() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "vision_cost" / "cpu-steps.csv").to_dict("records"):
+        spread = f"{row['over_plain']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+        cells = [row["network"], f"{row['threads']}", row["algorithm"], f"{row['images_per_second']:,.0f}", spread]
+        shares = [f"{100 * row[f'share_of_{what}']:.0f}" for what in ("matrix_rate", "bandwidth")]
+        rows.append([*cells, *shares, f"{row['memory_mib']:.0f}"])
+    header = ["network", "threads", "step", "images a second", "time over plain (quartiles)", "% of the matrix rate"]
+    return markdown([*header, "% of the bandwidth", "peak memory, MiB"], rows)
+
+
+def vision_epochs() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "vision_cost" / "cpu-epochs.csv").to_dict("records"):
+        cells = [row["network"], f"{row['threads']}", row["algorithm"], f"{row['images']:,}", f"{row['seconds']:.1f}"]
+        parts = [row["share_of_data"], row["share_of_augmentation"]]
+        rows.append([*cells, *(f"{100 * part:.1f}" for part in (*parts, sum(parts)))])
+    header = ["network", "threads", "algorithm", "images", "s an epoch", "data, %", "augmentation, %", "together, %"]
+    return markdown(header, rows)
+
+
 def paired(difference: Any) -> str:
     """Of a row with `mean`, `low`, `high` and `p_value`; empty for the one that the others are compared with."""
     if pd.isna(difference["mean"]):
@@ -351,6 +416,8 @@ PAGES = {
         "speed-up": speed_up,
         "ptb-tuning": ptb_tuning,
         "ptb-schedule": ptb_schedule,
+        "cifar10-tuning": cifar10_tuning,
+        "delta-stn": delta_stn,
         "regularisation-gain": regularisation_gain,
         "step-cost-short": step_cost_short,
     },
@@ -363,6 +430,9 @@ PAGES = {
         "tune-overhead": tune_overhead,
         "export-scale": export_scale,
         "replay": replay,
+        **{f"delta-stn {name}": partial(vision, RESULTS / "delta_stn" / f"{name}-cpu") for name in VISION},
+        "vision-steps": vision_steps,
+        "vision-epochs": vision_epochs,
         "lstm-cost": lstm_cost,
         "step-cost": step_cost,
         "response-size": response_size,

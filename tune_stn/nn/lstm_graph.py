@@ -1,43 +1,35 @@
-"""The loops of an LSTM over time for a GPU: two kernels a step, replayed without Python.
+"""The loops of an LSTM over time for a GPU, replayed as CUDA graphs.
 
 A step of a usual size is too small to keep a GPU busy: what counts is how many kernels it takes, and who starts them.
-Here it is one product, with the matrices of a step stacked, and one kernel for all that is done element by element,
-which `torch.compile` makes; and a whole loop is recorded once for each shape, as a CUDA graph.
+Here it is one product, with the matrices of a step stacked, and one kernel for all that is done element by element
+where somebody fuses it; and a whole loop is recorded once for each shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from tune_stn.nn.cuda_graph import Recorded
 from tune_stn.nn.lstm_recurrence import Gradients, Projection, Slopes, States
-
-Loop = Callable[..., tuple[Tensor, ...]]
-# Records a loop over tensors that stay where they are: what replays it, and what that writes to.
-Capture = Callable[[Loop, Sequence[Tensor | None]], tuple[Callable[[], object], tuple[Tensor, ...]]]
-# Calls before a recording, in which kernels are compiled and libraries make their workspaces.
-WARM_UP = 2
 
 
 class Graphed:
     """A `Recurrence` of recorded loops.
 
     Args:
-        fuse: makes one kernel of a function of element-wise operations; default `torch.compile`.
-        capture: records a loop; default `cuda_graph`.
+        fuse: makes one kernel of a function of element-wise operations, as `torch.compile` does; None leaves them.
     """
 
-    def __init__(self, fuse: Callable[..., Any] | None = None, capture: Capture | None = None) -> None:
-        fuse = fuse or torch.compile
-        self._step, self._step_back, self._step_along = fuse(_step), fuse(_step_back), fuse(_step_along)
-        self._forward = Recorded(self._forward_loop, capture)
-        self._backward = Recorded(self._backward_loop, capture)
-        self._tangents = Recorded(self._tangents_loop, capture)
+    def __init__(self, fuse: Callable[..., Any] | None = None) -> None:
+        steps: tuple[Any, ...] = (_step, _step_back, _step_along)
+        self._step, self._step_back, self._step_along = steps if fuse is None else map(fuse, steps)
+        self._forward = Recorded(self._forward_loop)
+        self._backward = Recorded(self._backward_loop)
+        self._tangents = Recorded(self._tangents_loop)
 
     def __deepcopy__(self, memo: object) -> Graphed:
         return self  # of a model it holds nothing
@@ -152,55 +144,3 @@ def _step_along(
     admit, forget, new, emit = ((entering + product) * slope).chunk(4, -1)
     c = c * kept + admit + forget + new
     return torch.addcmul(emit, c, shown), c
-
-
-# Recording ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Recording:
-    replay: Callable[[], object]
-    given: list[Tensor]
-    made: tuple[Tensor, ...]
-
-
-class Recorded:
-    """A loop that is recorded at the first call for each set of shapes, and replayed.
-
-    A graph reads and writes fixed memory, so arguments are copied in and results out: two layers of one shape share
-    what is recorded, and no call overwrites what an earlier one gave.
-    """
-
-    def __init__(self, loop: Loop, capture: Capture | None = None) -> None:
-        self._loop = loop
-        self._capture = capture or cuda_graph
-        self._known: dict[Any, _Recording] = {}
-
-    def __call__(self, *given: Tensor | None) -> tuple[Tensor, ...]:
-        if is_in_torch_dispatch_mode():  # somebody counts operations, and would see none in a replay
-            return self._loop(*given)
-        shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in given)
-        if shapes not in self._known:
-            held = [None if tensor is None else tensor.clone() for tensor in given]
-            replay, made = self._capture(self._loop, held)
-            self._known[shapes] = _Recording(replay, [tensor for tensor in held if tensor is not None], made)
-        recording = self._known[shapes]
-        for mine, theirs in zip(recording.given, (tensor for tensor in given if tensor is not None), strict=True):
-            mine.copy_(theirs)
-        recording.replay()
-        return tuple(tensor.clone() for tensor in recording.made)
-
-
-def cuda_graph(loop: Loop, given: Sequence[Tensor | None]) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
-    """Warmed up on another stream and then recorded, as torch's notes on CUDA graphs ask for."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            loop(*given)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Backward runs in a thread of its own, and what others do is none of its business.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        made = loop(*given)
-    return graph.replay, made

@@ -42,8 +42,10 @@ class Training:
             whole batch.
         precision: "float32", or "bfloat16" for the network under autocast; losses and weights stay float32.
         compile: whether `torch.compile` compiles the network: for training, response and hyper-steps, and evaluation.
-            LSTMs inside it stay as they are on a CPU, and on a GPU replay their steps as CUDA graphs; response steps
-            stay where there are LSTMs, attention or norms.
+            LSTMs inside it stay as they are; so do response steps where there are LSTMs, attention or norms.
+        cuda_graphs: whether the gradients of a step are recorded as a CUDA graph and replayed, so that Python is not
+            what a GPU waits for; where a network carries a state from batch to batch, its LSTMs' loops over time. On a
+            CPU it changes nothing.
         restarts: how often a run that diverges goes back to its last good epoch and on from there, with fresh noise,
             no momentum and half the learning rate of the weights.
         eval_batch_size: examples of an evaluation batch.
@@ -80,6 +82,7 @@ class Training:
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
     restarts: int = 1
     eval_batch_size: int = 500
     hyper_optimizer: OptimizerChoice = "RMSprop"
@@ -111,7 +114,7 @@ class Training:
         for name in ("clip_norm", "hyper_clip_norm"):
             if (value := getattr(self, name)) is not None:
                 _check_number(name, value, least=0.0, exclusive=True)
-        for name in ("tune_scales", "compile", "relative_hyper_lr", "keep_best"):
+        for name in ("tune_scales", "compile", "cuda_graphs", "relative_hyper_lr", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are true and false")
         if self.precision not in ("float32", "bfloat16"):

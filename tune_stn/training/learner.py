@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split
+from tune_stn.nn.cuda_graph import Recorded
 from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
 from tune_stn.nn.lstm import ResponseLSTM
 from tune_stn.nn.lstm_graph import Graphed
@@ -54,8 +56,11 @@ class Learner:
         training = task.training
         self._forward: Callable[..., Any] = model
         self._first_order = first_order(model)
+        self._recorded: dict[str, Recorded] | None = None
         if training.compile:
             self._compile()
+        if training.cuda_graphs and self.base[0].is_cuda:
+            self.record_steps()
         self.observed = {path for penalty in task.penalties for path in penalty.paths}
         self.optimizers = {"base": training.make_optimizer(self.base)}
         if self.response:
@@ -70,16 +75,23 @@ class Learner:
 
     def _compile(self) -> None:
         model = self.model
-        lstms = [module for module in model.modules() if isinstance(module, nn.LSTM)]
-        graphed = Graphed() if lstms and self.base[0].is_cuda else None
-        for module in lstms:  # compiled, their loops over time would be unrolled: a minute for ten steps
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
-            if graphed is not None and isinstance(module, ResponseLSTM):
-                module.recurrence = graphed
+        for module in model.modules():
+            if isinstance(module, nn.LSTM):  # its loop over time would be unrolled: a minute for ten steps
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign,no-untyped-call]
         # The method, not the module: that would be wrapped in another, which warns of every hook on its way.
         self._forward = torch.compile(model.forward)
         if not any(isinstance(module, WITHOUT_COMPILED_TANGENTS) for module in model.modules()):
             self._first_order = torch.compile(first_order(model.forward))
+
+    def record_steps(self) -> None:
+        """From now on replay what can be as CUDA graphs: losses and gradients of whole steps; or, where a network
+        carries a state from batch to batch, the loops of its LSTMs over time.
+        """
+        self._recorded = {}
+        graphed = Graphed(fuse=torch.compile if self.task.training.compile else None)
+        for module in self.model.modules():
+            if isinstance(module, ResponseLSTM):
+                module.recurrence = graphed
 
     def augmented(self, batch: Split, sample: Sample) -> Split:
         """A training batch after the task's augmentations at a sample."""
@@ -98,7 +110,10 @@ class Learner:
         """
         model = self._first_order if sample.linearise else self._forward
         reduced = self.task.training.precision == "bfloat16"
-        with self.model.using(sample), torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=reduced):
+        device = batch.inputs.device.type
+        available = torch.amp.is_autocast_available(device)
+        precision = torch.autocast(device, torch.bfloat16, enabled=reduced) if available else nullcontext()
+        with self.model.using(sample), precision:
             outputs, state = call(self.task, model, batch)
         # A response step looks at the same batch as the base step before it, which has left the state already.
         if batch.carry is not None and self.task.recurrent and not sample.linearise:
@@ -134,18 +149,25 @@ class Learner:
         self.model.train()
         return loss
 
-    def step_weights(self, batch: Split, sample: Sample, *names: str) -> Tensor:
+    def step_weights(self, batch: Split, draw: Callable[[int], Sample], *names: str) -> Tensor:
         """Step the optimizers `names` ("base", "response") down the training loss; gives the loss, detached.
 
         The gradient is that of the whole batch, gathered over `accumulate` parts.
+
+        Args:
+            batch: as drawn.
+            draw: gives a sample for so many examples.
+            names: of the optimizers; the same names always come with the same `draw`.
         """
         training = self.task.training
         parameters = [p for name in names for p in {"base": self.base, "response": self.response}[name]]
-        losses = (
-            self.training_loss(part, sample.rows(part.rows)) * share
-            for part, share in _parts(batch, training.accumulate)
-        )
-        total = _set_gradients(losses, parameters, training.clip_norm)
+
+        def losses(batch: Split) -> Iterator[Tensor]:
+            sample = draw(len(batch))
+            for part, share in _parts(batch, training.accumulate):
+                yield self.training_loss(part, sample.rows(part.rows)) * share
+
+        total = self._set_gradients(" ".join(names), losses, batch, parameters, training.clip_norm)
         for name in names:
             self.optimizers[name].step()
         return total
@@ -159,7 +181,7 @@ class Learner:
         training, hyper = self.task.training, self.model.hyper
         assert isinstance(hyper, Tunable)
 
-        def losses() -> Iterator[Tensor]:
+        def losses(batch: Split) -> Iterator[Tensor]:
             for part, share in _parts(batch, training.accumulate):
                 if training.tune_scales:
                     sample = self.model.perturbed_sample(len(part), keep_graph=True)
@@ -170,13 +192,54 @@ class Learner:
                     loss = loss - training.entropy_weight * hyper.entropy()
                 yield loss * share
 
-        _set_gradients(losses(), self.hyper, training.hyper_clip_norm)
+        self._set_gradients("hyper", losses, batch, self.hyper, training.hyper_clip_norm)
         before = hyper.raw.detach().clone() if training.relative_hyper_lr else None
         self.optimizers["hyper"].step()
         if before is not None:
             with torch.no_grad():
                 hyper.raw.copy_(torch.lerp(before, hyper.raw, hyper.relative_speed(before)))
         hyper.confine()
+
+    def _set_gradients(
+        self,
+        kind: str,
+        losses: Callable[[Split], Iterator[Tensor]],
+        batch: Split,
+        parameters: list[nn.Parameter],
+        clip_norm: float | None,
+    ) -> Tensor:
+        """Set the parameters' gradients to those of the sum of the losses, one after the other, and give that sum.
+
+        Args:
+            kind: of the step; whatever it does but for the batch is the same each time.
+            losses: of a batch.
+            batch: the batch.
+            parameters: that get a gradient.
+            clip_norm: largest norm of them all.
+        """
+
+        def gradients(inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, ...]:
+            total = torch.zeros((), device=inputs.device)
+            for parameter in parameters:
+                parameter.grad = None
+            for loss in losses(replace(batch, inputs=inputs, targets=targets)):
+                # Not `autograd.grad`: it gives two summands one and the same tensor, which clipping would scale twice.
+                torch.autograd.backward(loss, inputs=parameters)
+                total = total + loss.detach()
+            return total, *(parameter.grad for parameter in parameters)
+
+        if self._recorded is None or batch.carry is not None:
+            total, *_ = gradients(batch.inputs, batch.targets)
+        else:
+            if kind not in self._recorded:
+                self._recorded[kind] = Recorded(gradients, copies=False)
+            total, *found = self._recorded[kind](batch.inputs, batch.targets)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        assert total is not None
+        return total
 
 
 def call(task: Task, model: Callable[..., Any], batch: Split) -> tuple[Any, Any]:
@@ -207,18 +270,3 @@ def _parts(batch: Split, count: int) -> Iterator[tuple[Split, float]]:
     for start in range(0, len(batch), size):
         part = batch.part(start, start + size)
         yield part, len(part) / len(batch)
-
-
-def _set_gradients(losses: Iterable[Tensor], parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
-    """Set the parameters' gradients to those of the sum of the losses, one after the other, and give that sum."""
-    total: Tensor | None = None
-    for parameter in parameters:
-        parameter.grad = None
-    for loss in losses:
-        # Not `autograd.grad`: it gives two summands one and the same tensor, which clipping would then scale twice.
-        torch.autograd.backward(loss, inputs=parameters)
-        total = loss.detach() if total is None else total + loss.detach()
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-    assert total is not None
-    return total

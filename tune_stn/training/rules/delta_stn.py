@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -40,10 +41,8 @@ def response_step(learner: Learner, batch: Split) -> None:
     """
     model = learner.model
     size = math.ceil(learner.task.training.response_share * len(batch))
-    part = batch.part(0, size)
-    sample = model.perturbed_sample(size, linearise=True)
     with constants(learner.base), without_running_statistics(model):
-        learner.step_weights(part, sample, "response")
+        learner.step_weights(batch.part(0, size), partial(model.perturbed_sample, linearise=True), "response")
 
 
 @contextmanager

@@ -26,4 +26,4 @@ class Fixed:
 
 def plain_step(learner: Learner, batch: Split) -> Tensor:
     """One step of the base parameters at the mean hyperparameters with a zero response."""
-    return learner.step_weights(batch, learner.model.hyper.constant_sample(), "base")
+    return learner.step_weights(batch, lambda rows: learner.model.hyper.constant_sample(), "base")

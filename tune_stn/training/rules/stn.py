@@ -21,5 +21,4 @@ class STN:
 
     def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
         with meter.step("train"):
-            sample = learner.model.perturbed_sample(len(batch))
-            return learner.step_weights(batch, sample, "base", "response")
+            return learner.step_weights(batch, learner.model.perturbed_sample, "base", "response")
