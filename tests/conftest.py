@@ -53,7 +53,7 @@ class Replays:
         self.recorded = self.replayed = 0
 
     def capture(
-        self, function: Callable[..., tuple[Any, ...]], given: Sequence[Any]
+        self, function: Callable[..., tuple[Any, ...]], given: Sequence[Any], stream: None
     ) -> tuple[Callable[[], None], list[Any]]:
         """As `tune_stn.nn.cuda_graph.capture`: a recording does nothing yet, so what it writes to comes to be later."""
         self.recorded += 1

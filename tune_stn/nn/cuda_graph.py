@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,21 +32,26 @@ class Recorded:
     def __init__(self, function: Function, *, copies: bool = True) -> None:
         self._function = function
         self._copies = copies
+        self._stream: Any = None
         self._calls: dict[Any, int] = {}
         self._recordings: dict[Any, _Recording] = {}
 
     def __call__(self, *arguments: Tensor | None) -> tuple[Any, ...]:
         given = [None if tensor is None else tensor.detach() for tensor in arguments]
-        # Who counts operations would see none in a replay; and a recording takes in what is called within.
-        if is_in_torch_dispatch_mode() or _capturing(given):
+        on_gpu = any(tensor is not None and tensor.is_cuda for tensor in given)
+        if on_gpu and torch.cuda.is_current_stream_capturing():  # a recording takes in what is called within
             return self._function(*given)
+        if on_gpu and self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in given)
-        if shapes not in self._recordings:
-            self._calls[shapes] = self._calls.get(shapes, 0) + 1
-            if self._calls[shapes] <= WARM_UP:
+        counted = is_in_torch_dispatch_mode()  # by somebody who would see no operation in a replay
+        if counted or (shapes not in self._recordings and self._calls.get(shapes, 0) < WARM_UP):
+            self._calls[shapes] = self._calls.get(shapes, 0) + (not counted)
+            with aside(self._stream):
                 return self._function(*given)
+        if shapes not in self._recordings:
             held = [None if tensor is None else tensor.clone() for tensor in given]
-            self._recordings[shapes] = _Recording(held, *capture(self._function, held))
+            self._recordings[shapes] = _Recording(held, *capture(self._function, held, self._stream))
         recording = self._recordings[shapes]
         for mine, theirs in zip(recording.given, given, strict=True):
             if mine is not None and theirs is not None:
@@ -63,15 +69,28 @@ class _Recording:
     made: tuple[Any, ...]
 
 
-def capture(function: Function, given: Sequence[Tensor | None]) -> tuple[Callable[[], object], tuple[Any, ...]]:
+@contextmanager
+def aside(stream: Any) -> Iterator[None]:
+    """Inside the block, work goes to that stream of a GPU, after what was begun before and before what follows.
+
+    Backward does some of its work on the stream of an earlier pass. So that none of it escapes a recording, passes
+    before it are made where it will be. A stream of None is the present one.
+    """
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def capture(
+    function: Function, given: Sequence[Tensor | None], stream: Any
+) -> tuple[Callable[[], object], tuple[Any, ...]]:
     """Record a call, which does nothing yet: what replays it, and what that will write to."""
     graph = torch.cuda.CUDAGraph()
     # Backward runs in a thread of its own, and what other threads do is none of its business.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         made = function(*given)
     return graph.replay, made
-
-
-def _capturing(given: Sequence[Tensor | None]) -> bool:
-    on_gpu = any(tensor is not None and tensor.is_cuda for tensor in given)
-    return on_gpu and torch.cuda.is_current_stream_capturing()
