@@ -44,8 +44,9 @@ def write(results: Results, table: pd.DataFrame, folder: Path) -> None:
     table.to_csv(folder / "table.csv", index=False)
     differences_to_best(results.incumbent).to_csv(folder / "differences.csv", index=False)
     results.incumbent.to_parquet(folder / "incumbent.parquet", index=False, compression="zstd")
-    if data_dir := results.study["settings"].pop("data_dir", None):  # a folder of this machine
-        results.study["command"] = results.study["command"].replace(data_dir, "FOLDER")
+    results.study["settings"].pop("data_dir", None)  # folders of this machine, here and in the command
+    words = results.study["command"].split()
+    results.study["command"] = " ".join("FOLDER" if Path(word).is_absolute() else word for word in words)
     (folder / "study.json").write_text(json.dumps(results.study, indent=1) + "\n")
     plot_best_so_far(results, "cost_total").savefig(folder / "best_so_far.png", dpi=110)
     if "stn" in set(results.incumbent["method"]):
