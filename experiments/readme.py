@@ -431,6 +431,8 @@ PAGES = {
         "export-scale": export_scale,
         "replay": replay,
         **{f"delta-stn {name}": partial(vision, RESULTS / "delta_stn" / f"{name}-cpu") for name in VISION},
+        "vision-steps": vision_steps,
+        "vision-epochs": vision_epochs,
         "lstm-cost": lstm_cost,
         "step-cost": step_cost,
         "response-size": response_size,
