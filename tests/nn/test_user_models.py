@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations
 
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn import LockedDropout, SelfTuningModel, StochasticDepth, WeightDecay, self_tuning
+from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.space import Domain, LogUniform, Sample, SearchSpace, Tunable, Uniform
 from tune_stn.tasks import Task, Training
 from tune_stn.training import Trainer
@@ -476,9 +477,51 @@ def test_it_trains_and_its_hyperparameters_have_a_gradient(user: UserModel, algo
     assert hyper.raw.grad is not None
     assert bool(hyper.raw.grad.ne(0).all())
     assert bool(hyper.raw.grad.isfinite().all())
+    shifts = shifts_of_all_keys(trainer.model)
     for name, parameter in trainer.model.named_parameters():
         unused = name.removeprefix("network.").startswith(user.idle or "none")
-        assert not torch.equal(parameter, before[name]) or unused or not parameter.requires_grad, name
+        shift = shifts.get(name, Shift(chunks=1))
+        now, then = parameter.chunk(shift.chunks), before[name].chunk(shift.chunks)
+        for i in range(shift.chunks):
+            if i == shift.chunk:
+                assert parameter.grad is not None
+                assert parameter.grad.chunk(shift.chunks)[i].norm() <= 1e-5 * shift.scale, name
+            else:
+                assert not torch.equal(now[i], then[i]) or unused or not parameter.requires_grad, (name, i)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Which of `chunks` equal parts of a parameter moves all keys of an attention by one vector.
+
+    Attributes:
+        chunk: its index; None: no part does.
+        scale: norm of a gradient that comes through the same keys and is not zero.
+    """
+
+    chunks: int
+    chunk: int | None = None
+    scale: float = 0.0
+
+
+def shifts_of_all_keys(model: nn.Module) -> dict[str, Shift]:
+    """Parameter -> its part that is a bias of the keys, with the gradients of the last step for the scale.
+
+    A softmax does not see a number that is added to all its scores. So the exact gradient of such a bias is zero. What
+    is computed is rounding, and whether it moves the bias differs from processor to processor.
+    """
+    found = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, ResponseMultiheadAttention):
+            assert layer.bias_k is None  # such a key would stay where it is, and the softmax would see the shift
+            assert not layer.add_zero_attn
+            weight = float(layer.in_proj_weight.grad.chunk(3)[1].norm())
+            key = layer.projections[1]
+            units = float(key.gate.grad.chunk(2)[0].norm())
+            found[f"{path}.in_proj_bias"] = Shift(3, 1, weight)
+            found[f"{path}.projections.1.gate"] = Shift(2, 1, units)
+            found[f"{path}.projections.1.response_bias"] = Shift(1, 0, units)
+    return found
 
 
 @each_model
