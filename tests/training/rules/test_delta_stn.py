@@ -231,9 +231,14 @@ def test_evaluation_is_that_of_the_base_network(make_task: Any, stir: Any) -> No
 )
 @pytest.mark.parametrize("size", ["full", "gate", 2])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("double")
 def test_usual_layers_between_responses_train(make_task: Any, layer: nn.Module, size: Any, bias: bool) -> None:
+    """In double precision: before a softmax, a step moves a response by about the last bit of single precision."""
+
     def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(36, 16, bias=bias), copy.deepcopy(layer), nn.Dropout(), nn.Linear(16, 3))
+        return nn.Sequential(
+            nn.Linear(36, 16, bias=bias), copy.deepcopy(layer).double(), nn.Dropout(), nn.Linear(16, 3)
+        )
 
     trainer = Trainer(make_task(model=model, dropout={"2": "dropout"}, response=size), algorithm="delta-stn")
     before = [parameter.detach().clone() for parameter in trainer.learner.response]
