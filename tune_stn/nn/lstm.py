@@ -71,11 +71,13 @@ class ResponseLSTM(Responding, nn.LSTM):
         sample = self.slot.sample
         response_input = None if self.size is None else sample.response_input
         reads_rate = self.training and not (self.dropout_rate is None and self.weight_rate is None)
-        if response_input is None and not (reads_rate or sample.linearise):
+        device = (input.data if isinstance(input, PackedSequence) else input).device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        # Under autocast, torch's own LSTM raises on a processor without bfloat16.
+        raises = autocast and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if response_input is None and not (reads_rate or sample.linearise or raises):
             return cast(tuple[Any, State], super().forward(input, hx))
         inputs, states = self._checked(input, hx, rows=1 if response_input is None else response_input.shape[0])
-        device = inputs.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast and inputs.dtype == torch.float32 else inputs.dtype
         sides = {name: self._side(name, response_input).to(dtype) for name in self.projections}
         # All is in its final type, so autocast has nothing to do at each step.
