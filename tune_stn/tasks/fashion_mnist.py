@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.augment import Cutout, InputScale
+from tune_stn.data.augment import Cutout, InputScale, RandomAffine
 from tune_stn.data.normalise import Normalise
 from tune_stn.data.splits import Split, Splits, official_splits
 from tune_stn.space import Integer, SearchSpace, Uniform
@@ -19,6 +19,9 @@ MEAN, STD = (0.2860,), (0.3530,)
 TRAINING = Training(
     epochs=200, batch_size=128, lr=0.01, optimizer_args={"momentum": 0.9}, clip_norm=5.0, warmup_epochs=5
 )
+# Rotation in degrees, translation as a share of the width.
+AFFINE_SPACE = {"rotation": Uniform(0.0, 180.0), "translation": Uniform(0.0, 0.5)}
+AFFINE_START = {"rotation": 9.0, "translation": 0.025}
 
 
 def fashion_mnist_mlp(
@@ -27,9 +30,14 @@ def fashion_mnist_mlp(
     valid_images: int = 9_000,
     test_images: int = 10_000,
     hidden: int = 1200,
+    affine: bool = False,
     data_dir: str | None = None,
 ) -> Task:
-    """Fashion-MNIST, an MLP with two hidden layers, dropout on input and hidden layers and input scale."""
+    """Fashion-MNIST, an MLP with two hidden layers, dropout on input and hidden layers and input scale.
+
+    `affine=True` adds rotation (up to 180 degrees) and translation. Strong ones do harm here: hyperparameters that
+    differ in kind must not all be raised alike.
+    """
     return Task(
         name="fashion-mnist-mlp",
         description="Fashion-MNIST, MLP",
@@ -51,11 +59,21 @@ def fashion_mnist_mlp(
                 "dropout_1": Uniform(0.0, 0.95),
                 "dropout_2": Uniform(0.0, 0.95),
                 "input_scale": Uniform(0.0, 1.0),
+                **(AFFINE_SPACE if affine else {}),
             }
         ),
-        start={"dropout_input": 0.05, "dropout_1": 0.05, "dropout_2": 0.05, "input_scale": 0.05},
+        start={
+            "dropout_input": 0.05,
+            "dropout_1": 0.05,
+            "dropout_2": 0.05,
+            "input_scale": 0.05,
+            **(AFFINE_START if affine else {}),
+        },
         dropout={"1": "dropout_input", "4": "dropout_1", "7": "dropout_2"},
-        augmentations=(InputScale("input_scale"),),
+        augmentations=(
+            InputScale("input_scale"),
+            *((RandomAffine(rotation="rotation", translation="translation"),) if affine else ()),
+        ),
         metrics={"accuracy": accuracy},
         training=TRAINING,
     )

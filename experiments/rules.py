@@ -1,0 +1,280 @@
+"""Update rules and their controls on ten task settings, on the trainer alone, without Ray.
+
+An arm is one way to train a setting at one seed:
+
+    plain           the plain network at the task's start values
+    random          N plain runs at values drawn from the whole space (of the same seed, the start values not among them)
+    RULE            a run of an update rule: auto, progress-ratio, stn, delta-stn; with it its controls
+    RULE/frozen     the rule's response and noise, no hyper-step
+    RULE/replayed   the run's schedule on the plain network
+    RULE/last       the run's final values, held from the start on the plain network
+    lr              the plain network at learning rates around the task's, by factors of two
+    hyper-lr        `auto` at fixed step sizes of the hyperparameters and at the automatic one
+    starts          `auto` from random start values, at seed 0
+    placebo         plain and `auto` with hyperparameters that have no effect
+
+Every run is a row in experiments/results/rules/SETTING.parquet, written as soon as it ends; a run that is there is not
+run again. `experiments/rules_tables.py` makes the tables.
+
+    python experiments/rules.py --data-dir FOLDER --arms plain,auto,random --settings mlp,cnn --seeds 10
+    python experiments/rules.py --smoke-test
+
+FOLDER holds `ptb` and `cifar-10-batches-py`. One thread a process, two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tune_stn.tasks import Task, get_task
+from tune_stn.testing import placebo
+from tune_stn.training import Trainer
+from tune_stn.training.schedule import Schedule
+
+RESULTS = Path(__file__).parent / "results" / "rules"
+RANDOM = 24  # fixed settings of the oracle; the first 16 of them are the random search that a rule is held to
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the learning rates of a sweep
+STARTS = 24
+HYPER_LRS = (0.01, 0.05, 0.2, "auto")
+RULES = ("auto", "progress-ratio", "stn", "delta-stn")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task at a size that two cores train in seconds.
+
+    Attributes:
+        task: name of a built-in task.
+        settings: of the task and its training; `lr` is the best of the committed sweep.
+        folder: what it reads inside the folder of data sets, or None.
+    """
+
+    task: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+
+
+MLP = {"train_images": 512, "valid_images": 1024, "test_images": 1000, "hidden": 300, "epochs": 120}
+CIFAR = {"train_images": 1280, "valid_images": 1000, "test_images": 1000, "width": 8, "lr_schedule": None}
+CIFAR |= {"lr_schedule_args": {}}
+PTB = {"hidden": 64, "train_tokens": 15_000, "valid_tokens": 5_000, "test_tokens": 5_000, "vocabulary": 1_000}
+SETTINGS: Mapping[str, Setting] = {
+    "digits": Setting("digits-mlp"),
+    "mlp": Setting("fashion-mnist-mlp", MLP),
+    "mlp-affine": Setting("fashion-mnist-mlp", MLP | {"affine": True}),
+    "mlp-2560": Setting("fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}),
+    "cnn": Setting(
+        "fashion-mnist-cnn",
+        {"train_images": 1280, "valid_images": 1024, "test_images": 1000, "hidden": 128, "epochs": 50},
+    ),
+    "resnet": Setting("cifar10-resnet18", CIFAR | {"epochs": 25}, "cifar-10-batches-py"),
+    "vgg": Setting("cifar10-vgg16", CIFAR | {"epochs": 30}, "cifar-10-batches-py"),
+    "ptb": Setting("ptb-lstm", PTB | {"batch_size": 20, "window": 35, "epochs": 25}, "ptb"),
+    "text-lstm": Setting("text-lstm", {"hidden": 64, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25}),
+    "transformer": Setting(
+        "text-transformer",
+        {"width": 48, "layers": 2, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
+    ),
+}
+SMOKE = {"digits": Setting("digits-mlp", {"epochs": 3, "hidden": 16})}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row to be.
+
+    Attributes:
+        arm: as above; "random" and the like with a number, "random-3".
+        changes: settings of the task or its training, over those of the setting.
+        hp: start values, or the constants of a fixed run; those of the task where it names none.
+        controls: whether replay and last values follow.
+        task: what is made of the task before it is trained.
+    """
+
+    setting: str
+    arm: str
+    seed: int
+    algorithm: str = "fixed"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    hp: Mapping[str, float] | None = None
+    controls: bool = False
+    placebo: bool = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--arms", default="plain,auto,progress-ratio,stn,delta-stn,random")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every run; for trials")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smoke-test", action="store_true")
+    arguments = parser.parse_args()
+    settings = SMOKE if arguments.smoke_test else SETTINGS
+    chosen = list(settings) if arguments.smoke_test else arguments.settings.split(",")
+    seeds = 1 if arguments.smoke_test else arguments.seeds
+    common = {name: json.loads(value) for name, _, value in (given.partition("=") for given in arguments.set)}
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=20) as pool:
+        for name in chosen:
+            file = arguments.results / f"{name}.parquet"
+            done = set() if not file.exists() else set(zip(*pd.read_parquet(file)[["arm", "seed"]].T.values, strict=True))
+            task = make_task(settings[name], arguments.data_dir)
+            runs = [r for arm in arguments.arms.split(",") for r in wanted(name, arm, task, seeds)]
+            futures = [
+                pool.submit(rows, replace(run, changes={**common, **run.changes}), settings[name], arguments.data_dir)
+                for run in runs
+                if (run.arm, run.seed) not in done
+            ]
+            for future in as_completed(futures):
+                keep(file, future.result())
+
+
+def wanted(setting: str, arm: str, task: Task, seeds: int) -> Iterator[Run]:
+    """The runs of an arm on a setting."""
+    for seed in range(seeds):
+        if arm == "plain":
+            yield Run(setting, "plain", seed)
+        elif arm == "random":
+            for number, hp in enumerate(random_values(task, RANDOM, seed)):
+                yield Run(setting, f"random-{number}", seed, hp=hp)
+        elif arm in RULES:
+            yield Run(setting, arm, seed, arm, controls=True)
+        elif arm.endswith("/frozen"):
+            yield Run(setting, arm, seed, arm.partition("/")[0], {"warmup_epochs": task.training.epochs})
+        elif arm == "lr":
+            for factor in FACTORS:
+                yield Run(setting, f"lr-{factor:g}", seed, changes={"lr": factor * task.training.lr})
+        elif arm == "hyper-lr":
+            for hyper_lr in HYPER_LRS:
+                yield Run(setting, f"hyper-lr-{hyper_lr}", seed, "auto", {"hyper_lr": hyper_lr})
+        elif arm == "placebo":
+            yield Run(setting, "placebo-plain", seed, placebo=True)
+            yield Run(setting, "placebo-auto", seed, "auto", placebo=True)
+        elif arm == "starts":
+            if seed == 0:
+                for number, hp in enumerate(random_values(task, STARTS, seed)):
+                    yield Run(setting, f"starts-{number}", 0, "auto", hp=hp)
+        else:
+            raise SystemExit(f"--arms: unknown arm {arm!r}")
+
+
+def rows(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, Any]]:
+    """Train a run, and its controls; one row each."""
+    torch.set_num_threads(1)
+    task = make_task(setting, data_dir, **run.changes)
+    if run.placebo:
+        task = placebo(task)
+    splits = task.data(run.seed)
+    common = {"seed": run.seed, "splits": splits}
+    trainer = Trainer(task, algorithm=run.algorithm, hp=run.hp, **common)
+    made = [trained(run, run.arm, trainer)]
+    if run.controls:
+        names, points = tuple(task.space), trainer.schedule
+        domains = list(task.space.values())
+        values = np.array([[float(d.transform(c)) for d, c in zip(domains, raw, strict=True)] for raw in points.raw])
+        schedule = Schedule(names=names, times=np.array(points.steps), values=values)
+        last = Schedule(names=names, times=np.array([0]), values=values[-1:])
+        for arm, replayed in (("replayed", schedule), ("last", last)):
+            plain = Trainer(task, algorithm="fixed", schedule=replayed, **common)
+            made.append(trained(run, f"{run.arm}/{arm}", plain))
+    return made
+
+
+def trained(run: Run, arm: str, trainer: Trainer) -> dict[str, Any]:
+    """Train to the end; losses at the epoch that is best on validation data, and what was learned."""
+    began, reports = time.process_time(), []
+    while not trainer.finished:
+        reports.append(trainer.run_epoch())
+    best = min(reports, key=lambda report: report["val_loss"])
+    metric = next(iter(trainer.task.metrics), "loss")
+    values = [{key[3:]: value for key, value in report.items() if key.startswith("hp/")} for report in reports]
+    return {
+        "arm": arm,
+        "seed": run.seed,
+        "val_loss": best["val_loss"],
+        "test_loss": best["test_loss"],
+        "metric": metric,
+        "val_metric": best[f"val_{metric}"],
+        "test_metric": best[f"test_{metric}"],
+        "best_epoch": best["epoch"],
+        "last_val_loss": reports[-1]["val_loss"],
+        "cost": reports[-1]["cost"],
+        "epochs": trainer.task.training.epochs,
+        "restarts": trainer.restarts,
+        "diverged": trainer.diverged or "",
+        "lr": trainer.task.training.lr,
+        "cpu_s": time.process_time() - began,
+        "val_curve": [report["val_loss"] for report in reports],
+        "test_curve": [report["test_loss"] for report in reports],
+        "hp_first": json.dumps(trainer.hp),
+        "hp_best": json.dumps(values[best["epoch"] - 1]),
+        "hp_last": json.dumps(values[-1]),
+        "changes": json.dumps(dict(run.changes)),
+        "commit": commit(),
+        "versions": f"python {platform.python_version()}, torch {version('torch')}, {platform.machine()}",
+    }
+
+
+def make_task(setting: Setting, data_dir: Path | None, **changes: Any) -> Task:
+    settings = {**setting.settings, **changes}
+    if setting.folder is not None:
+        if data_dir is None:
+            raise SystemExit(f"--data-dir: name the folder that holds {setting.folder}")
+        settings["data_dir"] = str(data_dir / setting.folder)
+    return get_task(setting.task, **settings)
+
+
+def random_values(task: Task, count: int, seed: int) -> list[dict[str, float]]:
+    """Values drawn evenly from each domain on its own scale, the same at a seed whatever else is drawn."""
+    from tune_stn.methods.quantile import quantile
+
+    generator = np.random.default_rng(seed)
+    shares = generator.random((count, len(task.space)))
+    drawn = []
+    for row in shares:
+        values = {name: quantile(domain, share) for (name, domain), share in zip(task.space.items(), row, strict=True)}
+        drawn.append({name: domain.nearest(values[name]) for name, domain in task.space.items()})
+    return drawn
+
+
+def keep(file: Path, made: list[dict[str, Any]]) -> None:
+    """Add rows to the file, whole or not at all."""
+    new = pd.DataFrame(made)
+    table = pd.concat([pd.read_parquet(file), new], ignore_index=True) if file.exists() else new
+    partial = file.with_suffix(".partial")
+    table.to_parquet(partial, index=False)
+    partial.replace(file)
+    for row in made:
+        print(
+            f"{file.stem:12} {row['arm']:24} seed {row['seed']}  val {row['val_loss']:.4f}  test {row['test_loss']:.4f}"
+            f"  epoch {row['best_epoch']}  cost {row['cost']:.0f}  {row['cpu_s']:.0f} s",
+            flush=True,
+        )
+
+
+def commit() -> str:
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
