@@ -11,14 +11,16 @@ import pytest
 
 import tune_stn.methods
 from tune_stn import compare
-from tune_stn.methods import METHODS, Context, Plan, get_method
+from tune_stn.methods import METHODS, Context, Plan, get_method, in_order
 from tune_stn.methods.method import METRIC, start_point
 from tune_stn.tasks import get_task
 from tune_stn.training.rules import RULES
+from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
 
-SELF_TUNING = ["stn", "delta-stn", "stn-population"]
+SELF_TUNING = ["stn", "delta-stn", "auto", "stn-population"]
 BASELINES = ["fixed", "random", "grid", "tpe", "gp-bo", "hyperband", "asha", "median", "pbt", "pb2"]
+CONTROLS = ["frozen", "progress-ratio", "replayed", "last-values"]
 SHARED = {"__init__.py", "method.py", "optuna.py", "quantile.py", "replay.py"}  # a replay is made of a schedule
 
 
@@ -28,7 +30,7 @@ def context(**more: object) -> Context:
 
 
 def test_every_method_has_a_name_a_sentence_and_a_file_of_the_package() -> None:
-    assert list(METHODS) == SELF_TUNING + BASELINES
+    assert list(METHODS) == SELF_TUNING + BASELINES + CONTROLS
     assert all(method.name == name for name, method in METHODS.items())
     sentences = [method.description for method in METHODS.values()]
     assert len(set(sentences)) == len(sentences)
@@ -42,19 +44,33 @@ def test_every_method_has_a_name_a_sentence_and_a_file_of_the_package() -> None:
 def test_every_method_plans(name: str) -> None:
     method = get_method(name)
     assert method.algorithm in RULES
-    plan = method.plan(context())
+    followed = Schedule.constant(get_task("digits-mlp").start) if method.follows else None
+    plan = method.plan(context(followed=followed))
     assert isinstance(plan, Plan)
     assert plan.samples >= 1
     assert set(plan.hp) == set(get_task("digits-mlp").space)
     assert plan.kept_checkpoints >= 2  # one more, in case the newest is damaged
-    endless = method.plan(context(budget=math.inf, trials=3))
+    endless = method.plan(context(budget=math.inf, trials=3, followed=followed))
     assert 1 <= endless.samples <= 3
 
 
-@pytest.mark.parametrize("name", ["stn", "delta-stn"])
+@pytest.mark.parametrize("name", ["stn", "delta-stn", "auto", "progress-ratio"])
 def test_self_tuning_methods_restart_one_after_the_other(name: str) -> None:
     plan = get_method(name).plan(context())
     assert getattr(plan.search_alg, "max_concurrent", None) == 1
+
+
+def test_methods_that_follow_another_run_after_all_others() -> None:
+    asked = [get_method(name) for name in ("last-values", "random", "replayed", "auto", "fixed")]
+    assert [method.name for method in in_order(asked)] == ["random", "auto", "fixed", "last-values", "replayed"]
+    unfollowed = [get_method(name) for name in ("stn", "asha")]
+    assert in_order(unfollowed) == unfollowed
+
+
+def test_a_method_without_the_one_it_follows_is_refused_in_one_line() -> None:
+    message = "--methods fixed,replayed: replayed is made from the run of auto at the same seed, .*; add auto$"
+    with pytest.raises(ValueError, match=message):
+        in_order([get_method("fixed"), get_method("replayed")])
 
 
 def test_an_unknown_method_lists_those_there_are() -> None:

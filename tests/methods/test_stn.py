@@ -24,7 +24,7 @@ def ended(loss: float, **values: float) -> dict[str, Any]:
     return {"best_val_loss": loss} | {f"hp/{n}": v for n, v in hp.items()} | {f"scale/{n}": 0.01 for n in hp}
 
 
-@pytest.mark.parametrize("name", ["stn", "delta-stn"])
+@pytest.mark.parametrize("name", ["stn", "delta-stn", "auto", "progress-ratio"])
 def test_start_values_first_then_restarts(make_context: Any, name: str) -> None:
     method = get_method(name)
     assert method.algorithm == name
@@ -54,7 +54,7 @@ def test_restarts_begin_around_where_the_best_trial_ended(make_context: Any) -> 
     assert 0.5 < sum(near) / len(near) < 0.95  # the others explore
 
 
-def test_both_restart_from_the_same_draws_and_the_seed_makes_others(make_context: Any) -> None:
+def test_all_restart_from_the_same_draws_and_the_seed_makes_others(make_context: Any) -> None:
     def draws(name: str, **more: Any) -> list[Any]:
         search, found = searched(name, make_context(**more)), []
         for number in range(3):
@@ -62,7 +62,7 @@ def test_both_restart_from_the_same_draws_and_the_seed_makes_others(make_context
             search.on_trial_complete(str(number), ended(0.1))
         return found
 
-    assert draws("stn") == draws("delta-stn")
+    assert draws("stn") == draws("delta-stn") == draws("auto") == draws("progress-ratio")
     assert draws("stn")[1:] != draws("stn", seed=1)[1:]
 
 

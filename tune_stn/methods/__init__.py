@@ -4,20 +4,26 @@ from collections.abc import Mapping
 
 from tune_stn.methods.asha import ASHA
 from tune_stn.methods.fixed import FIXED
+from tune_stn.methods.follow import LAST_VALUES, REPLAYED
+from tune_stn.methods.frozen import FROZEN
 from tune_stn.methods.gp_bo import GP_BO
 from tune_stn.methods.grid import GRID
 from tune_stn.methods.hyperband import HYPERBAND
 from tune_stn.methods.median import MEDIAN
-from tune_stn.methods.method import Context, Method, Plan
+from tune_stn.methods.method import Context, Method, Plan, in_order
 from tune_stn.methods.pb2 import PB2
 from tune_stn.methods.pbt import PBT
 from tune_stn.methods.random import RANDOM
-from tune_stn.methods.stn import DELTA_STN, STN
+from tune_stn.methods.stn import AUTO, DELTA_STN, PROGRESS_RATIO, STN
 from tune_stn.methods.stn_population import STN_POPULATION
 from tune_stn.methods.tpe import TPE
 
 # In the order of lists and legends.
-_ALL = (STN, DELTA_STN, STN_POPULATION, FIXED, RANDOM, GRID, TPE, GP_BO, HYPERBAND, ASHA, MEDIAN, PBT, PB2)
+_ALL = (
+    *(STN, DELTA_STN, AUTO, STN_POPULATION),
+    *(FIXED, RANDOM, GRID, TPE, GP_BO, HYPERBAND, ASHA, MEDIAN, PBT, PB2),
+    *(FROZEN, PROGRESS_RATIO, REPLAYED, LAST_VALUES),
+)
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 
 
@@ -28,4 +34,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Context", "Method", "Plan", "get_method"]
+__all__ = ["METHODS", "Context", "Method", "Plan", "get_method", "in_order"]

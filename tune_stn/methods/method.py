@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from tune_stn.space import SearchSpace
 from tune_stn.tasks.task import Task
+from tune_stn.training.schedule import Schedule
 
 METRIC, MODE = "best_val_loss", "min"
 
@@ -26,6 +27,7 @@ class Context:
         seed: of the run; the method's own draws derive from it.
         slots: trials that run at a time.
         trials: number of trials asked for, or None for as many as the budget pays.
+        followed: schedule of the best trial of the run that a method follows; None of a method that follows none.
     """
 
     task: Task
@@ -33,6 +35,7 @@ class Context:
     seed: int
     slots: int
     trials: int | None = None
+    followed: Schedule | None = None
 
     @property
     def epochs(self) -> int:
@@ -80,6 +83,9 @@ class Method:
         description: one sentence.
         algorithm: update rule of its trials.
         plan: makes the plan of one run. Raises ValueError where the method cannot search the task's space.
+        follows: name of the method whose finished run at the same seed this one is made from; default None. Such a run
+            comes after that one, gets the schedule of its best trial as `Context.followed`, and is charged with what
+            it has spent: its `cost_total` and `wall_time_s` go on from there.
         restores: whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves
             no scheduler, so a method whose scheduler has a memory starts the run again.
         settings: what else tells it from others of its name, as `study.json` keeps it and `--resume` compares it.
@@ -89,8 +95,25 @@ class Method:
     description: str
     algorithm: str
     plan: Callable[[Context], Plan]
+    follows: str | None = None
     restores: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def in_order(methods: Sequence[Method]) -> list[Method]:
+    """The methods in the order in which they run at a seed: as given, but those that follow another one come last.
+
+    Raises:
+        ValueError: a method follows one that is not among them.
+    """
+    names = [method.name for method in methods]
+    for method in methods:
+        if method.follows is not None and method.follows not in names:
+            raise ValueError(
+                f"--methods {','.join(names)}: {method.name} is made from the run of {method.follows} at the same "
+                f"seed, which is not asked for; add {method.follows}"
+            )
+    return sorted(methods, key=lambda method: method.follows is not None)
 
 
 def random_draws(context: Context, *, concurrent: int = 0) -> BasicVariantGenerator:

@@ -19,5 +19,12 @@ def _plan(context: Context) -> Plan:
     )
 
 
+AUTO = Method("auto", "the project's best self-tuning rule, by committed evidence; restarts like stn", "auto", _plan)
+PROGRESS_RATIO = Method(
+    "progress-ratio",
+    "one number for all: more regularisation where validation gains too little of what training does",
+    "progress-ratio",
+    _plan,
+)
 STN = Method("stn", "Self-Tuning Network; restarts around where it ended while budget is left", "stn", _plan)
 DELTA_STN = Method("delta-stn", "Delta-STN: linearised response around the mean; restarts like stn", "delta-stn", _plan)

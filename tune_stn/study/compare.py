@@ -13,12 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tune_stn.methods import Context, Method, get_method
+from tune_stn.methods import Context, Method, get_method, in_order
 from tune_stn.study.collect import write_tables
 from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
-from tune_stn.study.run import Interrupted, Run, execute
+from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
 from tune_stn.tasks.registry import get_task, look_in
 from tune_stn.tasks.task import Task
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
@@ -47,7 +47,8 @@ def compare(
 
     Args:
         task: a built-in name, `module:attribute`, or a `Task`.
-        methods: names of methods; each is run at each seed, one run after the other.
+        methods: names of methods; each is run at each seed, one run after the other, as named here, but those that are
+            made from the run of another method (`replayed`, `last-values`) after all others.
         budget: cost of each run, in plain-epoch equivalents.
         seeds: how many (0, 1, ...), or which.
         out: directory of the study; must be new, or hold this study if `resume`.
@@ -105,30 +106,34 @@ def run_study(
     Arguments are those of `compare`, checked; `trials` is the number of trials of each run where the budget is
     infinite.
     """
-    # A method that cannot search the space, and missing data, are found before anything starts.
+    # What is missing, be it a method, data, or a way to search the space, is found before anything starts.
+    ordered = in_order(methods)
     if cluster.working_dir is not None:
         look_in(Path(cluster.working_dir))
     resolved = get_task(task, **settings)
     for method in methods:
-        method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
+        if method.follows is None:  # the others follow a schedule in this very space
+            method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
     resolved.data(seeds[0])
     storage = cluster.storage(out / "state")
     given = task if isinstance(task, str) else None
     study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
-    runs = [
-        Run(
-            task=resolved,
-            config={"task": task, **settings},
-            method=method,
-            seed=seed,
-            budget=budget,
-            trials=trials,
-            folder=out / "state" / f"{method.name}-seed{seed}",
-        )
-        for seed in seeds  # all methods at a seed before the next seed: an unfinished study is still a comparison
-        for method in methods
-    ]
+    runs: list[Run] = []
+    for seed in seeds:  # all methods at a seed before the next seed: an unfinished study is still a comparison
+        at_seed: dict[str | None, Run] = {}
+        for method in ordered:
+            at_seed[method.name] = Run(
+                task=resolved,
+                config={"task": task, **settings},
+                method=method,
+                seed=seed,
+                budget=budget,
+                trials=trials,
+                folder=out / "state" / f"{method.name}-seed{seed}",
+                followed=at_seed.get(method.follows),
+            )
+        runs.extend(at_seed.values())
     progress = Progress(say, total=len(runs))
     with cluster.session():
         study["cluster"] = _cluster_description(cluster)
@@ -139,9 +144,13 @@ def run_study(
                 if run.done is not None:
                     progress.skipped(run)
                     continue
-                with progress.running(run) as on_report:
-                    record = execute(run, cluster, on_report)
-                progress.finished(run, record)
+                try:
+                    with progress.running(run) as on_report:
+                        record = execute(run, cluster, on_report)
+                except NothingToFollow as error:
+                    progress.without_result(run, str(error))
+                else:
+                    progress.finished(run, record)
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:
@@ -232,6 +241,11 @@ def _missing(run: Run) -> dict[str, Any] | None:
     record = run.done
     if record is None:
         reason = "not finished; go on with --resume"
+        if run.followed is not None and run.followed.done is not None:
+            try:
+                read_followed(run.followed)
+            except NothingToFollow as error:
+                reason = str(error)
     elif record["hopeless"]:
         reason = f"given up: one trial after the other failed, the last with: {list(record['failures'].values())[-1]}"
     elif record["failures"]:

@@ -23,6 +23,7 @@ from tune_stn.training.tables import hp_names, whole_file
 _COLOURS = {
     "stn": "#0072B2",
     "delta-stn": "#D55E00",
+    "auto": "#332288",
     "stn-population": "#56B4E9",
     "fixed": "#7F7F7F",
     "random": "#E69F00",
@@ -34,8 +35,12 @@ _COLOURS = {
     "median": "#661100",
     "pbt": "#CC79A7",
     "pb2": "#000000",
+    "frozen": "#88CCEE",
+    "progress-ratio": "#44AA99",
+    "replayed": "#6699CC",
+    "last-values": "#DDCC77",
 }
-_SPARE = ["#332288", "#44AA99", "#6699CC", "#DDCC77", "#CC6677"]
+_SPARE = ["#CC6677", "#AA7744", "#B2B200", "#4B0092", "#F4A6C0"]
 _MANY_RUNS = 30  # more than that hide each other
 _AXIS_LABELS = {
     "cost_total": "cost (plain-epoch equivalents)",

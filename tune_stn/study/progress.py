@@ -48,7 +48,7 @@ class Progress:
                 self.say(f"{self._label(run)} trial {report['trial_id']} was restarted: {report['reason']}")
             if time.monotonic() - last >= EVERY_S:
                 last = time.monotonic()
-                spent = f"cost {cost_total:.0f}" + (f" of {run.budget:g}" if run.trials is None else "")
+                spent = f"cost {cost_total:.0f}" + (f" of {run.limit:g}" if run.trials is None else "")
                 self.say(f"{self._label(run)} {spent}, best validation loss {self.best:.4f}")
 
         yield on_report
@@ -64,6 +64,9 @@ class Progress:
         )
         for trial, reason in record["failures"].items():
             self.say(f"{self._label(run)} trial {trial} failed: {reason}")
+
+    def without_result(self, run: Run, reason: str) -> None:
+        self.say(f"{self._label(run)} has no result: {reason}")
 
     def _label(self, run: Run) -> str:
         return f"[{self.count}/{self.total}] {run.method.name}, seed {run.seed}:"

@@ -15,13 +15,15 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
+from tune_stn.study.incumbent import best_so_far
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
+from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS, read_reports
-from tune_stn.tuning.recorded import read_own_schedules, read_recorded, schedule_rows
+from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
 from tune_stn.tuning.trainable import STNTrainable
 
@@ -46,6 +48,7 @@ class Run:
         budget: in plain-epoch equivalents; infinite if `trials` is given.
         trials: number of trials, or None for what the budget pays.
         folder: state folder of this run.
+        followed: the run that this one is made from, where its method follows another; it comes first. Default None.
     """
 
     task: Task
@@ -55,6 +58,13 @@ class Run:
     budget: float
     trials: int | None
     folder: Path
+    followed: Run | None = None
+
+    @property
+    def limit(self) -> float:
+        """The `cost_total` that ends the run: its budget, on top of what the run that it follows has spent."""
+        record = self.followed.done if self.followed is not None else None
+        return self.budget + (record["cost_total"] if record is not None else 0.0)
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -69,6 +79,59 @@ class Run:
         return min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What a run gives to one that follows it.
+
+    Attributes:
+        trial_id: its best trial; None where no run is followed.
+        schedule: of that trial.
+        cost_total: that the run has spent with all of its trials, in plain-epoch equivalents.
+        wall_time_s: that this took, in seconds.
+    """
+
+    trial_id: str | None = None
+    schedule: Schedule | None = None
+    cost_total: float = 0.0
+    wall_time_s: float = 0.0
+
+
+NO_FOLLOWED = Followed()
+
+
+class NothingToFollow(Exception):
+    """The run that another one is made from has no result."""
+
+
+def read_followed(run: Run) -> Followed:
+    """Best trial, its schedule and the costs of a finished run, from its state folder: so they are there on resume too.
+
+    Raises:
+        NothingToFollow: it is not finished, has no finite validation loss, or its schedule cannot be read.
+    """
+    where = f"the run of {run.method.name} at seed {run.seed}, which it is made from,"
+    record = run.done
+    if record is None:
+        raise NothingToFollow(f"{where} is not finished")
+    reports = report_rows(read_recorded(run.folder / REPORTS), over=True)
+    named = reports.assign(task=run.task.name, method=run.method.name, seed=run.seed)
+    best = best_so_far(named) if len(named) else named
+    if not len(best):
+        raise NothingToFollow(f"{where} has no finite validation loss")
+    trial_id = str(best["trial_id"].iloc[-1])
+    try:
+        schedule = Schedule.from_parquet(run.folder / SCHEDULE, trial_id=trial_id)
+        schedule.check(run.task.space)
+    except (OSError, ValueError) as error:
+        raise NothingToFollow(f"{where} has no schedule that can be read: {error}") from error
+    return Followed(
+        trial_id=trial_id,
+        schedule=schedule,
+        cost_total=record["cost_total"],
+        wall_time_s=float(reports["wall_time_s"].max()),
+    )
+
+
 def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
 
@@ -76,23 +139,33 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
 
     Returns:
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `peak_memory_bytes` (the most that one
-        of its trials had; None if none reported).
+        of its trials had; None if none reported), `followed` (the trial of another run that it was made from, or None).
 
     Raises:
+        NothingToFollow: the run that this one is made from has no result; nothing was started or written.
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
         ValueError: the method cannot search the task's space.
     """
     storage = cluster.storage(run.folder / "tune")
-    context = Context(run.task, run.budget, run.seed, cluster.slots(), run.trials)
+    found = read_followed(run.followed) if run.followed is not None else NO_FOLLOWED
+    context = Context(run.task, run.budget, run.seed, cluster.slots(), run.trials, found.schedule)
     plan = run.method.plan(context)
     if run.folder.exists() and not run.method.restores:
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     name = _own_name(run.folder) if cluster.storage_path else "run"
-    recorder = Recorder(run.folder, hps=list(run.task.space), overwrite=True, write_every_s=None, on_report=on_report)
+    recorder = Recorder(
+        run.folder,
+        hps=list(run.task.space),
+        overwrite=True,
+        write_every_s=None,
+        on_report=on_report,
+        cost_before=found.cost_total,
+        time_before=found.wall_time_s,
+    )
     tunes = get_rule(run.method.algorithm).tunes
-    stopper = BudgetStopper(recorder, run.budget, save_last=tunes)
-    begun = recorder.cost_total > 0
+    stopper = BudgetStopper(recorder, run.limit, save_last=tunes)
+    begun = recorder.cost_total > found.cost_total
     analysis = tune.run(
         STNTrainable,
         name=name,
@@ -132,6 +205,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         "failures": recorder.failures,
         "hopeless": stopper.hopeless,
         "peak_memory_bytes": max(peaks, default=None),
+        "followed": found.trial_id,
     }
     with whole_file(run.folder / DONE) as path:
         path.write_text(json.dumps(record, indent=1))

@@ -19,9 +19,11 @@ class Ledger:
     Args:
         lines: of a journal.
         reading: of the trainable's config.
+        cost_total: spent before the first line.
+        wall_time_s: seconds that this took.
 
     Attributes:
-        cost_total: spent by all trials.
+        cost_total: spent by all trials, and before them.
         wall_time_s: of the newest line.
         failures: trial -> why it failed for good.
         losses: place -> validation loss of the newest report there.
@@ -30,9 +32,16 @@ class Ledger:
         lineage: of the trials.
     """
 
-    def __init__(self, lines: Iterable[Mapping[str, Any]], reading: Reading) -> None:
-        self.cost_total = 0.0
-        self.wall_time_s = 0.0
+    def __init__(
+        self,
+        lines: Iterable[Mapping[str, Any]],
+        reading: Reading,
+        *,
+        cost_total: float = 0.0,
+        wall_time_s: float = 0.0,
+    ) -> None:
+        self.cost_total = cost_total
+        self.wall_time_s = wall_time_s
         self.failures: dict[str, str] = {}
         self.losses: dict[Place, float] = {}
         self.latest: dict[str, Mapping[str, Any]] = {}

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,9 @@ class Recorder(tune.Callback):
         overwrite: whether a new run may replace the record of another one in the directory.
         write_every_s: seconds between two writings of the tables, at least; None to write none.
         on_report: called with each new report and the running total of cost.
+        cost_before: what was spent before this run for its sake, in the unit of `cost`; `cost_total` goes on from it.
+            Default 0.
+        time_before: the seconds that this took; `wall_time_s` goes on from them. Default 0.
 
     Attributes:
         failures_in_a_row: without a report in between.
@@ -90,6 +93,8 @@ class Recorder(tune.Callback):
         overwrite: bool = False,
         write_every_s: float | None = 60.0,
         on_report: OnReport | None = None,
+        cost_before: float = 0.0,
+        time_before: float = 0.0,
     ) -> None:
         self.reading = Reading(metric=metric, mode=mode, columns=dict(columns or {}), hps=hps)
         self.directory = Path(directory).resolve()
@@ -99,10 +104,11 @@ class Recorder(tune.Callback):
         self.overwrite = overwrite
         self.write_every_s = write_every_s
         self.on_report = on_report
+        self.cost_before, self.time_before = cost_before, time_before
         self.failures_in_a_row = 0
         self.unsaved: set[str] = set()
         journal.cut_torn_end(self.path)
-        self._ledger = Ledger(journal.read_lines(self.path), self.reading)
+        self._ledger = self._count(journal.read_lines(self.path))
         self._continued = self.path.exists()
         self._began = time.monotonic() - self._ledger.wall_time_s
         self._next_writing = math.inf if write_every_s is None else time.monotonic() + write_every_s
@@ -110,13 +116,13 @@ class Recorder(tune.Callback):
     def __reduce__(self) -> tuple[Any, ...]:
         """As its arguments: `Tuner` saves its callbacks, and what they have counted is in the journal."""
         arguments: dict[str, Any] = {**vars(self.reading), "directory": self.directory}
-        for name in ("task", "method", "seed", "overwrite", "write_every_s", "on_report"):
+        for name in ("task", "method", "seed", "overwrite", "write_every_s", "on_report", "cost_before", "time_before"):
             arguments[name] = getattr(self, name)
         return functools.partial(Recorder, **arguments), ()
 
     @property
     def cost_total(self) -> float:
-        """Spent by all trials."""
+        """Spent by all trials, and before them."""
         return self._ledger.cost_total
 
     @property
@@ -195,6 +201,9 @@ class Recorder(tune.Callback):
 
     # The journal ----------------------------------------------------------------------------------------------------
 
+    def _count(self, lines: Iterable[Mapping[str, Any]]) -> Ledger:
+        return Ledger(lines, self.reading, cost_total=self.cost_before, wall_time_s=self.time_before)
+
     def _append(self, line: Mapping[str, Any]) -> None:
         journal.append(self.path, line)
         self._ledger.take(line)
@@ -271,14 +280,14 @@ class Recorder(tune.Callback):
             text = "%s: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: %d"
             logger.warning(text, self.directory, sum(EVENT not in line for line in lines))
         spent: dict[str, float] = {}
-        total = 0.0
+        total = self.cost_before
         for line in kept:
             if EVENT not in line:
                 total += line["cost"] - spent.get(line["trial_id"], 0.0)
                 spent[line["trial_id"]] = line["cost"]
                 line["cost_total"] = total
         journal.replace(self.path, kept)
-        self._ledger = Ledger(kept, self.reading)
+        self._ledger = self._count(kept)
 
     def _write(self, trials: Sequence[Any], *, over: bool) -> None:
         began = time.monotonic()
