@@ -1,7 +1,8 @@
 """What of a self-tuning run is tuning: its schedule, and its last values, on the plain network of the same seed.
 
-Both are made from the finished run of `auto` at the same seed, of its best trial. They are charged with what that run
-has spent, without which there would be neither schedule nor values.
+Both are made from the best trial of the finished run of `auto` at the same seed, and are full trials: where the budget
+cut that one off, its last values hold to the end. They are charged with what that run has spent, without which there
+would be neither schedule nor values.
 """
 
 from __future__ import annotations

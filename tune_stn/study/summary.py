@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from tune_stn.methods import METHODS
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval
@@ -22,8 +23,9 @@ def summary(results: Results) -> pd.DataFrame:
         One row per task and method, with the columns `task, method`; `seeds`, how many runs the means of the
         losses are over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 %
         interval of `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and
-        `device_time_s` (seconds), each the mean of what the runs spent in total; `trials`, `diverged`,
-        `failed`, counts of trials over all runs; `missing`, how many of the study's seeds gave no value.
+        `device_time_s` (seconds), each the mean of what the runs spent in total, what they are made from included
+        (`Method.follows`); `trials`, `diverged`, `failed`, counts of trials over all runs; `missing`, how many of the
+        study's seeds gave no value.
     """
     final, study = last_of_each_run(results.incumbent), results.study
     methods = dict.fromkeys((study["task"], method) for method in study["methods"])
@@ -38,18 +40,28 @@ def summary(results: Results) -> pd.DataFrame:
             interval = mean_interval(best[column])
             row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
         missing = len(set(study["seeds"]) - set(best["seed"]))
-        rows.append(row | _spent(reports) | _trials(reports) | {"missing": missing})
+        followed = METHODS[method].follows if method in METHODS else None
+        first = results.reports[(results.reports["task"] == task) & (results.reports["method"] == followed)]
+        rows.append(row | _spent(reports, first) | _trials(reports) | {"missing": missing})
     frame = pd.DataFrame(rows)
     return frame.sort_values("best_val_loss", kind="stable", na_position="last").reset_index(drop=True)
 
 
-def _spent(reports: pd.DataFrame) -> dict[str, float]:
+def _spent(reports: pd.DataFrame, followed: pd.DataFrame) -> dict[str, float]:
+    """Means over the runs of a method.
+
+    Args:
+        reports: of the method.
+        followed: of the method whose runs its own are made from; their totals begin there, but not device time, which
+            is counted within each trial, as `cost` is.
+    """
     runs = reports.groupby(RUN)
-    device = reports.groupby(_TRIAL)["device_time_s"].max()  # counted within each trial, as `cost` is
+    paid = pd.concat([reports, followed[followed["seed"].isin(reports["seed"])]])
+    device = paid.groupby(_TRIAL)["device_time_s"].max()
     return {
         "cost": runs["cost_total"].max().mean(),
         "wall_time_s": runs["wall_time_s"].max().mean(),
-        "device_time_s": device.groupby(RUN).sum().mean(),
+        "device_time_s": device.groupby("seed").sum().mean(),
     }
 
 
