@@ -54,7 +54,7 @@ SIZES: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
         ),
     },
 }
-SELF_TUNING = ("stn", "delta-stn", "stn-population")
+SELF_TUNING = ("auto", "stn", "delta-stn", "stn-population")
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def methods() -> None:
 
 
 @main.command(cls=Command)
-@click.option("--algorithm", required=True, help="stn, delta-stn or fixed.")
+@click.option("--algorithm", required=True, help="auto, stn, delta-stn, progress-ratio or fixed.")
 @click.option("--trials", type=int, default=1, show_default=True, help="Later ones start near where earlier ended.")
 @click.option("--epochs", type=int, help="Length of a trial; default: the task's.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -281,13 +281,15 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 def _show(results: Any, quiet: bool) -> None:
     """The table of a finished study, and where everything is."""
-    from tune_stn.study.summary import format_summary, summary
+    from tune_stn.study.summary import format_controls, format_summary, summary
 
     if quiet:
         return
     click.echo()
     click.echo(format_summary(summary(results)))
     click.echo()
+    if controls := format_controls(results):
+        click.echo(f"{controls}\n")
     for entry in results.study["missing"]:
         click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}")
     tables = ", ".join(f"{name}.parquet" for name in ("reports", "schedule", "incumbent"))

@@ -63,3 +63,9 @@ def test_never_reached_is_nan_and_zero() -> None:
 
 def test_without_a_baseline_there_is_no_row() -> None:
     assert speed_up(*tables(RUNS), ["stn", "good", "bad"]).empty
+
+
+def test_a_control_of_self_tuning_is_no_baseline() -> None:
+    runs = {**RUNS, ("replayed", 0): ([(1, 0.1)], 20.0), ("replayed", 1): ([(1, 0.1)], 20.0)}
+    (row,) = speed_up(*tables(runs), ["stn"]).to_dict("records")
+    assert row["baseline"] == "good"

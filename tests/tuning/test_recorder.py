@@ -108,6 +108,25 @@ def test_trials_that_tune_did_not_save_are_dropped_and_not_charged(
     assert [file.name for file in tmp_path.iterdir()] == [REPORTS]
 
 
+def test_what_was_spent_before_the_run_is_where_its_totals_begin(
+    tmp_path: Path, record: Make, fake_trial: Make
+) -> None:
+    """Through a crash of the driver, and pickled, as well; a trial's own cost begins at 0 all the same."""
+    before = Recorder(tmp_path, cost_before=100.0, time_before=50.0)
+    assert before.cost_total == 100.0
+    for name in ("known", "lost"):
+        record(before, name, 1)
+    (first, _) = read_reports(before.path)
+    assert (first["cost"], first["cost_total"]) == (1.5, 101.5)
+    assert 50.0 <= first["wall_time_s"] < 60.0
+    after = pickle.loads(pickle.dumps(before))  # noqa: S301
+    assert after.cost_total == 103.0
+    after.on_step_begin(0, [fake_trial("known")])
+    assert after.cost_total == 101.5
+    record(after, "known", 2)
+    assert [line["cost_total"] for line in read_reports(after.path)] == [101.5, 103.0]
+
+
 def test_nothing_is_dropped_from_a_run_that_starts(tmp_path: Path, record: Make) -> None:
     recorder = Recorder(tmp_path)
     record(recorder, "a", 1)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from tune_stn.study.controls import control_cells, control_words
 from tune_stn.study.plots import write_plots
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
@@ -37,6 +38,8 @@ def write_report(results: Results) -> Path:
         study=results.study,
         pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
         summary=summary_cells(summary(results)),
+        controls=control_cells(results.controls),
+        control_words=control_words(results.study, results.incumbent),
         missing=_missing(results),
         trouble=_trouble(results.reports),
         values=_values(results),

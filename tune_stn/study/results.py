@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.training.tables import (
     INCUMBENT,
@@ -43,6 +44,11 @@ class Results:
     reports: pd.DataFrame
     schedule: pd.DataFrame
     incumbent: pd.DataFrame
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """How much of the gain of `auto` over the start values each of its controls has: see `control_shares`."""
+        return control_shares(self.incumbent)
 
 
 def load_results(directory: str | Path) -> Results:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from tune_stn.study.controls import CONTROLS
 from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.statistics import mean_curve
 
@@ -21,6 +22,8 @@ def speed_up(
     incumbent: pd.DataFrame, reports: pd.DataFrame, methods: Collection[str], *, axis: str = "cost_total"
 ) -> pd.DataFrame:
     """Each of `methods` against the best of all other methods of a study, the one of the lowest mean final loss.
+
+    Controls of self-tuning are no baselines: they are made from it.
 
     At each seed the target is the best validation loss that the baseline reaches with all it spends. A method's
     speed-up there is what the baseline spent over what the method had spent when it first reached the target, and 0
@@ -41,7 +44,7 @@ def speed_up(
         Without a baseline there is no row.
     """
     final = last_of_each_run(incumbent)
-    others = final[~final["method"].isin(methods)]
+    others = final[~final["method"].isin([*methods, *CONTROLS])]
     if others.empty:
         return pd.DataFrame(columns=COLUMNS)
     baseline = str(others.groupby("method")["best_val_loss"].mean().idxmin())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune_stn.methods import METHODS
+from tune_stn.study.controls import FOLLOWED, control_cells, control_words
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval
@@ -40,8 +40,7 @@ def summary(results: Results) -> pd.DataFrame:
             interval = mean_interval(best[column])
             row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
         missing = len(set(study["seeds"]) - set(best["seed"]))
-        followed = METHODS[method].follows if method in METHODS else None
-        first = results.reports[(results.reports["task"] == task) & (results.reports["method"] == followed)]
+        first = results.reports[(results.reports["task"] == task) & (results.reports["method"] == FOLLOWED.get(method))]
         rows.append(row | _spent(reports, first) | _trials(reports) | {"missing": missing})
     frame = pd.DataFrame(rows)
     return frame.sort_values("best_val_loss", kind="stable", na_position="last").reset_index(drop=True)
@@ -120,10 +119,26 @@ def format_summary(frame: pd.DataFrame) -> str:
     """The rows of `summary` as a fixed-width table for the terminal, with a line per task that heads it."""
     blocks = []
     for task, rows in frame.groupby("task", sort=False):
-        cells = summary_cells(rows)
-        lines = [list(cells[0]), *(list(row.values()) for row in cells)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        text.insert(1, "-" * max(map(len, text)))
+        text = _in_columns(summary_cells(rows))
         blocks.append("\n".join([f"{task}: mean over seeds [95 % interval]; cost in plain epochs", *text]))
     return "\n\n".join(blocks)
+
+
+def format_controls(results: Results) -> str:
+    """What the gain of self-tuning is made of, for the terminal: a table and words about it, or an empty text.
+
+    See `controls.control_shares` and `controls.control_words`.
+    """
+    words = control_words(results.study, results.incumbent)
+    cells = control_cells(results.controls)
+    head = ["gain in best validation loss over the start values (fixed), and the share of it that a control has"]
+    return "\n".join([*(head + _in_columns(cells) if cells else []), *words])
+
+
+def _in_columns(cells: list[dict[str, str]]) -> list[str]:
+    """Lines of a fixed-width table with its headings, underlined."""
+    lines = [list(cells[0]), *(list(row.values()) for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    text.insert(1, "-" * max(map(len, text)))
+    return text
