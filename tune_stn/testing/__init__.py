@@ -1,7 +1,8 @@
-"""Tests that a response layer inherits: what `self_tuning`, the update rules and the penalties ask of it.
+"""Checks for what is yours: tests that a response layer inherits, and a placebo of any task.
 
-A layer of yours is tested by saying how to make its plain form and an input. pytest then finds some twenty tests for
-each size of the response, in float and double where rounding matters:
+The tests are what `self_tuning`, the update rules and the penalties ask of a layer. One of yours is tested by saying how
+to make its plain form and an input. pytest then finds some twenty tests for each size of the response, in float and
+double where rounding matters:
 
     from tune_stn.nn.registry import RESPONSES
     from tune_stn.testing import ResponseLayerContract
@@ -19,6 +20,8 @@ each size of the response, in float and double where rounding matters:
         def inputs(self, batch: int) -> Tensor:
             return torch.randn(batch, 5)
 
+`placebo(task)` is the task with hyperparameters that do nothing: what a method gains there over `fixed` is not tuning.
+
 Needs pytest, which `import tune_stn` does not.
 """
 
@@ -31,6 +34,7 @@ except ImportError as error:
 pytest.register_assert_rewrite("tune_stn.testing.response_layer")
 
 from tune_stn.testing.case import Case  # noqa: E402
+from tune_stn.testing.placebo import placebo  # noqa: E402
 from tune_stn.testing.response_layer import ResponseLayerContract  # noqa: E402
 
-__all__ = ["Case", "ResponseLayerContract"]
+__all__ = ["Case", "ResponseLayerContract", "placebo"]
