@@ -137,6 +137,7 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     "own task's attribute": (but(COMPARE, "--task", "own_cli_task:none"), ["has no task or function 'none'"]),
     "method": (but(COMPARE, "--methods", "fixed,sgd"), ["unknown method 'sgd'", "random", "gp-bo"]),
     "method twice": (but(COMPARE, "--methods", "fixed,fixed"), ["--methods fixed,fixed", "twice"]),
+    "control alone": (but(COMPARE, "--methods", "replayed"), ["--methods replayed", "the run of auto", "add auto"]),
     "no method": (but(COMPARE, "--methods", ","), ["--methods", "at least one"]),
     "algorithm": (but(RUN, "--algorithm", "sgd"), ["unknown algorithm 'sgd'", "stn", "delta-stn", "fixed"]),
     "hyperparameter": (but(COMPARE, "--task", "own_cli_task:unknown_hp"), ["'dropout_9'", "dropout_1"]),

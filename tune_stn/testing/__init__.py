@@ -1,7 +1,7 @@
 """Checks for what is yours: tests that a response layer inherits, and a placebo of any task.
 
-The tests are what `self_tuning`, the update rules and the penalties ask of a layer. One of yours is tested by saying how
-to make its plain form and an input. pytest then finds some twenty tests for each size of the response, in float and
+The tests are what `self_tuning`, the update rules and the penalties ask of a layer. One of yours is tested by saying
+how to make its plain form and an input. pytest then finds some twenty tests for each size of the response, in float and
 double where rounding matters:
 
     from tune_stn.nn.registry import RESPONSES
