@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from tune_stn.methods import get_method
-from tune_stn.study.run import DONE, SCHEDULE, Run, execute
+from tune_stn.study.run import DONE, SCHEDULE, Interrupted, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS, read_reports
@@ -105,6 +105,24 @@ def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluste
     last = schedule(run.folder).query("step == step.max()").set_index("hp")["value"].to_dict()
     assert last == pytest.approx({k.removeprefix("hp/"): v for k, v in reports[-1].items() if k.startswith("hp/")})
     assert run.done == record == json.loads((run.folder / DONE).read_text())
+
+
+def test_ctrl_c_in_the_only_trial_of_a_run_leaves_it_to_be_resumed(cluster: Cluster, tmp_path: Path) -> None:
+    """Tune calls such a trial terminated, and there is no other that would be missing."""
+    run = make_run(tmp_path / "cut", small(epochs=60), "fixed", budget=100.0)
+
+    def press(report: Mapping[str, Any], cost_total: float) -> None:
+        if report["epoch"] == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        execute(run, cluster, press)
+    assert run.done is None
+    assert 20 <= len(timeless(run.folder)) < 60
+    record = execute(run, cluster)
+    assert (record["trials"], record["cost_total"], record["failures"]) == (1, 60.0, {})
+    execute(make_run(tmp_path / "whole", small(epochs=60), "fixed", budget=100.0), cluster)
+    assert timeless(run.folder) == timeless(tmp_path / "whole")
 
 
 def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(

@@ -48,7 +48,7 @@ class Progress:
                 self.say(f"{self._label(run)} trial {report['trial_id']} was restarted: {report['reason']}")
             if time.monotonic() - last >= EVERY_S:
                 last = time.monotonic()
-                spent = f"cost {cost_total:.0f}" + (f" of {run.limit:g}" if run.trials is None else "")
+                spent = f"cost {cost_total:.0f}" + (f" of {round(run.limit, 1):g}" if run.trials is None else "")
                 self.say(f"{self._label(run)} {spent}, best validation loss {self.best:.4f}")
 
         yield on_report

@@ -193,6 +193,9 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     )
     trials = analysis.trials
     unfinished = len(trials) < plan.samples or any(trial.status not in ENDED for trial in trials)
+    if type(plan.scheduler) is FIFOScheduler:
+        # Ctrl-C ends trials as if they were done; where nothing stops them early, they say themselves when they are.
+        unfinished |= any(trial.status != "ERROR" and not trial.last_result.get("done") for trial in trials)
     if unfinished and not stopper.stop_all():
         raise Interrupted
     recorded = read_recorded(recorder.path)
