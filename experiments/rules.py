@@ -8,7 +8,7 @@ An arm is one way to train a setting at one seed:
     RULE/frozen     the rule's response and noise, no hyper-step
     RULE/replayed   the run's schedule on the plain network
     RULE/last       the run's final values, held from the start on the plain network
-    lr              the plain network at learning rates around the task's, by factors of two
+    lr              the plain network at several learning rates, by factors of two
     hyper-lr        `auto` at fixed step sizes of the hyperparameters and at the automatic one
     starts          `auto` from random start values, at seed 0
     placebo         plain and `auto` with hyperparameters that have no effect
@@ -48,7 +48,6 @@ from tune_stn.training.schedule import Schedule
 
 RESULTS = Path(__file__).parent / "results" / "rules"
 RANDOM = 24  # fixed settings of the oracle; the first 16 of them are the random search that a rule is held to
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the learning rates of a sweep
 STARTS = 24
 HYPER_LRS = (0.01, 0.05, 0.2, "auto")
 RULES = ("auto", "progress-ratio", "stn", "delta-stn")
@@ -60,13 +59,17 @@ class Setting:
 
     Attributes:
         task: name of a built-in task.
-        settings: of the task and its training; `lr` is the best of the committed sweep.
+        settings: of the task and its training.
+        lrs: learning rates of the sweep, by factors of two.
+        lr: the best of them, at which all arms train.
         folder: what it reads inside the folder of data sets, or None.
     """
 
     task: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
+    lrs: tuple[float, ...] = ()
+    lr: float | None = None
 
 
 MLP = {"train_images": 512, "valid_images": 1024, "test_images": 1000, "hidden": 300, "epochs": 120}
@@ -74,24 +77,36 @@ CIFAR = {"train_images": 1280, "valid_images": 1000, "test_images": 1000, "width
 CIFAR |= {"lr_schedule_args": {}}
 PTB = {"hidden": 64, "train_tokens": 15_000, "valid_tokens": 5_000, "test_tokens": 5_000, "vocabulary": 1_000}
 SETTINGS: Mapping[str, Setting] = {
-    "digits": Setting("digits-mlp"),
-    "mlp": Setting("fashion-mnist-mlp", MLP),
-    "mlp-affine": Setting("fashion-mnist-mlp", MLP | {"affine": True}),
-    "mlp-2560": Setting("fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}),
+    "digits": Setting("digits-mlp", lrs=(0.025, 0.05, 0.1, 0.2, 0.4)),
+    "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)),
+    "mlp-affine": Setting("fashion-mnist-mlp", MLP | {"affine": True}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)),
+    "mlp-2560": Setting(
+        "fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)
+    ),
     "cnn": Setting(
         "fashion-mnist-cnn",
         {"train_images": 1280, "valid_images": 1024, "test_images": 1000, "hidden": 128, "epochs": 50},
+        lrs=(0.01, 0.02, 0.04, 0.08),
     ),
-    "resnet": Setting("cifar10-resnet18", CIFAR | {"epochs": 25}, "cifar-10-batches-py"),
-    "vgg": Setting("cifar10-vgg16", CIFAR | {"epochs": 30}, "cifar-10-batches-py"),
-    "ptb": Setting("ptb-lstm", PTB | {"batch_size": 20, "window": 35, "epochs": 25}, "ptb"),
-    "text-lstm": Setting("text-lstm", {"hidden": 64, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25}),
+    "resnet": Setting(
+        "cifar10-resnet18", CIFAR | {"epochs": 25}, folder="cifar-10-batches-py", lrs=(0.02, 0.04, 0.08, 0.16)
+    ),
+    "vgg": Setting("cifar10-vgg16", CIFAR | {"epochs": 30}, folder="cifar-10-batches-py", lrs=(0.02, 0.04, 0.08, 0.16)),
+    "ptb": Setting(
+        "ptb-lstm", PTB | {"batch_size": 20, "window": 35, "epochs": 25}, folder="ptb", lrs=(4.0, 8.0, 16.0, 32.0)
+    ),
+    "text-lstm": Setting(
+        "text-lstm",
+        {"hidden": 64, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
+        lrs=(4.0, 8.0, 16.0, 32.0),
+    ),
     "transformer": Setting(
         "text-transformer",
         {"width": 48, "layers": 2, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
+        lrs=(0.0005, 0.001, 0.002, 0.004, 0.008),
     ),
 }
-SMOKE = {"digits": Setting("digits-mlp", {"epochs": 3, "hidden": 16})}
+SMOKE = {"digits": Setting("digits-mlp", {"epochs": 3, "hidden": 16}, lrs=(0.1, 0.2))}
 
 
 @dataclass(frozen=True)
@@ -135,9 +150,11 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=20) as pool:
         for name in chosen:
             file = arguments.results / f"{name}.parquet"
-            done = set() if not file.exists() else set(zip(*pd.read_parquet(file)[["arm", "seed"]].T.values, strict=True))
+            done = (
+                set() if not file.exists() else set(zip(*pd.read_parquet(file)[["arm", "seed"]].T.values, strict=True))
+            )
             task = make_task(settings[name], arguments.data_dir)
-            runs = [r for arm in arguments.arms.split(",") for r in wanted(name, arm, task, seeds)]
+            runs = [r for arm in arguments.arms.split(",") for r in wanted(name, settings[name], arm, task, seeds)]
             futures = [
                 pool.submit(rows, replace(run, changes={**common, **run.changes}), settings[name], arguments.data_dir)
                 for run in runs
@@ -147,7 +164,7 @@ def main() -> None:
                 keep(file, future.result())
 
 
-def wanted(setting: str, arm: str, task: Task, seeds: int) -> Iterator[Run]:
+def wanted(setting: str, settings: Setting, arm: str, task: Task, seeds: int) -> Iterator[Run]:
     """The runs of an arm on a setting."""
     for seed in range(seeds):
         if arm == "plain":
@@ -160,8 +177,8 @@ def wanted(setting: str, arm: str, task: Task, seeds: int) -> Iterator[Run]:
         elif arm.endswith("/frozen"):
             yield Run(setting, arm, seed, arm.partition("/")[0], {"warmup_epochs": task.training.epochs})
         elif arm == "lr":
-            for factor in FACTORS:
-                yield Run(setting, f"lr-{factor:g}", seed, changes={"lr": factor * task.training.lr})
+            for lr in settings.lrs:
+                yield Run(setting, f"lr-{lr:g}", seed, changes={"lr": lr})
         elif arm == "hyper-lr":
             for hyper_lr in HYPER_LRS:
                 yield Run(setting, f"hyper-lr-{hyper_lr}", seed, "auto", {"hyper_lr": hyper_lr})
@@ -234,7 +251,7 @@ def trained(run: Run, arm: str, trainer: Trainer) -> dict[str, Any]:
 
 
 def make_task(setting: Setting, data_dir: Path | None, **changes: Any) -> Task:
-    settings = {**setting.settings, **changes}
+    settings = {**setting.settings, **({} if setting.lr is None else {"lr": setting.lr}), **changes}
     if setting.folder is not None:
         if data_dir is None:
             raise SystemExit(f"--data-dir: name the folder that holds {setting.folder}")
