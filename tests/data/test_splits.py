@@ -97,6 +97,5 @@ def test_batches_are_prepared_and_what_is_stored_is_not() -> None:
     split = Split(inputs, torch.arange(6), prepare=lambda stored: stored.float() / 2).to("cpu")
     for batch in (*split.batches(3, torch.Generator()), next(split.cycle(3, torch.Generator())), *split.whole(4)):
         assert torch.equal(batch.inputs, batch.targets / 2)
-        assert torch.equal(batch.take(torch.tensor([1, 0])).inputs, batch.inputs[:2].flip(0))
         assert torch.equal(batch.part(1, 2).inputs, batch.inputs[1:2])
     assert split.inputs.dtype == torch.uint8

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_stn.data.splits import IGNORED, Split
+from tune_stn.data.batches import IGNORED, Batch
 from tune_stn.data.text import Text, passages
 
 
@@ -17,7 +17,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def check_is_ahead(batch: Split) -> None:
+def check_is_ahead(batch: Batch) -> None:
     """In a text that counts up, a target is one more than its input."""
     counted = batch.targets != IGNORED
     assert torch.equal(batch.targets[counted], batch.inputs[counted] + 1)
@@ -102,14 +102,15 @@ def test_parts_of_a_batch_know_their_rows() -> None:
     assert part.carry is batch.carry
     assert part.rows == slice(3, 5)
     assert torch.equal(part.inputs, batch.inputs[3:5])
+    assert batch.part(4, 9).rows == slice(4, 6)  # as many as there are
 
 
 @pytest.mark.parametrize("n", [2, 9, 10, 11, 12])
 def test_passages_hold_every_token_once(n: int) -> None:
     split = passages(torch.arange(n), 5)
-    check_is_ahead(split)
+    check_is_ahead(Batch(split.inputs, split.targets))
     assert split.inputs.shape == split.targets.shape == (-(-(n - 1) // 5), 5)
-    assert split.weight() == n - 1
+    assert sum(batch.weight() for batch in split.whole(2)) == n - 1
     if n > 5:
         whole = passages(torch.arange(n), 5, full=True)
         assert whole.targets.flatten().tolist() == list(range(1, (n - 1) // 5 * 5 + 1))

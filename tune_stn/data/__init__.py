@@ -1,12 +1,14 @@
 """Tensors in memory, splits, batches, augmentation, and readers of standard files."""
 
 from tune_stn.data.augment import Cutout, InputDropout, InputScale
+from tune_stn.data.batches import Batch
 from tune_stn.data.corpus import Vocabulary, read_words
 from tune_stn.data.errors import DataError
 from tune_stn.data.splits import Split, Splits, random_splits
 from tune_stn.data.text import Text
 
 __all__ = [
+    "Batch",
     "Cutout",
     "DataError",
     "InputDropout",

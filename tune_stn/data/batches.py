@@ -1,16 +1,82 @@
-"""Shuffled batches of example indices.
+"""A batch, and the shuffled order in which the examples of a split come in batches.
 
-All randomness comes from the generator passed in, one permutation per pass, so the state of that generator
+All randomness of the order comes from the generator passed in, one permutation per pass, so the state of that generator
 before a pass is all that a checkpoint needs to bring the order of the pass back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
 import torch
 from torch import Tensor
+
+from tune_stn.data.carry import Carry
+
+# Torch's losses leave such a target out: what pads the last batch of a text.
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`n > 0` examples as a network takes them, on one device.
+
+    Attributes:
+        inputs: The prepared inputs, of shape `(n, ...)`.
+        targets: The targets, of shape `(n, ...)`.
+        carry: What a recurrent network remembers, if the batch goes on where the batch before it ended; else None.
+        rows: Which rows of the whole batch these are; all of them, unless this is a part of it.
+
+    Raises:
+        ValueError: There are no examples, or not as many targets as inputs.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    carry: Carry | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def __post_init__(self) -> None:
+        check_lengths(self.inputs, self.targets)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Consecutive examples, sharing memory with these."""
+        first, stop = self.rows.start or 0, min(stop, len(self))
+        return replace(
+            self,
+            inputs=self.inputs[start:stop],
+            targets=self.targets[start:stop],
+            rows=slice(first + start, first + stop),
+        )
+
+    def parts(self, count: int) -> Iterator[tuple[Batch, float]]:
+        """The batch in `count` parts of consecutive examples, each with its share of the batch."""
+        size = -(-len(self) // count)
+        for start in range(0, len(self), size):
+            part = self.part(start, start + size)
+            yield part, len(part) / len(self)
+
+    def weight(self) -> int:
+        """By how much a mean over this batch counts in a mean over all: examples, or in a text the predicted tokens."""
+        if self.targets.ndim == 1 or self.targets.is_floating_point():
+            return len(self)
+        return int((self.targets != IGNORED).sum())
+
+
+def check_lengths(inputs: Tensor, targets: Tensor) -> None:
+    """Refuse inputs and targets that do not hold the same number of examples, at least one."""
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise ValueError(
+            f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} "
+            "do not hold the same number of examples"
+        )
+    if len(inputs) == 0:
+        raise ValueError("a split needs at least one example")
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tune_stn.data.batches import IGNORED, Batch
 from tune_stn.data.carry import Carry
-from tune_stn.data.splits import IGNORED, Split
+from tune_stn.data.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,21 +52,21 @@ class Text:
         """Batches in one pass: full ones only, and at least one."""
         return self._layout(batch_size)[1]
 
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One pass in order, in batches of one shape, from a random one of the first tokens on.
 
         What is left over, less than a batch and a column for each row, is elsewhere in the next pass.
         """
         return self._pass(batch_size, generator)
 
-    def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Split]:
+    def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Passes without end, the first of them from a random batch on: so short visits see all of the text."""
         first = int(torch.randint(self.steps(batch_size), (), generator=generator))
         while True:
             yield from self._pass(batch_size, generator, first)
             first = 0
 
-    def whole(self, batch_size: int) -> Iterator[Split]:
+    def whole(self, batch_size: int) -> Iterator[Batch]:
         """Every token but the first is predicted once; targets that fill the last column up are `IGNORED`."""
         rows = min(batch_size, len(self))
         length = -(-len(self) // rows)
@@ -83,17 +84,17 @@ class Text:
         window = min(self.window, length)
         return rows, length // window, window
 
-    def _pass(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[Split]:
+    def _pass(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
         rows, steps, window = self._layout(batch_size)
         used = rows * steps * window
         start = int(torch.randint(len(self) - used + 1, (), generator=generator))
         inputs, targets = (self.tokens[at : at + used].view(rows, -1) for at in (start, start + 1))
         return self._windows(inputs[:, first * window :], targets[:, first * window :])
 
-    def _windows(self, inputs: Tensor, targets: Tensor) -> Iterator[Split]:
+    def _windows(self, inputs: Tensor, targets: Tensor) -> Iterator[Batch]:
         carry = Carry()
         for ours, theirs in zip(*(torch.split(given, self.window, 1) for given in (inputs, targets)), strict=True):
-            yield Split(ours, theirs, carry)
+            yield Batch(ours, theirs, carry)
             carry.step()
 
 

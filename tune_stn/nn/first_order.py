@@ -6,11 +6,12 @@ carries it through everything between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -48,3 +49,29 @@ def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
     if isinstance(outputs, (tuple, list)):
         return type(outputs)(map_tensors(function, value) for value in outputs)
     return outputs
+
+
+@contextmanager
+def constants(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, the parameters need no gradient: so backward runs through the tangents alone."""
+    held = list(parameters)
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def without_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside the block, batch norms normalise by the batch but do not count it a second time."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

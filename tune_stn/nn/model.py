@@ -15,12 +15,6 @@ from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Constants, Tunable
 
-# The response input of STN at the start values. In the papers it is the raw coordinate itself, which is about -3 at
-# their start values (.05 of a domain). Gates learn at a speed of its square and in a direction of its sign: there, that
-# a stronger regulariser sets training back. Counted from the start, every start value is as good as theirs
-# (experiments/start_values.py). The responses that can be expressed are the same.
-ORIGIN = -3.0
-
 
 class SelfTuningModel(nn.Module):
     """A network whose layers read the current hyperparameter sample, and the hyperparameters themselves.
@@ -33,6 +27,8 @@ class SelfTuningModel(nn.Module):
         conversion: what was converted, bound and left plain.
         centred: whether the response input is the offset from the mean (Delta-STN) or the raw coordinate, counted
             from the start (STN).
+        response_origin: the response input of STN at the start values; None where it is the raw coordinate itself.
+        shrink: what the response input of STN is divided by.
     """
 
     def __init__(
@@ -43,6 +39,8 @@ class SelfTuningModel(nn.Module):
         conversion: Conversion,
         *,
         centred: bool = False,
+        response_origin: float | None = -3.0,
+        shrink_gates: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -50,9 +48,14 @@ class SelfTuningModel(nn.Module):
         self.slot = slot
         self.conversion = conversion
         self.centred = centred
+        # In the papers the response input is the raw coordinate itself, which is about -3 at their start values (.05 of
+        # a domain). Gates learn at a speed of its square and in a direction of its sign: there, that a stronger
+        # regulariser sets training back. Counted from the start, every start value is as good as theirs
+        # (experiments/start_values.py). The responses that can be expressed are the same.
+        self.response_origin = response_origin
         # A gate scales a trained weight at once, where V still has to grow: over many hyperparameters, too fast.
         gates_only = all(layer.size in ("gate", None) for layer in self.response_layers())
-        self.shrink = math.sqrt(len(hyper.space)) if gates_only else 1.0
+        self.shrink = math.sqrt(len(hyper.space)) if shrink_gates and gates_only else 1.0
         self.training = network.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +85,12 @@ class SelfTuningModel(nn.Module):
         return self._sample(self.hyper, self.hyper.perturbed(rows), keep_graph=keep_graph, linearise=linearise)
 
     def _sample(self, hyper: Tunable, raw: Tensor, *, keep_graph: bool, linearise: bool = False) -> Sample:
-        response_input = raw - hyper.raw.detach() if self.centred else (raw - hyper.origin + ORIGIN) / self.shrink
+        if self.centred:
+            response_input = raw - hyper.raw.detach()
+        elif self.response_origin is None:
+            response_input = raw / self.shrink
+        else:
+            response_input = (raw - hyper.origin + self.response_origin) / self.shrink
         if not keep_graph:
             response_input = response_input.detach()
         return Sample(hyper.values(raw), response_input, linearise)

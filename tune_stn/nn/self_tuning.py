@@ -31,6 +31,8 @@ def self_tuning(
     scale: float = 1.0,
     tuned: bool = True,
     centred: bool = False,
+    response_origin: float | None = -3.0,
+    shrink_gates: bool = True,
     seed: int = 0,
 ) -> SelfTuningModel:
     """A self-tuning copy of `model`; the original is untouched and its `forward` is used as it is.
@@ -56,6 +58,11 @@ def self_tuning(
         scale: start value of the perturbation scales, in raw units.
         tuned: whether the hyperparameters are a tunable state or constants.
         centred: whether responses see the offset from the mean (Delta-STN) instead of the raw coordinate (STN).
+        response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has
+            this value there. None is the form of the papers, the raw coordinate itself. With `centred` it has no
+            effect.
+        shrink_gates: Whether the response input of STN is divided by the square root of the number of hyperparameters
+            if all responses are gates. False is the form of the papers. With `centred` it has no effect.
         seed: seeds the response parameters alone; the base parameters are those of `model`.
 
     Raises:
@@ -96,7 +103,15 @@ def self_tuning(
     reference = next(network.parameters(), None)
     if reference is not None:
         hyper.to(reference.device)
-    return SelfTuningModel(network, hyper, converter.slot, converter.conversion, centred=centred)
+    return SelfTuningModel(
+        network,
+        hyper,
+        converter.slot,
+        converter.conversion,
+        centred=centred,
+        response_origin=response_origin,
+        shrink_gates=shrink_gates,
+    )
 
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:

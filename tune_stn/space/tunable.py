@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,20 @@ class Tunable(nn.Module):
         noise = torch.randn(rows, len(self.space), device=self.raw.device, dtype=self.raw.dtype)
         noise = torch.where(self.per_batch, noise[:1], noise)
         return self.raw + self.scale() * noise
+
+    @contextmanager
+    def within_domains(self, *, relative: bool) -> Iterator[None]:
+        """Inside the block an optimizer moves the state; after it, the state is brought back into its bounds.
+
+        Args:
+            relative: Whether the move of a raw coordinate is stretched to one relative to its domain before that.
+        """
+        before = self.raw.detach().clone() if relative else None
+        yield
+        if before is not None:
+            with torch.no_grad():
+                self.raw.copy_(torch.lerp(before, self.raw, self.relative_speed(before)))
+        self.confine()
 
     @torch.no_grad()
     def confine(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -64,6 +65,10 @@ class Training:
         response_share: share of a batch that a response step of Delta-STN uses.
         response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
             algorithm.
+        response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has
+            this value there. None is the form of the papers, the raw coordinate itself.
+        shrink_gates: Whether the response input of STN is divided by the square root of the number of hyperparameters
+            if all responses are gates. False is the form of the papers.
 
     Raises:
         ValueError: a setting is outside what it accepts; the message names it.
@@ -98,6 +103,8 @@ class Training:
     entropy_weight: float = 1e-3
     response_share: float = 1.0
     response: Literal["auto"] | ResponseSize | Mapping[str, ResponseSize | None] = "auto"
+    response_origin: float | None = -3.0
+    shrink_gates: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps"):
@@ -114,7 +121,9 @@ class Training:
         for name in ("clip_norm", "hyper_clip_norm"):
             if (value := getattr(self, name)) is not None:
                 _check_number(name, value, least=0.0, exclusive=True)
-        for name in ("tune_scales", "compile", "cuda_graphs", "relative_hyper_lr", "keep_best"):
+        if self.response_origin is not None:
+            _check_number("response_origin", self.response_origin)
+        for name in ("tune_scales", "compile", "cuda_graphs", "relative_hyper_lr", "keep_best", "shrink_gates"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are true and false")
         if self.precision not in ("float32", "bfloat16"):
@@ -161,12 +170,11 @@ def _check_integer(name: str, value: object, *, least: int) -> None:
         raise ValueError(f"{name}={value!r}: accepted is an integer of {least} or more")
 
 
-def _check_number(name: str, value: object, *, least: float, exclusive: bool = False) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
-    if not ok or not (value > least if exclusive else value >= least):  # type: ignore[operator]
-        raise ValueError(
-            f"{name}={value!r}: accepted is a finite number {'above' if exclusive else 'of at least'} {least:g}"
-        )
+def _check_number(name: str, value: object, *, least: float | None = None, exclusive: bool = False) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    bound = "" if least is None else f" {'above' if exclusive else 'of at least'} {least:g}"
+    if not ok or (least is not None and not (value > least if exclusive else value >= least)):  # type: ignore[operator]
+        raise ValueError(f"{name}={value!r}: accepted is a finite number{bound}")
 
 
 def _check_named(

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tune_stn.data.splits import Split
-from tune_stn.nn.self_tuning import SelfTuningModel
+from tune_stn.data.batches import Batch
+from tune_stn.data.splits import Examples
+from tune_stn.nn.model import SelfTuningModel
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
-from tune_stn.training.learner import call
+from tune_stn.training.forward import call
 
 
 class CostMeter:
@@ -65,7 +66,7 @@ class CostMeter:
         self.spent_flops += self._per_step[kind]
 
 
-def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
+def plain_step_flops(task: Task, model: SelfTuningModel, batch: Batch) -> int:
     """Operations of one training step (forward and backward) of the plain network on one batch.
 
     Works on a copy: neither weights nor running statistics of `model` change, nor do random states.
@@ -82,3 +83,11 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Split) -> int:
         loss = task.loss(outputs, batch.targets)
         torch.autograd.grad(loss, parameters, allow_unused=True)
     return int(counter.get_total_flops())
+
+
+def make_meter(task: Task, model: SelfTuningModel, train: Examples) -> CostMeter:
+    """A meter in whose unit an epoch of the plain network over `train` costs 1."""
+    size = task.training.batch_size
+    batch = next(train.batches(size, torch.Generator()))
+    flops = plain_step_flops(task, model, batch) * train.steps(size)
+    return CostMeter(flops, compiled=task.training.compile)

@@ -6,35 +6,33 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_stn.data.splits import Splits
-from tune_stn.nn.model import SelfTuningModel
-from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.space.tunable import Constants, Tunable
 from tune_stn.tasks.task import Task
+from tune_stn.training.best import Best
 from tune_stn.training.checkpoint import CheckpointError
-from tune_stn.training.cost import CostMeter, plain_step_flops
-from tune_stn.training.evaluation import evaluate
-from tune_stn.training.learner import Learner
-from tune_stn.training.response_size import response_size
-from tune_stn.training.rules import get_rule
+from tune_stn.training.cost import make_meter
+from tune_stn.training.divergence import Restarts, why_diverged
+from tune_stn.training.evaluation import evaluate, hyper_report
+from tune_stn.training.forward import Forward
+from tune_stn.training.network import make_network
+from tune_stn.training.objectives import training_loss, validation_loss
+from tune_stn.training.replay import Replay
+from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import ScheduleBuffer
 from tune_stn.training.seeds import derive_seed, stream
+from tune_stn.training.stepper import make_stepper
+from tune_stn.training.take_over import taken_over
 
 logger = logging.getLogger(__name__)
-
-# A validation loss of so many times the least so far is finite, but nothing to go back to.
-EXPLODING = 10.0
-# Share of the weights' learning rate that a restart keeps.
-RESTART_LR = 0.5
 
 
 class Trainer:
@@ -56,7 +54,6 @@ class Trainer:
         diverged: why the run cannot go on, or None.
         restarted: why the last epoch was trained anew from the last good one, or None.
         branch: empty, or the name of the streams of data order and noise since the run took over another one's state.
-        best_epoch: the one with the least validation loss so far, `best_val_loss`; 0 before the first.
         schedule: the hyperparameters at the start and after each hyper-step, or at each change that was replayed.
 
     Raises:
@@ -75,38 +72,71 @@ class Trainer:
         device: torch.device | str = "cpu",
         splits: Splits | None = None,
     ) -> None:
+        rule = get_rule(algorithm)
         self.task = task
-        self.rule = get_rule(algorithm)
         self.seed = seed
         self.device = torch.device(device)
         self.hp = task.space.check_values({**task.start, **(hp or {})})
-        self.replayed = schedule
         if schedule is not None:
-            if self.rule.tunes:
+            if rule.tunes:
                 raise ValueError(f"{algorithm!r} makes a schedule of its own; one is replayed by the algorithm 'fixed'")
             schedule.check(task.space)
         self.splits = (splits or task.data(seed)).to(self.device)
-        self.model = self._make_model().to(self.device)
-        self.meter = self._make_meter()
-        self.learner = Learner(task, self.model)
+        self.model = make_network(task, rule, start=self.hp, seed=seed).to(self.device)
+        self.meter = make_meter(task, self.model, self.splits.train)
+        self.forward = Forward(task, self.model)
+        self.stepper = make_stepper(self.model, task.training)
+        if task.training.cuda_graphs and self.device.type == "cuda":
+            self.record_steps()
+        self.rule = rule(
+            Tools(
+                model=self.model,
+                training_loss=partial(training_loss, self.forward),
+                validation_loss=partial(validation_loss, self.forward),
+                stepper=self.stepper,
+                training=task.training,
+                meter=self.meter,
+            )
+        )
         self.schedule = ScheduleBuffer()
+        self.replay: Replay | None = None
+        if schedule is None:
+            self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if rule.tunes else "fixed")
+        else:
+            assert isinstance(self.model.hyper, Constants)
+            self.replay = Replay(schedule, self.model.hyper, values=self.hp, records=self.schedule)
+            self.replay.follow(0, 0, epoch_began=True)
         self.epoch = 0
         self.step = 0
-        if schedule is None:
-            self.schedule.record(self.model.hyper, step=0, epoch=0, source="start" if self.rule.tunes else "fixed")
-        else:
-            self._follow(schedule, epoch_began=True)
+        self._since_hyper_step = 0
         self.device_time_s = 0.0
         self.diverged: str | None = None
         self.restarted: str | None = None
-        self.restarts = 0
         self.branch = ""
-        self.best_epoch, self.best_val_loss = 0, math.inf
-        self._best: dict[str, Tensor] | None = None
-        self._since_hyper_step = 0
-        self._largest_good_loss = math.inf
-        # The state a restart goes back to, None where that is the present one: so a checkpoint rarely holds two.
-        self._last_good: dict[str, Any] | None = None
+        self._best = Best(keep=task.training.keep_best)
+        self._restarts = Restarts(task.training.restarts)
+
+    def record_steps(self) -> None:
+        """From now on replay what can be as CUDA graphs: losses and gradients of whole steps; or, where a network
+        carries a state from batch to batch, the loops of its LSTMs over time.
+        """
+        self.stepper.record()
+        self.forward.record_loops()
+
+    @property
+    def restarts(self) -> int:
+        """How often the run went back to its last good epoch."""
+        return self._restarts.done
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the least validation loss so far; 0 before the first."""
+        return self._best.epoch
+
+    @property
+    def best_val_loss(self) -> float:
+        """The least validation loss so far."""
+        return self._best.val_loss
 
     def run_epoch(self) -> dict[str, float]:
         """Train to the end of the next epoch and evaluate: the report, with the same keys every time.
@@ -121,31 +151,26 @@ class Trainer:
         """
         target, self.restarted = self.epoch + 1, None
         while self.epoch < target:
-            # The present state is good unless it was kept back; it must be copied, for training writes into it.
-            good = self._last_good or copy.deepcopy(self._progress()) if self._may_restart else None
+            before = self._restarts.state_before(self._progress)
             train_loss, report = self._run_epoch()
-            reason = self._why_diverged(train_loss, report["val_loss"])
-            if reason and good is not None:
-                self._restart(good, reason)
-            elif reason:
+            values = self.model.hyper.mean_values()
+            reason = why_diverged(epoch=self.epoch, train_loss=train_loss, val_loss=report["val_loss"], values=values)
+            if not reason:
+                self._restarts.went_well(before, report["val_loss"])
+                self._best.note(self.epoch, report["val_loss"], self.model)
+            elif before is not None:
+                self._go_back(before, reason)
+            else:
                 self.diverged = reason
                 report["val_loss"] = math.inf
                 break
-            else:
-                self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(report["val_loss"]))
-                self._last_good = good if report["val_loss"] > self._largest_good_loss else None
-                self._note_best(report["val_loss"])
-        values = self.model.hyper.mean_values()
-        hyper = self.model.hyper
-        scales = hyper.scale().tolist() if isinstance(hyper, Tunable) else [0.0] * len(values)
         return {
             "epoch": self.epoch,
             "step": self.step,
             "cost": self.meter.cost,
             "train_loss": train_loss,
             **report,
-            **{f"hp/{name}": value for name, value in values.items()},
-            **{f"scale/{name}": scale for name, scale in zip(values, scales, strict=True)},
+            **hyper_report(self.model.hyper),
             "device_time_s": self.device_time_s,
         }
 
@@ -170,17 +195,11 @@ class Trainer:
         Raises:
             RuntimeError: nothing was kept: the training has not `keep_best`, or no epoch was good.
         """
-        if self._best is None:
+        if self._best.model is None:
             reason = "no epoch was good" if self.task.training.keep_best else "its training has keep_best=False"
             raise RuntimeError(f"the run of {self.task.name!r} has no best state to go back to: {reason}")
-        self.model.load_state_dict(self._best)
+        self.model.load_state_dict(self._best.model)
         return self._evaluate()
-
-    def _note_best(self, val_loss: float) -> None:
-        if val_loss < self.best_val_loss:
-            self.best_epoch, self.best_val_loss = self.epoch, val_loss
-            if self.task.training.keep_best:
-                self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _run_epoch(self) -> tuple[float, dict[str, float]]:
         """Train one epoch; mean training loss, and losses and metrics on the other splits."""
@@ -188,16 +207,12 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive_seed(self.seed, self._purpose("noise", self.restarts), self.epoch))
             began = time.perf_counter()
-            with self._slowed_down():
+            with self.stepper.slowed(self._restarts.lr_factor):
                 train_loss = float(self._train())
             self.device_time_s += time.perf_counter() - began
             self.epoch += 1
             report = self._evaluate()
-            for schedule in self.learner.lr_schedules.values():
-                if isinstance(schedule, ReduceLROnPlateau):
-                    schedule.step(report["val_loss"])
-                else:
-                    schedule.step()
+            self.stepper.step_lr_schedules(report["val_loss"])
         return train_loss, report
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,13 +227,9 @@ class Trainer:
             "cost": self.meter.state_dict(),
             "device_time_s": self.device_time_s,
             "diverged": self.diverged,
-            "restarts": self.restarts,
             "branch": self.branch,
-            "largest_good_loss": self._largest_good_loss,
-            "last_good": self._last_good,
-            "best_epoch": self.best_epoch,
-            "best_val_loss": self.best_val_loss,
-            "best": self._best,
+            **self._restarts.state_dict(),
+            **self._best.state_dict(),
             "hp": self.hp,
             "schedule": self.schedule.state_dict(),
             **self._progress(),
@@ -232,8 +243,8 @@ class Trainer:
             "since_hyper_step": self._since_hyper_step,
             "records": len(self.schedule.steps),
             "model": self.model.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.learner.optimizers.items()},
-            "lr_schedules": {name: s.state_dict() for name, s in self.learner.lr_schedules.items()},
+            "rule": self.rule.state_dict(),
+            **self.stepper.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,7 +260,7 @@ class Trainer:
             if state.get(key) != mine:
                 raise CheckpointError(f"the checkpoint is of {key} {state.get(key)!r}, this run of {mine!r}")
         # Loading writes into the very tensors that state_dict gives, so what is to stay must be copied.
-        stays = not self.rule.tunes and self.replayed is None
+        stays = not self.rule.tunes and self.replay is None
         constants = {k: v.clone() for k, v in self.model.hyper.state_dict().items()} if stays else {}
         try:
             self._load_progress(state)
@@ -260,9 +271,9 @@ class Trainer:
         self.model.hyper.load_state_dict({**copied, **constants})
         self.meter.load_state_dict(state["cost"])
         self.device_time_s = state["device_time_s"]
-        self.diverged, self.restarts, self.branch = state["diverged"], state["restarts"], state["branch"]
-        self._largest_good_loss, self._last_good = state["largest_good_loss"], state["last_good"]
-        self.best_epoch, self.best_val_loss, self._best = state["best_epoch"], state["best_val_loss"], state["best"]
+        self.diverged, self.branch = state["diverged"], state["branch"]
+        self._restarts.load_state_dict(state)
+        self._best.load_state_dict(state)
         self.schedule.load_state_dict(state["schedule"], device=self.device)
         if any(not torch.equal(value, copied[name]) for name, value in constants.items()):
             self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="explore")
@@ -292,86 +303,30 @@ class Trainer:
             raise ValueError(
                 f"a run of {self.rule.name!r} cannot take over another one's hyperparameters: it tunes none"
             )
-        self.load_state_dict({**state, "schedule": own["schedule"], "device_time_s": own["device_time_s"]})
-        self.meter.spent_flops = round(cost * self.meter.epoch_flops)
-        self.branch = branch
-        self._last_good = None  # it names records of the other schedule
+        spent_flops = round(cost * self.meter.epoch_flops)
+        self.load_state_dict(taken_over(state, own, spent_flops=spent_flops, branch=branch))
         hyper.widen(widen)
         self.schedule.record(hyper, step=self.step, epoch=self.epoch, source="exploit")
 
     def _load_progress(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        for name, optimizer in self.learner.optimizers.items():
-            # Torch keeps the tensors it is given: without a copy, two runs would share their momentum.
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-        for name, schedule in self.learner.lr_schedules.items():
-            schedule.load_state_dict(state["lr_schedules"][name])
+        self.stepper.load_state_dict(state)
+        # A rule may keep the tensors it is given: without a copy, two runs would share them.
+        self.rule.load_state_dict(copy.deepcopy(state["rule"]))
         self.epoch, self.step = state["epoch"], state["step"]
         self._since_hyper_step = state["since_hyper_step"]
 
-    @property
-    def _may_restart(self) -> bool:
-        return self.restarts < self.task.training.restarts
-
-    def _restart(self, good: Mapping[str, Any], reason: str) -> None:
+    def _go_back(self, before: Mapping[str, Any], reason: str) -> None:
         """Go back to a good state, and on from there more carefully, or the same would happen again."""
-        self._load_progress(good)
-        self._last_good = None
-        self.schedule.truncate(good["records"])
-        for optimizer in self.learner.optimizers.values():
-            optimizer.state.clear()
-        self.restarts += 1
-        self.restarted = (
-            f"{reason}; went back to the end of epoch {self.epoch}, with {RESTART_LR:g} of the learning rate"
-        )
+        self._load_progress(before)
+        self.schedule.truncate(before["records"])
+        self.stepper.forget()
+        self.restarted = self._restarts.went_back(reason, self.epoch)
         logger.warning("%s, seed %d: %s", self.task.name, self.seed, self.restarted)
-
-    @contextmanager
-    def _slowed_down(self) -> Iterator[None]:
-        """Inside the block, the weights learn at the rates of their schedule times `RESTART_LR` for each restart.
-
-        Outside, schedules find the rates as they left them: many go on from those, each in its own way.
-        """
-        groups = [g for name, o in self.learner.optimizers.items() if name != "hyper" for g in o.param_groups]
-        rates = [group["lr"] for group in groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * RESTART_LR**self.restarts
-        try:
-            yield
-        finally:
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
 
     def _purpose(self, name: str, restarts: int = 0) -> str:
         """Name of a random stream: another one in each branch, and after each restart where they count."""
         return " ".join(str(part) for part in (name, self.branch, restarts) if part)
-
-    def _make_model(self) -> SelfTuningModel:
-        """The network with the seed's base weights, whatever the algorithm; responses have a stream of their own."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "weights"))
-            network = self.task.model()
-        response, why = response_size(self.task, self.rule)
-        return self_tuning(
-            network,
-            self.task.space,
-            start=self.hp,
-            dropout=self.task.dropout,
-            weight_dropout=self.task.weight_dropout,
-            response=response,
-            norms=self.task.norms,
-            why=why,
-            scale=self.task.training.scale,
-            tuned=self.rule.tunes,
-            centred=self.rule.centred,
-            seed=derive_seed(self.seed, "response"),
-        )
-
-    def _make_meter(self) -> CostMeter:
-        train, size = self.splits.train, self.task.training.batch_size
-        batch = next(train.batches(size, torch.Generator()))
-        flops = plain_step_flops(self.task, self.model, batch) * train.steps(size)
-        return CostMeter(flops, compiled=self.task.training.compile)
 
     def _train(self) -> Tensor:
         """One pass over the training split; gives the mean training loss."""
@@ -384,9 +339,9 @@ class Trainer:
         steps = 0
         order = stream(self.seed, self._purpose("order"), self.epoch)
         for batch in train.batches(training.batch_size, order):
-            if self.replayed is not None:
-                self._follow(self.replayed, epoch_began=steps == 0)
-            total += self.rule.train_step(self.learner, batch, self.meter)
+            if self.replay is not None:
+                self.replay.follow(self.step, self.epoch, epoch_began=steps == 0)
+            total += self.rule.train_step(batch)
             self.step += 1
             steps += 1
             if self.rule.tunes and self.epoch >= training.warmup_epochs:
@@ -394,41 +349,9 @@ class Trainer:
                 if self._since_hyper_step == training.train_steps:
                     self._since_hyper_step = 0
                     for _ in range(training.valid_steps):
-                        with self.meter.step("hyper"):
-                            self.learner.hyper_step(next(validation))
+                        self.rule.hyper_step(next(validation))
                     self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
         return total / steps
 
-    def _follow(self, schedule: Schedule, *, epoch_began: bool) -> None:
-        """Set what a schedule says for the training step to come, and record it if that is new.
-
-        A record has the epoch of the step before it, as one has that follows a hyper-step: so the records of a replayed
-        STN run are those of that run.
-        """
-
-        def values(step: int, epoch: int) -> list[float]:
-            given = self.hp | schedule.at(step if schedule.unit == "step" else epoch)
-            # Between two values of an integer, an interpolation is none.
-            return [domain.nearest(given[name]) for name, domain in self.task.space.items()]
-
-        hyper = self.model.hyper
-        assert isinstance(hyper, Constants)
-        now = values(self.step, self.epoch)
-        hyper.value.copy_(torch.tensor(now))
-        before = self.epoch - (epoch_began and self.epoch > 0)
-        if not self.schedule.steps or (self.step > 0 and now != values(self.step - 1, before)):
-            self.schedule.record(hyper, step=self.step, epoch=before, source="replay")
-
     def _evaluate(self) -> dict[str, float]:
-        return evaluate(self.learner, self.splits)
-
-    def _why_diverged(self, train_loss: float, val_loss: float) -> str:
-        """What is not finite any more; empty where all is well."""
-        losses = (("training", train_loss), ("validation", val_loss))
-        reasons = [
-            f"the {label} loss became {loss} in epoch {self.epoch}" for label, loss in losses if not math.isfinite(loss)
-        ]
-        lost = [name for name, value in self.model.hyper.mean_values().items() if not math.isfinite(value)]
-        if lost:
-            reasons.append(f"not finite any more: {', '.join(lost)}")
-        return "; ".join(reasons)
+        return evaluate(self.forward, self.splits)

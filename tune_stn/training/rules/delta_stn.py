@@ -1,70 +1,86 @@
-"""Delta-STN (Bae and Grosse, NeurIPS 2020, arXiv 2010.13514, algorithm 1)."""
+"""Delta-STN (Bae and Grosse, NeurIPS 2020, arXiv 2010.13514, algorithm 1); side by side in docs/algorithms.md.
+
+The network's weights are w_0 + Theta (lambda' - lambda) at hyperparameters lambda' near the present ones: the response
+input is the offset, so at the present hyperparameters the network is the base network itself.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
+from tune_stn.nn.first_order import constants, without_running_statistics
 from tune_stn.nn.response import ResponseSize
-from tune_stn.training.cost import CostMeter
-from tune_stn.training.learner import Learner
-from tune_stn.training.rules.fixed import plain_step
+from tune_stn.training.rules.rule import Rule
 
 
-class DeltaSTN:
+class DeltaSTN(Rule):
     """The base parameters learn at the mean hyperparameters, the response by a linearised prediction around it."""
 
     name = "delta-stn"
     tunes = True
     centred = True
-    response: ResponseSize | None = 8
+    response: ClassVar[ResponseSize | None] = 8
     why = "as good as a full response in experiments/response_size.py and cheaper; gates alone did worse"
 
-    def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
-        with meter.step("train"):
-            loss = plain_step(learner, batch)
-        with meter.step("response"):
-            response_step(learner, batch)
+    def base_losses(self, batch: Batch) -> Iterator[Tensor]:
+        """f(lambda, w_0), in parts of the batch: that of a plain network."""
+        sample = self.model.hyper.constant_sample()
+        for part, share in batch.parts(self.training.accumulate):
+            yield share * self.training_loss(part, sample)
+
+    def base_step(self, batch: Batch) -> Tensor:
+        """w_0 <- w_0 - alpha_1 d/dw_0 f(lambda, w_0)"""
+        loss = self.stepper.backward(self.base_losses, batch, to=("base",), clip_norm=self.training.clip_norm)
+        self.stepper.step("base")
         return loss
 
+    def response_losses(self, batch: Batch) -> Iterator[Tensor]:
+        """f(lambda + eps, y(w_0) + J Theta eps), in parts of the batch."""
+        sample = self.model.perturbed_sample(len(batch), linearise=True)  # lambda + eps, eps ~ p(eps | sigma)
+        for part, share in batch.parts(self.training.accumulate):
+            yield share * self.training_loss(part, sample.rows(part.rows))
 
-def response_step(learner: Learner, batch: Split) -> None:
-    """Step the response parameters on the prediction `f(x; 0) + J_h f(x; 0) (lambda_b - lambda)` (eq. 9 there).
+    def response_step(self, batch: Batch) -> None:
+        """Theta <- Theta - alpha_2 d/dTheta f(lambda + eps, y(w_0) + J Theta eps), w_0 constant (eq. 9)
 
-    Base parameters are constants, so backward runs through the tangents alone. A part of the batch is
-    enough where the training says so (`response_share`): the response is a regression of its own, with its own noise.
-    """
-    model = learner.model
-    size = math.ceil(learner.task.training.response_share * len(batch))
-    with constants(learner.base), without_running_statistics(model):
-        learner.step_weights(batch.part(0, size), partial(model.perturbed_sample, linearise=True), "response")
+        The response is a regression of its own, with its own noise: a share of the batch is enough for it.
+        """
+        some = batch.part(0, math.ceil(self.training.response_share * len(batch)))
+        with constants(self.stepper.parameters("base")), without_running_statistics(self.model):
+            self.stepper.backward(self.response_losses, some, to=("response",), clip_norm=self.training.clip_norm)
+            self.stepper.step("response")
 
+    def train_step(self, batch: Batch) -> Tensor:
+        """A step of w_0, then one of Theta on the same batch."""
+        with self.meter.step("train"):
+            loss = self.base_step(batch)
+        with self.meter.step("response"):
+            self.response_step(batch)
+        return loss
 
-@contextmanager
-def constants(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside the block, the parameters need no gradient."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    def validation_losses(self, batch: Batch) -> Iterator[Tensor]:
+        """F(lambda + eps, w_0 + Theta eps) - tau H, in parts of the batch; at eps = 0 if sigma is fixed.
 
+        The network is not linearised here. The gradient reaches lambda through the offset alone, whose centre is held.
+        """
+        tau = self.training.entropy_weight
+        for part, share in batch.parts(self.training.accumulate):
+            if self.training.tune_scales:
+                sample = self.model.perturbed_sample(len(part), keep_graph=True)
+                loss = self.validation_loss(part, sample) - tau * self.hyper.entropy()
+            else:
+                loss = self.validation_loss(part, self.model.mean_sample(keep_graph=True))
+            yield share * loss
 
-@contextmanager
-def without_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norms normalise by the batch but do not count it a second time."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+    def hyper_step(self, batch: Batch) -> None:
+        """lambda, sigma <- descent of F(lambda + eps, w_0 + Theta eps) - tau H[p(eps | sigma)]"""
+        with self.meter.step("hyper"):
+            clip_norm = self.training.hyper_clip_norm
+            self.stepper.backward(self.validation_losses, batch, to=("hyper",), clip_norm=clip_norm)
+            with self.hyper.within_domains(relative=self.training.relative_hyper_lr):
+                self.stepper.step("hyper")

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 from torch import Tensor
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
 from tune_stn.nn.response import ResponseSize
-from tune_stn.training.cost import CostMeter
-from tune_stn.training.learner import Learner
+from tune_stn.training.rules.rule import Rule
 
 
-class Fixed:
-    """A plain network; its hyperparameters stay."""
+class Fixed(Rule):
+    """A plain network; its hyperparameters lambda stay."""
 
     name = "fixed"
     tunes = False
     centred = False
-    response: ResponseSize | None = None
+    response: ClassVar[ResponseSize | None] = None
     why = ""
 
-    def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
-        with meter.step("train"):
-            return plain_step(learner, batch)
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
+        """f(lambda, w), in parts of the batch."""
+        sample = self.model.hyper.constant_sample()
+        for part, share in batch.parts(self.training.accumulate):
+            yield share * self.training_loss(part, sample)
 
-
-def plain_step(learner: Learner, batch: Split) -> Tensor:
-    """One step of the base parameters at the mean hyperparameters with a zero response."""
-    return learner.step_weights(batch, lambda rows: learner.model.hyper.constant_sample(), "base")
+    def train_step(self, batch: Batch) -> Tensor:
+        """w <- w - alpha d/dw f(lambda, w)"""
+        with self.meter.step("train"):
+            loss = self.stepper.backward(self.losses, batch, to=("base",), clip_norm=self.training.clip_norm)
+            self.stepper.step("base")
+        return loss

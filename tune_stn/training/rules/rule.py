@@ -1,34 +1,98 @@
-"""What the loop asks of an update rule."""
+"""What the loop asks of an update rule, and what it gives to one."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
+from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.response import ResponseSize
+from tune_stn.space.sample import Sample
+from tune_stn.space.tunable import Tunable
+from tune_stn.tasks.settings import Training
 from tune_stn.training.cost import CostMeter
-from tune_stn.training.learner import Learner
+from tune_stn.training.stepper import Stepper
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a rule works with, for the whole of one run.
+
+    Attributes:
+        model: The network with its hyperparameters, which draws the samples.
+        training_loss: The training objective f of a batch at a sample.
+        validation_loss: The validation objective F of a batch at a sample.
+        stepper: The optimizers of the groups "base", "response" and "hyper".
+        training: The settings of the run.
+        meter: The meter, which a rule charges for each kind of step: "train", "response" or "hyper".
+    """
+
+    model: SelfTuningModel
+    training_loss: Callable[[Batch, Sample], Tensor]
+    validation_loss: Callable[[Batch, Sample], Tensor]
+    stepper: Stepper
+    training: Training
+    meter: CostMeter
 
 
 class Rule(Protocol):
-    """How one algorithm spends a training batch and, if it tunes, a validation batch.
+    """How one algorithm spends a training batch and, if it tunes, a validation batch; one instance for each run.
+
+    A rule is a class that inherits from this one and has a line in `RULES`. What a run of it learns beside parameters
+    is in its state, which checkpoints hold and a restart takes back.
+
+    Args:
+        tools: What it works with; each of them becomes an attribute.
 
     Attributes:
-        name: as in `config["algorithm"]`.
-        tunes: whether hyperparameters are a tunable state, stepped by `Learner.hyper_step`.
-        centred: whether responses see the offset from the mean instead of the raw coordinate.
-        response: default response size; None for a plain network.
-        why: why that size, as a user may be told.
+        name: The name, as in `config["algorithm"]`.
+        tunes: Whether hyperparameters are a tunable state, and `hyper_step` is called.
+        centred: Whether responses see the offset from the mean instead of the raw coordinate.
+        response: The default response size; None for a plain network.
+        why: Why it is that size, as a user may be told.
     """
 
-    name: str
-    tunes: bool
-    centred: bool
-    response: ResponseSize | None
-    why: str
+    name: ClassVar[str]
+    tunes: ClassVar[bool]
+    centred: ClassVar[bool]
+    response: ClassVar[ResponseSize | None]
+    why: ClassVar[str]
 
-    def train_step(self, learner: Learner, batch: Split, meter: CostMeter) -> Tensor:
-        """Step the weights on one batch, charging the meter; gives the detached training loss."""
+    model: SelfTuningModel
+    training_loss: Callable[[Batch, Sample], Tensor]
+    validation_loss: Callable[[Batch, Sample], Tensor]
+    stepper: Stepper
+    training: Training
+    meter: CostMeter
+
+    def __init__(self, tools: Tools) -> None:
+        self.model = tools.model
+        self.training_loss, self.validation_loss = tools.training_loss, tools.validation_loss
+        self.stepper = tools.stepper
+        self.training = tools.training
+        self.meter = tools.meter
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Step the weights on a batch of the training split; gives the training loss, detached."""
         ...
+
+    def hyper_step(self, batch: Batch) -> None:
+        """Step the hyperparameters on a batch of the validation split; called only if the rule tunes."""
+        raise NotImplementedError(f"the rule {self.name!r} tunes no hyperparameters")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run of the rule has learned beside parameters: tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; it is this rule's to keep."""
+
+    @property
+    def hyper(self) -> Tunable:
+        """The tunable hyperparameters."""
+        assert isinstance(self.model.hyper, Tunable)
+        return self.model.hyper

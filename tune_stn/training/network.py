@@ -1,0 +1,73 @@
+"""The network of a run: its initial weights, its responses and their size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.penalties import WeightDecay
+from tune_stn.nn.response import ResponseSize
+from tune_stn.nn.self_tuning import self_tuning
+from tune_stn.tasks.task import Task
+from tune_stn.training.rules.rule import Rule
+from tune_stn.training.seeds import derive_seed
+
+
+def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], seed: int) -> SelfTuningModel:
+    """The task's network as a rule wants it, on the CPU.
+
+    Its base weights are those of the seed, whatever the rule is; responses have a random stream of their own.
+
+    Args:
+        task: The task.
+        rule: The update rule.
+        start: The start values of the hyperparameters, or the constants.
+        seed: The seed of the run.
+
+    Raises:
+        ValueError: The hyperparameters are to be tuned, but no layer responds to them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        network = task.model()
+    response, why = response_size(task, rule)
+    model = self_tuning(
+        network,
+        task.space,
+        start=start,
+        dropout=task.dropout,
+        weight_dropout=task.weight_dropout,
+        response=response,
+        norms=task.norms,
+        why=why,
+        scale=task.training.scale,
+        tuned=rule.tunes,
+        centred=rule.centred,
+        response_origin=task.training.response_origin,
+        shrink_gates=task.training.shrink_gates,
+        seed=derive_seed(seed, "response"),
+    )
+    if rule.tunes and not model.response_parameters():
+        left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())
+        raise ValueError(
+            f"no layer of the model of task {task.name!r} has a response, so its hyperparameters have no gradient; "
+            f"left plain: {left}"
+        )
+    return model
+
+
+def response_size(task: Task, rule: type[Rule]) -> tuple[ResponseSize | Mapping[str, ResponseSize | None] | None, str]:
+    """Size of the responses for a run of `task` by `rule`, and the reason where it was chosen here.
+
+    The evidence for the choice is in experiments/response_size.py.
+    """
+    chosen = task.training.response
+    if rule.response is None:
+        return None, ""
+    if chosen != "auto":
+        return chosen, ""
+    if rule.response == "gate" and any(isinstance(penalty, WeightDecay) for penalty in task.penalties):
+        return "full", "under a strong weight decay, weights and gates shrink each other to nothing"
+    return rule.response, rule.why
