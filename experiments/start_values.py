@@ -22,7 +22,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tune_stn.nn.model import ORIGIN
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 
@@ -106,11 +105,8 @@ def at(domain: Any, share: float) -> float:
 def train(name: str, settings: dict[str, Any], form: tuple[str, str, bool], start: dict[str, float]) -> dict[str, Any]:
     torch.set_num_threads(1)
     algorithm, response, raw_input = form
-    trainer = Trainer(get_task(name, **settings, response=response), algorithm=algorithm, hp=start)
-    if raw_input:
-        # (raw - origin + ORIGIN) / shrink is then the raw coordinate itself.
-        trainer.model.hyper.origin.fill_(ORIGIN)
-        trainer.model.shrink = 1.0
+    papers = {"response_origin": None, "shrink_gates": False} if raw_input else {}
+    trainer = Trainer(get_task(name, **settings, **papers, response=response), algorithm=algorithm, hp=start)
     reports = []
     while trainer.epoch < trainer.task.training.epochs and not trainer.diverged:
         reports.append(trainer.run_epoch())

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from tune_stn.data.batches import Batch
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn import LockedDropout
 from tune_stn.space import SearchSpace, Uniform
@@ -181,21 +182,17 @@ def measure(task: Task, rounds: int, device: str) -> pd.DataFrame:
     return table.assign(plain_memory_mib=plain_memory / 2**20, batch_size=batch_size)
 
 
-def first_batch(split: Split, batch_size: int) -> Split:
+def first_batch(split: Split, batch_size: int) -> Batch:
     return split.take(torch.arange(batch_size))
 
 
-def train_step(trainer: Trainer, batch: Split) -> Callable[[], object]:
+def train_step(trainer: Trainer, batch: Batch) -> Callable[[], object]:
     trainer.model.train()
-    return lambda: trainer.rule.train_step(trainer.learner, batch, trainer.meter)
+    return lambda: trainer.rule.train_step(batch)
 
 
-def hyper_step(trainer: Trainer, batch: Split) -> Callable[[], object]:
-    def step() -> None:
-        with trainer.meter.step("hyper"):
-            trainer.learner.hyper_step(batch)
-
-    return step
+def hyper_step(trainer: Trainer, batch: Batch) -> Callable[[], object]:
+    return lambda: trainer.rule.hyper_step(batch)
 
 
 def step_flops(trainer: Trainer, step: Callable[[], object]) -> float:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from tune_stn.nn import ResponseSize, SelfTuningModel
 from tune_stn.nn import self_tuning as convert
-from tune_stn.nn.model import ORIGIN
 from tune_stn.space import Constants, SearchSpace, Tunable, Uniform
 from tune_stn.space.sample import Sample
 
@@ -47,7 +46,7 @@ def test_the_response_sees_raw_coordinates_from_the_start_or_offsets(size: Respo
         model.hyper.raw.data += torch.tensor([0.5, -1.0])
     mean = plain.mean_sample()
     assert mean.response_input is not None
-    torch.testing.assert_close(mean.response_input, (torch.tensor([[0.5, -1.0]]) + ORIGIN) / shrink)
+    torch.testing.assert_close(mean.response_input, (torch.tensor([[0.5, -1.0]]) + -3.0) / shrink)
     assert not mean.response_input.requires_grad
     assert centred.mean_sample().response_input is None
     torch.manual_seed(0)
@@ -58,7 +57,7 @@ def test_the_response_sees_raw_coordinates_from_the_start_or_offsets(size: Respo
     assert not offset.linearise
     assert drawn.response_input is not None
     assert offset.response_input is not None
-    shift = plain.hyper.raw.detach() - start + ORIGIN
+    shift = plain.hyper.raw.detach() - start + -3.0
     torch.testing.assert_close(offset.response_input, drawn.response_input * shrink - shift, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(drawn[name], offset[name]) for name in SPACE)
     assert {tuple(value.shape) for value in drawn.values.values()} == {(6,)}

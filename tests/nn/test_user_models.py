@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from tune_stn.data.batches import Batch
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn import LockedDropout, SelfTuningModel, StochasticDepth, WeightDecay, self_tuning
 from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.space import Domain, LogUniform, Sample, SearchSpace, Tunable, Uniform
 from tune_stn.tasks import Task, Training
 from tune_stn.training import Trainer
-from tune_stn.training.learner import Learner
-from tune_stn.training.rules.delta_stn import response_step
+from tune_stn.training.forward import Forward
+from tune_stn.training.objectives import training_loss
+from tune_stn.training.rules.delta_stn import DeltaSTN
 
 BATCH, CLASSES, WORDS = 6, 3, 11
 NO_RESPONSE = "no response layer for "
@@ -536,7 +538,7 @@ def test_it_trains_in_lower_precision(user: UserModel, algorithm: str) -> None:
 def test_a_fixed_run_trains_the_plain_network_with_the_same_regularisers(user: UserModel) -> None:
     trainer = trained(user, "fixed")
     assert trainer.diverged is None
-    assert not trainer.learner.response
+    assert not trainer.stepper.parameters("response")
     assert {name.removeprefix("network.") for name in trainer.model.network.state_dict()} == set(
         seeded(user).state_dict()
     )
@@ -614,7 +616,8 @@ def test_tangents_pass_through_all_that_lies_between_the_layers(user: UserModel)
     """The gradient of a response step of Delta-STN is d/dt, at t = 0, of an ordinary gradient at t times the response
     input, plus that of the penalties."""
     trainer = trained(user, "delta-stn", response="full")
-    learner = trainer.learner
+    assert isinstance(trainer.rule, DeltaSTN)
+    response = trainer.stepper.parameters("response")
     batch = trainer.splits.train.take(torch.arange(BATCH))
     sample = trainer.model.train().perturbed_sample(BATCH, linearise=True)
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
@@ -625,13 +628,13 @@ def test_tangents_pass_through_all_that_lies_between_the_layers(user: UserModel)
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
 
-    expected = gradient_by_differences(learner, batch, sample, again)
+    expected = gradient_by_differences(trainer.forward, response, batch, sample, again)
     trainer.model.perturbed_sample = lambda rows, **kwargs: sample  # type: ignore[method-assign]
     again()
-    response_step(learner, batch)
+    trainer.rule.response_step(batch)
     total = torch.stack([gradient.norm() for gradient in expected]).norm()
     assert total > 1e-6
-    for parameter, gradient in zip(learner.response, expected, strict=True):
+    for parameter, gradient in zip(response, expected, strict=True):
         assert parameter.grad is not None or not gradient.any()
         assert parameter.grad is None or (parameter.grad - gradient).norm() <= 1e-8 * total
 
@@ -643,20 +646,22 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def gradient_by_differences(learner: Learner, batch: Split, sample: Sample, again: Callable[[], None]) -> list[Tensor]:
-    h, response = sample.response_input, learner.response
+def gradient_by_differences(
+    forward: Forward, response: list[nn.Parameter], batch: Batch, sample: Sample, again: Callable[[], None]
+) -> list[Tensor]:
+    h = sample.response_input
     assert h is not None
 
     def at(t: float) -> Tensor:
         again()
-        outputs: Tensor = learner.forward(batch, Sample(sample.values, h * t))
+        outputs: Tensor = forward.outputs(batch, Sample(sample.values, h * t))
         return outputs
 
     step = 1e-3
     near, far = ((at(s) - at(-s)).detach() / (2 * s) for s in (step / 2, step))
     prediction = (at(0) + (4 * near - far) / 3).detach().requires_grad_()
-    with mock.patch.object(learner, "predict", return_value=(prediction, {})):
-        loss = learner.training_loss(batch, sample)
+    with mock.patch.object(forward, "observed", return_value=(prediction, {})):
+        loss = training_loss(forward, batch, sample)
     weights, *penalty = torch.autograd.grad(loss, [prediction, *response], materialize_grads=True)
 
     def slope(step: float) -> list[Tensor]:

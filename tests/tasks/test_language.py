@@ -89,14 +89,15 @@ def test_no_token_looks_ahead() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_hyperparameter_changes_the_training_loss(name: str) -> None:
     trainer = Trainer(get_task(name, **SMALL[name]), algorithm="fixed")
-    learner = trainer.learner
     batch = next(trainer.splits.train.batches(5, torch.Generator().manual_seed(0)))
-    for parameter in learner.base:  # or its dropouts would hardly show
+    for parameter in trainer.stepper.parameters("base"):  # or its dropouts would hardly show
         torch.nn.init.normal_(parameter, std=0.5)
 
     def loss(values: dict[str, float]) -> float:
         torch.manual_seed(0)
-        return float(learner.training_loss(batch, Sample({n: torch.tensor([v]) for n, v in values.items()})).detach())
+        return float(
+            trainer.rule.training_loss(batch, Sample({n: torch.tensor([v]) for n, v in values.items()})).detach()
+        )
 
     start = dict(trainer.task.start)
     plain = loss(start)

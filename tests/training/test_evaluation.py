@@ -68,7 +68,7 @@ def test_of_a_text_it_is_the_mean_over_every_token_but_the_first(columns: int) -
         training=Training(batch_size=4, eval_batch_size=columns),
     )
     trainer = Trainer(task, algorithm="fixed")
-    report = evaluate(trainer.learner, trainer.splits)
+    report = evaluate(trainer.forward, trainer.splits)
     plain = Network()
     plain.load_state_dict(trainer.model.network.state_dict())
     plain.eval()
@@ -88,5 +88,5 @@ def test_a_metric_that_is_the_loss_is_computed_once(make_task: Any) -> None:
 
     trainer = Trainer(make_task(loss=loss), algorithm="fixed")
     calls.clear()
-    evaluate(trainer.learner, trainer.splits)
+    evaluate(trainer.forward, trainer.splits)
     assert sum(calls) == len(trainer.splits.valid) + len(trainer.splits.test)

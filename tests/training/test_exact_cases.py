@@ -18,7 +18,6 @@ from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from tune_stn.data.splits import Split, Splits
-from tune_stn.nn.model import ORIGIN
 from tune_stn.nn.observe import Activations
 from tune_stn.nn.response import ResponseLayer
 from tune_stn.space import Normal, Sample, SearchSpace, Tunable
@@ -68,7 +67,8 @@ def train(trainer: Trainer, steps: int) -> None:
     """Steps of the rule on the whole training split, hyperparameters frozen."""
     trainer.model.train()
     for _ in range(steps):
-        trainer.rule.train_step(trainer.learner, trainer.splits.train, trainer.meter)
+        (batch,) = trainer.splits.train.whole(len(trainer.splits.train))
+        trainer.rule.train_step(batch)
 
 
 def settle(trainer: Trainer, steps: int = 100) -> None:
@@ -79,10 +79,10 @@ def settle(trainer: Trainer, steps: int = 100) -> None:
     free, V is one too many, and V = U = 0 is a saddle.
     """
     train(trainer, steps)
-    everything = trainer.learner.base + trainer.learner.response
+    everything = trainer.stepper.parameters("base", "response")
     v = [layer.response_weight for layer in trainer.model.response_layers() if layer.size == "full"]
     parameters = [p for p in everything if all(p is not one for one in v)]
-    for optimizer in trainer.learner.optimizers.values():
+    for optimizer in trainer.stepper.optimizers.values():
         optimizer.param_groups[0]["lr"] = 0.0
 
     def gradients(flat: Any) -> Any:
@@ -203,7 +203,7 @@ def test_fresh_draws_have_the_same_fixed_point(algorithm: str) -> None:
     )
     trainer.model.get_parameter("network.response_weight").data.fill_(1.0)
     # The response input is the raw coordinate itself, about -1: at -3, gradient descent would take 20 times as long.
-    trainer.model.get_buffer("hyper.origin").fill_(ORIGIN)
+    trainer.model.response_origin = None
     torch.manual_seed(0)
     train(trainer, 150)
     tail = []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
 from tune_stn.space import SearchSpace, Tunable, Uniform
 from tune_stn.training import Trainer
 
@@ -71,7 +71,7 @@ def test_train_loss_is_the_mean_over_the_steps_with_penalties(make_task: Any) ->
         losses.append(step(*args))
         return losses[-1]
 
-    trainer.rule = type("Rule", (), {"name": "fixed", "tunes": False, "train_step": staticmethod(keep)})()
+    trainer.rule.train_step = keep  # type: ignore[method-assign]
     assert trainer.run_epoch()["train_loss"] == pytest.approx(float(torch.stack(losses).mean()))
     assert len(losses) == 3
 
@@ -102,9 +102,9 @@ def test_cycle_is_honoured_across_epochs(
     task = make_task(train_steps=train_steps, valid_steps=valid_steps, warmup_epochs=warmup_epochs)
     trainer = Trainer(task, algorithm="stn")
     events: list[str] = []
-    hyper_step, train_step = trainer.learner.hyper_step, trainer.learner.step_weights
+    hyper_step, train_step = trainer.rule.hyper_step, trainer.rule.train_step
 
-    def note_hyper(batch: Split) -> None:
+    def note_hyper(batch: Batch) -> None:
         events.append("h")
         hyper_step(batch)
 
@@ -112,7 +112,7 @@ def test_cycle_is_honoured_across_epochs(
         events.append("t")
         return train_step(*args)
 
-    trainer.learner.hyper_step, trainer.learner.step_weights = note_hyper, note_train  # type: ignore[method-assign]
+    trainer.rule.hyper_step, trainer.rule.train_step = note_hyper, note_train  # type: ignore[method-assign]
     for _ in range(5):
         trainer.run_epoch()
     warm = 3 * warmup_epochs
@@ -128,13 +128,13 @@ def test_hyper_steps_see_validation_examples_alone(make_task: Any) -> None:
     task = make_task(train_steps=1)
     trainer = Trainer(task, algorithm="stn")
     seen: list[Tensor] = []
-    hyper_step = trainer.learner.hyper_step
+    hyper_step = trainer.rule.hyper_step
 
-    def note(batch: Split) -> None:
+    def note(batch: Batch) -> None:
         seen.append(batch.inputs)
         hyper_step(batch)
 
-    trainer.learner.hyper_step = note  # type: ignore[method-assign]
+    trainer.rule.hyper_step = note  # type: ignore[method-assign]
     trainer.run_epoch()
     rows = {tuple(row) for batch in seen for row in batch.tolist()}
     assert [len(batch) for batch in seen] == [8, 8, 8]
@@ -171,11 +171,11 @@ def test_training_sees_training_examples_alone(make_task: Any, differences: Diff
 def test_any_optimizer_trains(make_task: Any, algorithm: str, optimizer: str) -> None:
     task = make_task(optimizer=optimizer, lr=0.01, hyper_optimizer=optimizer)
     trainer = Trainer(task, algorithm=algorithm)
-    before = [p.detach().clone() for p in trainer.learner.base]
+    before = [p.detach().clone() for p in trainer.stepper.parameters("base")]
     report = trainer.run_epoch()
     assert math.isfinite(report["val_loss"])
-    assert not any(torch.equal(p, then) for p, then in zip(trainer.learner.base, before, strict=True))
-    assert type(trainer.learner.optimizers["base"]).__name__ == optimizer
+    assert not any(torch.equal(p, then) for p, then in zip(trainer.stepper.parameters("base"), before, strict=True))
+    assert type(trainer.stepper.optimizers["base"]).__name__ == optimizer
 
 
 def test_a_callable_makes_the_optimizer(make_task: Any) -> None:
@@ -183,7 +183,7 @@ def test_a_callable_makes_the_optimizer(make_task: Any) -> None:
         return torch.optim.SGD(parameters, lr=lr / 2)
 
     trainer = Trainer(make_task(optimizer=make), algorithm="delta-stn")
-    assert {trainer.learner.optimizers[name].param_groups[0]["lr"] for name in ("base", "response")} == {0.025}
+    assert {trainer.stepper.optimizers[name].param_groups[0]["lr"] for name in ("base", "response")} == {0.025}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -204,7 +204,7 @@ def test_learning_rate_follows_its_schedule_once_an_epoch(
     expected = rates or [0.005, 0.0005, 0.00005]  # a threshold never met: no epoch is an improvement
     for rate in expected:
         trainer.run_epoch()
-        for name, optimizer in trainer.learner.optimizers.items():
+        for name, optimizer in trainer.stepper.optimizers.items():
             assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 if name == "hyper" else rate)
 
 

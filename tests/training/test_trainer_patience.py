@@ -100,7 +100,7 @@ def test_where_nothing_was_kept_it_says_why(make_task: Any) -> None:
 def test_what_is_kept_does_not_change_while_training_goes_on(make_task: Any) -> None:
     trainer = with_losses(Trainer(make_task(keep_best=True), algorithm="stn"), [1.0, 2.0])
     trainer.run_epoch()
-    assert trainer._best is not None
-    before = {name: value.clone() for name, value in trainer._best.items()}
+    assert trainer._best.model is not None
+    before = {name: value.clone() for name, value in trainer._best.model.items()}
     trainer.run_epoch()
-    assert all(torch.equal(value, before[name]) for name, value in trainer._best.items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer._best.model.items())

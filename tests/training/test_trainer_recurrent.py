@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune_stn.data.splits import Split, Splits
+from tune_stn.data.batches import Batch
+from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
 from tune_stn.nn import LockedDropout
 from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm
@@ -78,14 +79,14 @@ def test_an_epoch_is_that_of_a_plain_loop_with_a_carried_state() -> None:
     trainer = Trainer(without_regularisation(clip_norm=None), algorithm="fixed")
     plain = Network()
     plain.load_state_dict(trainer.model.network.state_dict())
-    seen: list[Split] = []
-    step = trainer.learner.step_weights
+    seen: list[Batch] = []
+    step = trainer.rule.train_step
 
-    def note(batch: Split, *args: Any, **kwargs: Any) -> Tensor:
+    def note(batch: Batch) -> Tensor:
         seen.append(batch)
-        return step(batch, *args, **kwargs)
+        return step(batch)
 
-    trainer.learner.step_weights = note  # type: ignore[method-assign]
+    trainer.rule.train_step = note  # type: ignore[method-assign]
     trainer.run_epoch()
     assert len(seen) == 6
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
@@ -107,10 +108,10 @@ def test_without_the_carried_state_the_loop_would_be_another() -> None:
     assert batches[0].carry is not None
     model = trainer.model.eval()
     sample = model.mean_sample()
-    first = trainer.learner.forward(batches[0], sample)
+    first = trainer.forward.outputs(batches[0], sample)
     batches[0].carry.step()
-    carried = trainer.learner.forward(batches[1], sample)
-    anew = trainer.learner.forward(Split(batches[1].inputs, batches[1].targets), sample)
+    carried = trainer.forward.outputs(batches[1], sample)
+    anew = trainer.forward.outputs(Batch(batches[1].inputs, batches[1].targets), sample)
     assert not torch.allclose(carried, anew, atol=1e-4)
     both, _ = trainer.model(torch.cat([batches[0].inputs, batches[1].inputs], 1), None)
     torch.testing.assert_close(torch.cat([first, carried], 1), both)
@@ -121,18 +122,18 @@ def test_a_response_step_begins_where_the_base_step_did_and_leaves_nothing(share
     trainer = Trainer(task(response_share=share), algorithm="delta-stn")
     before: list[tuple[bool, Any]] = []
     left: list[int] = []
-    forward = trainer.learner.forward
+    whole_pass = trainer.forward.outputs
 
-    def note(batch: Split, sample: Any) -> Any:
+    def note(batch: Batch, sample: Any) -> Any:
         assert batch.carry is not None
         state = batch.carry.before(batch.rows)
-        outputs = forward(batch, sample)
+        outputs = whole_pass(batch, sample)
         if trainer.model.training:
             before.append((sample.linearise, state))
             left.append(len(batch.carry._after))
         return outputs
 
-    trainer.learner.forward = note  # type: ignore[method-assign]
+    trainer.forward.outputs = note  # type: ignore[method-assign]
     trainer.run_epoch()
     assert [linearised for linearised, _ in before[:12]] == [False, True] * 6
     assert set(left) == {1}  # the base step's
@@ -145,14 +146,14 @@ def test_a_response_step_begins_where_the_base_step_did_and_leaves_nothing(share
 
 def test_hyper_steps_have_a_state_of_their_own() -> None:
     trainer = Trainer(task(warmup_epochs=0, train_steps=1), algorithm="stn")
-    seen: list[tuple[bool, Split]] = []
-    forward = trainer.learner.forward
+    seen: list[tuple[bool, Batch]] = []
+    whole_pass = trainer.forward.outputs
 
-    def note(batch: Split, sample: Any) -> Any:
+    def note(batch: Batch, sample: Any) -> Any:
         seen.append((trainer.model.training, batch))
-        return forward(batch, sample)
+        return whole_pass(batch, sample)
 
-    trainer.learner.forward = note  # type: ignore[method-assign]
+    trainer.forward.outputs = note  # type: ignore[method-assign]
     trainer.run_epoch()
     train = {id(batch.carry) for training, batch in seen[:12] if training}
     hyper = {id(batch.carry) for training, batch in seen[:12] if not training}

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tune_stn.data.batches import Batch
 from tune_stn.space import Integer, SearchSpace, Uniform
 from tune_stn.tasks import Task
 from tune_stn.training import Trainer, load_state, save_state
@@ -24,14 +25,13 @@ Differences = Callable[[Trainer, Trainer], list[str]]
 def watched(trainer: Trainer) -> list[dict[str, float]]:
     """The mean values at each training step, in a list that grows as the trainer runs."""
     seen: list[dict[str, float]] = []
-    take_step = trainer.learner.step_weights
+    take_step = trainer.rule.train_step
 
-    def step(*arguments: Any, **options: Any) -> torch.Tensor:
-        if not seen or len(seen) <= trainer.step:  # STN steps base and response together, Delta-STN one by one
-            seen.append(trainer.model.hyper.mean_values())
-        return take_step(*arguments, **options)
+    def step(batch: Batch) -> torch.Tensor:
+        seen.append(trainer.model.hyper.mean_values())
+        return take_step(batch)
 
-    trainer.learner.step_weights = step  # type: ignore[method-assign]
+    trainer.rule.train_step = step  # type: ignore[method-assign]
     return seen
 
 
@@ -164,7 +164,7 @@ def test_a_restarted_epoch_follows_the_schedule_anew(make_task: MakeTask) -> Non
         calls.append(0)
         return plain_loss(outputs, targets) * (float("nan") if len(calls) == 1 else 1.0)
 
-    trainer.task = trainer.learner.task = replace(trainer.task, loss=loss)
+    trainer.task = trainer.forward.task = replace(trainer.task, loss=loss)
     run(trainer, 1)
     assert trainer.restarts == 1
     assert trainer.schedule.steps == [0, 3, 4, 5]

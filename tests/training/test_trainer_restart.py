@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from tune_stn.data.batches import Batch
 from tune_stn.tasks import get_task
 from tune_stn.training import Trainer, load_state, save_state
 
@@ -30,7 +31,7 @@ def spoil(trainer: Trainer, when: Mapping[tuple[int, int], float]) -> Trainer:
 
     def spoiled() -> Tensor:
         loss = train()
-        for parameter in trainer.learner.base:
+        for parameter in trainer.stepper.parameters("base"):
             parameter.data.mul_(when.get((trainer.epoch, trainer.restarts), 1.0))
         return loss
 
@@ -91,9 +92,8 @@ def test_all_that_was_learned_is_taken_back(
         trainer.run_epoch()
     expected = Trainer(make_task(network, train_steps=2), algorithm=algorithm)
     expected.run_epoch()
-    for optimizer in expected.learner.optimizers.values():
-        optimizer.state.clear()
-    expected.restarts = 1
+    expected.stepper.forget()
+    expected._restarts.done = 1
     expected.run_epoch()
     assert differences(trainer, expected) == ["/cost/spent_flops"]
 
@@ -243,15 +243,15 @@ def test_each_restart_halves_the_learning_rate_under_any_schedule(
         """(Epoch, restarts before it) -> the rate of each optimizer while it trains."""
         trainer = Trainer(make_task(restarts=2, **SCHEDULES[name]), algorithm=algorithm)
         found = {}
-        step = trainer.learner.step_weights
+        step = trainer.rule.train_step
 
-        def note(*args: Any, **kwargs: Any) -> Tensor:
-            optimizers = trainer.learner.optimizers
+        def note(batch: Batch) -> Tensor:
+            optimizers = trainer.stepper.optimizers
             groups = {key: optimizer.param_groups[0]["lr"] for key, optimizer in optimizers.items()}
             found[trainer.epoch, trainer.restarts] = groups
-            return step(*args, **kwargs)
+            return step(batch)
 
-        trainer.learner.step_weights = note  # type: ignore[method-assign]
+        trainer.rule.train_step = note  # type: ignore[method-assign]
         spoil(trainer, when)
         for _ in range(5):
             trainer.run_epoch()

@@ -10,33 +10,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
 from tune_stn.nn.observe import Activations
 from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm, WeightDecay
 from tune_stn.space import Sample
 from tune_stn.training import Trainer
-from tune_stn.training.learner import Learner
-from tune_stn.training.rules.delta_stn import response_step
-from tune_stn.training.rules.fixed import plain_step
+from tune_stn.training.forward import Forward
+from tune_stn.training.objectives import training_loss
+from tune_stn.training.rules.delta_stn import DeltaSTN
 
 NETWORKS = ("mlp", "cnn", "batch-norm")
 
 
-def made(make_task: Any, stir: Any, network: str, **settings: Any) -> tuple[Trainer, Split]:
+def made(make_task: Any, stir: Any, network: str, **settings: Any) -> tuple[Trainer, Batch]:
     trainer = Trainer(make_task(network, optimizer_args={}, **settings), algorithm="delta-stn")
     stir(trainer.model)
     trainer.model.train()
     return trainer, trainer.splits.train.take(torch.arange(8))
 
 
-def linearised_loss(learner: Learner, batch: Split, sample: Sample) -> Tensor:
+def response_step(trainer: Trainer, batch: Batch) -> None:
+    assert isinstance(trainer.rule, DeltaSTN)
+    trainer.rule.response_step(batch)
+
+
+def linearised_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:
     """Training loss of f(x; 0) + d/ds f(x; s h), the derivative by torch's double backward; the same of activations."""
     h = sample.response_input
     assert h is not None
-    plain = learner.predict
+    plain = forward.observed
 
-    def predict(batch: Split, sample: Sample) -> tuple[Tensor, Activations]:
-        paths = sorted(learner.observed)
+    def predict(batch: Batch, sample: Sample) -> tuple[Tensor, Activations]:
+        paths = sorted({path for penalty in forward.task.penalties for path in penalty.paths})
 
         def at(s: Tensor) -> tuple[Tensor, ...]:
             outputs, activations = plain(batch, Sample(sample.values, h * s))
@@ -46,12 +51,13 @@ def linearised_loss(learner: Learner, batch: Split, sample: Sample) -> Tensor:
         outputs, *activations = (value + tangent for value, tangent in zip(values, tangents, strict=True))
         return outputs, {path: [activation] for path, activation in zip(paths, activations, strict=True)}
 
-    with mock.patch.object(learner, "predict", predict):
-        return learner.training_loss(batch, sample)
+    with mock.patch.object(forward, "observed", predict):
+        return training_loss(forward, batch, sample)
 
 
-def double_backward_gradients(learner: Learner, batch: Split, sample: Sample) -> list[Tensor]:
-    return list(torch.autograd.grad(linearised_loss(learner, batch, sample), learner.response))
+def double_backward_gradients(trainer: Trainer, batch: Batch, sample: Sample) -> list[Tensor]:
+    response = trainer.stepper.parameters("response")
+    return list(torch.autograd.grad(linearised_loss(trainer.forward, batch, sample), response))
 
 
 @pytest.mark.usefixtures("double")
@@ -63,18 +69,18 @@ def test_response_gradient_equals_double_backward(
 ) -> None:
     """Same network, same draws, same dropout masks: relative error 1e-10 at most. A share is the first of the batch."""
     trainer, batch = made(make_task, stir, network, response=size, response_share=share)
-    learner, model = trainer.learner, trainer.model
+    model = trainer.model
     rows = round(share * len(batch))
     sample = model.perturbed_sample(rows, linearise=True)
     reference = copy.deepcopy(trainer)
     asked: list[int] = []
     model.perturbed_sample = lambda rows, **kwargs: asked.append(rows) or sample  # type: ignore[method-assign,func-returns-value]
     torch.manual_seed(7)
-    response_step(learner, batch)
+    response_step(trainer, batch)
     torch.manual_seed(7)
-    expected = double_backward_gradients(reference.learner, Split(batch.inputs[:rows], batch.targets[:rows]), sample)
+    expected = double_backward_gradients(reference, Batch(batch.inputs[:rows], batch.targets[:rows]), sample)
     assert asked == [rows]
-    for parameter, gradient in zip(learner.response, expected, strict=True):
+    for parameter, gradient in zip(trainer.stepper.parameters("response"), expected, strict=True):
         assert parameter.grad is not None
         assert gradient.norm() > 1e-6
         assert (parameter.grad - gradient).norm() <= 1e-10 * gradient.norm()
@@ -96,28 +102,31 @@ def test_penalties_see_activations_to_first_order(make_task: Any, stir: Any, net
     start = {"dropout": 0.2, "input_scale": 0.9, "decay": 1e-1}
     settings = {"start": start, "penalties": (penalty, WeightDecay("decay")), "response": "full"}
     trainer, batch = made(make_task, stir, network, **settings)
-    learner, model = trainer.learner, trainer.model
+    model = trainer.model
     sample = model.perturbed_sample(len(batch), linearise=True)
-    reference = copy.deepcopy(trainer).learner
+    reference = copy.deepcopy(trainer)
+    of_reference = reference.stepper.parameters("response")
     model.perturbed_sample = lambda rows, **kwargs: sample  # type: ignore[method-assign]
     torch.manual_seed(7)
-    response_step(learner, batch)
-    gradient = torch.cat([p.grad.flatten() for p in learner.response if p.grad is not None])
+    response_step(trainer, batch)
+    of_step = trainer.stepper.parameters("response")
+    gradient = torch.cat([p.grad.flatten() for p in of_step if p.grad is not None])
 
     def objective(flat: Tensor) -> Tensor:
-        nn.utils.vector_to_parameters(flat, reference.response)
+        nn.utils.vector_to_parameters(flat, of_reference)
         torch.manual_seed(7)
-        return linearised_loss(reference, batch, sample)
+        return linearised_loss(reference.forward, batch, sample)
 
-    at = nn.utils.parameters_to_vector(reference.response).detach()
-    exact = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), reference.response)])
+    at = nn.utils.parameters_to_vector(of_reference).detach()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), of_reference)])
     assert (gradient - exact).norm() <= 1e-10 * exact.norm()
     direction = torch.randn(at.shape, generator=torch.Generator().manual_seed(1))
     up, down = (float(objective(at + step * direction).detach()) for step in (1e-6, -1e-6))
     assert float(gradient @ direction) == pytest.approx((up - down) / 2e-6, rel=1e-6)
     # The penalty is a part of it that matters.
-    reference.task = make_task(network, **{**settings, "penalties": (WeightDecay("decay"), WeightDecay("input_scale"))})
-    without = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), reference.response)])
+    only = {**settings, "penalties": (WeightDecay("decay"), WeightDecay("input_scale"))}
+    reference.forward.task = make_task(network, **only)
+    without = torch.cat([g.flatten() for g in torch.autograd.grad(objective(at), of_reference)])
     assert (without - exact).norm() > 1e-3 * exact.norm()
 
 
@@ -125,13 +134,13 @@ def test_penalties_see_activations_to_first_order(make_task: Any, stir: Any, net
 def test_share_is_rounded_up_and_of_the_response_step_alone(make_task: Any, share: float, rows: int) -> None:
     trainer = Trainer(make_task(response_share=share), algorithm="delta-stn")
     seen: list[tuple[int, bool]] = []
-    forward = trainer.learner.forward
+    outputs = trainer.forward.outputs
 
-    def note(batch: Split, sample: Sample) -> Any:
+    def note(batch: Batch, sample: Sample) -> Any:
         seen.append((len(batch), sample.linearise))
-        return forward(batch, sample)
+        return outputs(batch, sample)
 
-    trainer.learner.forward = note  # type: ignore[method-assign]
+    trainer.forward.outputs = note  # type: ignore[method-assign]
     trainer.run_epoch()
     assert {size for size, linearise in seen if linearise} == {rows}
     assert seen[:2] == [(8, False), (rows, True)]
@@ -145,30 +154,30 @@ def test_masks_of_that_comparison_matter(make_task: Any, stir: Any) -> None:
     gradients = []
     for seed in (7, 8):
         torch.manual_seed(seed)
-        gradients.append(double_backward_gradients(trainer.learner, batch, sample)[0])
+        gradients.append(double_backward_gradients(trainer, batch, sample)[0])
     assert (gradients[0] - gradients[1]).norm() > 1e-2 * gradients[0].norm()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_response_step_leaves_everything_else_alone(make_task: Any, stir: Any, network: str) -> None:
     trainer, batch = made(make_task, stir, network, response="full")
-    learner = trainer.learner
-    response = {id(parameter) for parameter in learner.response}
+    base, learned, hyper = (trainer.stepper.parameters(name) for name in ("base", "response", "hyper"))
+    response = {id(parameter) for parameter in learned}
     others = {n: t.clone() for n, t in trainer.model.state_dict(keep_vars=True).items() if id(t) not in response}
-    before = [parameter.detach().clone() for parameter in learner.response]
-    response_step(learner, batch)
+    before = [parameter.detach().clone() for parameter in learned]
+    response_step(trainer, batch)
     now = trainer.model.state_dict()
-    assert len(others) > len(learner.base)
+    assert len(others) > len(base)
     assert all(torch.equal(tensor, now[name]) for name, tensor in others.items())
-    assert not any(torch.equal(p, then) for p, then in zip(learner.response, before, strict=True))
+    assert not any(torch.equal(p, then) for p, then in zip(learned, before, strict=True))
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
-    assert all(parameter.grad is None for parameter in [*learner.base, *learner.hyper])
+    assert all(parameter.grad is None for parameter in [*base, *hyper])
 
 
 def test_base_parameters_need_gradients_again_after_an_error(make_task: Any, stir: Any) -> None:
     trainer, batch = made(make_task, stir, "batch-norm")
     with pytest.raises(RuntimeError):
-        response_step(trainer.learner, Split(batch.inputs[:, :5], batch.targets))
+        response_step(trainer, Batch(batch.inputs[:, :5], batch.targets))
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
     assert trainer.model.network.get_submodule("1").track_running_stats is True
 
@@ -204,10 +213,12 @@ def test_base_step_is_that_of_a_fixed_run(make_task: Any, stir: Any) -> None:
         stir(trainer.model)
         trainer.model.train()
         torch.manual_seed(1)
-        response = [p.detach().clone() for p in trainer.learner.response]
-        plain_step(trainer.learner, trainer.splits.train.take(torch.arange(8)))
-        assert all(torch.equal(p, then) for p, then in zip(trainer.learner.response, response, strict=True))
-        weights.append([p.detach().clone() for p in trainer.learner.base])
+        response = [p.detach().clone() for p in trainer.stepper.parameters("response")]
+        step = trainer.rule.base_step if isinstance(trainer.rule, DeltaSTN) else trainer.rule.train_step
+        step(trainer.splits.train.take(torch.arange(8)))
+        after = trainer.stepper.parameters("response")
+        assert all(torch.equal(p, then) for p, then in zip(after, response, strict=True))
+        weights.append([p.detach().clone() for p in trainer.stepper.parameters("base")])
     assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(*weights, strict=True))
 
 
@@ -220,7 +231,7 @@ def test_evaluation_is_that_of_the_base_network(make_task: Any, stir: Any) -> No
     assert not hyper_sample.response_input.any()
     trainer.model.eval()
     assert torch.allclose(
-        trainer.learner.forward(batch, sample), trainer.learner.forward(batch, hyper_sample), atol=1e-6
+        trainer.forward.outputs(batch, sample), trainer.forward.outputs(batch, hyper_sample), atol=1e-6
     )
 
 
@@ -241,7 +252,8 @@ def test_usual_layers_between_responses_train(make_task: Any, layer: nn.Module, 
         )
 
     trainer = Trainer(make_task(model=model, dropout={"2": "dropout"}, response=size), algorithm="delta-stn")
-    before = [parameter.detach().clone() for parameter in trainer.learner.response]
+    response = trainer.stepper.parameters("response")
+    before = [parameter.detach().clone() for parameter in response]
     trainer.run_epoch()
     assert trainer.diverged is None
-    assert not any(torch.equal(p, then) for p, then in zip(trainer.learner.response, before, strict=True))
+    assert not any(torch.equal(p, then) for p, then in zip(response, before, strict=True))

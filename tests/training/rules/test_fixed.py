@@ -30,14 +30,14 @@ def test_step_is_that_of_a_plain_network(make_task: Any) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert trainer.rule.train_step(trainer.learner, batch, trainer.meter) == pytest.approx(loss.item(), rel=1e-6)
+        assert trainer.rule.train_step(batch) == pytest.approx(loss.item(), rel=1e-6)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(trainer.model.network.get_parameter(name), parameter, rtol=1e-5, atol=1e-7), name
 
 
 def test_network_is_plain(make_task: Any) -> None:
     trainer = Trainer(make_task(response="full"), algorithm="fixed")
-    assert list(trainer.learner.optimizers) == ["base"]
+    assert list(trainer.stepper.optimizers) == ["base"]
     assert not list(trainer.model.response_layers())
     assert {type(m).__name__ for m in trainer.model.network} == {"UnitDropout", "Linear", "ReLU", "Dropout"}  # type: ignore[union-attr]
 

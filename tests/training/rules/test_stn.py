@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_stn.space import Sample, Tunable
-from tune_stn.training import Trainer
+from tune_stn.training import Trainer, objectives
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("size", ["full", "gate", 2])
-def test_step_is_one_of_gradient_descent_on_per_example_networks(make_task: Any, stir: Any, size: Any) -> None:
+def test_step_is_one_of_gradient_descent_on_per_example_networks(
+    make_task: Any, stir: Any, monkeypatch: pytest.MonkeyPatch, size: Any
+) -> None:
     """By hand: each example through its own network of effective weights, one optimizer over all parameters."""
     task = make_task(optimizer_args={}, response=size)
     trainer = Trainer(task, algorithm="stn")
     stir(trainer.model)
-    model, learner = trainer.model, trainer.learner
+    model, parameters = trainer.model, trainer.stepper.parameters("base", "response")
     model.eval()  # the noise of dropout and augmentation is not the point here
-    learner.augmented = lambda batch, sample: batch  # type: ignore[method-assign]
+    monkeypatch.setattr(objectives, "augmented", lambda task, batch, sample: batch)
     batch = trainer.splits.train.take(torch.arange(8))
     drawn: list[Sample] = []
     draw = model.perturbed_sample
@@ -32,10 +34,10 @@ def test_step_is_one_of_gradient_descent_on_per_example_networks(make_task: Any,
         return drawn[0]
 
     model.perturbed_sample = keep  # type: ignore[method-assign]
-    before = [p.detach().clone() for p in learner.base + learner.response]
-    loss = trainer.rule.train_step(learner, batch, trainer.meter)
-    after = [p.detach().clone() for p in learner.base + learner.response]
-    for parameter, value in zip(learner.base + learner.response, before, strict=True):
+    before = [p.detach().clone() for p in parameters]
+    loss = trainer.rule.train_step(batch)
+    after = [p.detach().clone() for p in parameters]
+    for parameter, value in zip(parameters, before, strict=True):
         parameter.data.copy_(value)
     total = torch.zeros(())
     (sample,) = drawn
@@ -51,7 +53,7 @@ def test_step_is_one_of_gradient_descent_on_per_example_networks(make_task: Any,
         total = total + F.cross_entropy(x, batch.targets[i]) + sample["decay"][i] / 2 * norm
     expected = total / len(batch)
     assert torch.allclose(loss, expected, rtol=1e-12)
-    gradients = torch.autograd.grad(expected, learner.base + learner.response)
+    gradients = torch.autograd.grad(expected, parameters)
     for then, now, gradient in zip(before, after, gradients, strict=True):
         assert torch.allclose(now, then - 0.05 * gradient, rtol=1e-10, atol=1e-14)
 

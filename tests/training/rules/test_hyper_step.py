@@ -12,40 +12,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tune_stn.data.splits import Split
-from tune_stn.nn.model import ORIGIN
+from tune_stn.data.batches import Batch
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.space import Sample, Tunable
 from tune_stn.tasks import Task
 from tune_stn.training import Trainer
-from tune_stn.training.learner import Learner
+from tune_stn.training.objectives import validation_loss
 from tune_stn.training.rules import get_rule
 
 Stir = Callable[[SelfTuningModel], None]
 TUNING = ("stn", "delta-stn")
 
 
-def hyper_of(learner: Learner) -> Tunable:
-    assert isinstance(learner.model.hyper, Tunable)
-    return learner.model.hyper
+def hyper_of(trainer: Trainer) -> Tunable:
+    assert isinstance(trainer.model.hyper, Tunable)
+    return trainer.model.hyper
 
 
-def made(task: Task, algorithm: str, stir: Stir) -> tuple[Trainer, Learner, Split]:
+def made(task: Task, algorithm: str, stir: Stir) -> tuple[Trainer, Batch]:
     trainer = Trainer(task, algorithm=algorithm)
     stir(trainer.model)
     trainer.model.train()
-    return trainer, trainer.learner, trainer.splits.train.take(torch.arange(8))
+    return trainer, trainer.splits.train.take(torch.arange(8))
 
 
 @pytest.mark.parametrize(("algorithm", "tune_scales"), list(product(TUNING, (True, False))))
 def test_hyper_step_moves_the_hyperparameters_and_never_the_weights(
     make_task: Any, stir: Stir, algorithm: str, tune_scales: bool
 ) -> None:
-    trainer, learner, batch = made(make_task("batch-norm", tune_scales=tune_scales), algorithm, stir)
+    trainer, batch = made(make_task("batch-norm", tune_scales=tune_scales), algorithm, stir)
     network = {name: tensor.clone() for name, tensor in trainer.model.network.state_dict().items()}
-    hyper = hyper_of(learner)
+    hyper = hyper_of(trainer)
     raw, rho = hyper.raw.detach().clone(), hyper.rho.detach().clone()
-    learner.hyper_step(batch)
+    trainer.rule.hyper_step(batch)
     after = trainer.model.network.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in network.items())  # running statistics too
     assert all(parameter.grad is None for parameter in trainer.model.network.parameters())
@@ -63,8 +62,8 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
 ) -> None:
     """Central differences with respect to raw and rho; the weights, and the centre of the offset, stay."""
     task = make_task("cnn", tune_scales=tune_scales, entropy_weight=0.0, response=size, hyper_clip_norm=None)
-    trainer, learner, batch = made(task, algorithm, stir)
-    hyper = hyper_of(learner)
+    trainer, batch = made(task, algorithm, stir)
+    hyper = hyper_of(trainer)
     hyper.rho.data.copy_(torch.tensor([-1.0, 0.2, 0.5]))
     raw, rho = hyper.raw.detach().clone(), hyper.rho.detach().clone()
     torch.manual_seed(3)
@@ -76,7 +75,7 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
         if tune_scales:
             moved = moved + F.softplus(rho + widening) * noise
         trainer.model.eval()
-        from_start = (moved - hyper.origin + ORIGIN) / trainer.model.shrink
+        from_start = (moved - hyper.origin + trainer.task.training.response_origin) / trainer.model.shrink
         sample = Sample(hyper.values(moved), moved - raw if get_rule(algorithm).centred else from_start)
         with trainer.model.using(sample):
             value = float(F.cross_entropy(trainer.model(batch.inputs), batch.targets))
@@ -91,7 +90,7 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
 
     expected = differences(False), differences(True)
     torch.manual_seed(3)
-    learner.hyper_step(batch)
+    trainer.rule.hyper_step(batch)
     assert hyper.raw.grad is not None
     assert expected[0].abs().min() > 1e-4
     assert torch.allclose(hyper.raw.grad, expected[0], rtol=1e-6, atol=1e-9)
@@ -103,11 +102,11 @@ def test_hyper_gradient_is_that_of_the_validation_loss_through_the_response(
 
 def test_hyper_step_descends(make_task: Any, stir: Stir) -> None:
     task = make_task("mlp", tune_scales=False, hyper_optimizer="SGD", hyper_lr=1e-2)
-    _, learner, batch = made(task, "stn", stir)
+    trainer, batch = made(task, "stn", stir)
     losses = []
     for _ in range(20):
-        losses.append(float(learner.validation_loss(batch, learner.model.mean_sample()).detach()))
-        learner.hyper_step(batch)
+        losses.append(float(validation_loss(trainer.forward, batch, trainer.model.mean_sample()).detach()))
+        trainer.rule.hyper_step(batch)
     assert all(later < earlier for earlier, later in pairwise(losses))
 
 
@@ -117,11 +116,11 @@ def test_entropy_is_a_bonus_that_raises_the_scales(make_task: Any, stir: Stir, a
     """Gradient of -tau H: -tau sigmoid(rho) / sigma; nothing for raw."""
     gradients = []
     for weight in (0.0, 0.5):
-        trainer, learner, batch = made(make_task(entropy_weight=weight, hyper_clip_norm=None), algorithm, stir)
+        trainer, batch = made(make_task(entropy_weight=weight, hyper_clip_norm=None), algorithm, stir)
         torch.manual_seed(1)
-        learner.hyper_step(batch)
-        gradients.append((learner.hyper[0].grad, learner.hyper[1].grad))
-    start = hyper_of(Trainer(trainer.task, algorithm=algorithm).learner)
+        trainer.rule.hyper_step(batch)
+        gradients.append([parameter.grad for parameter in trainer.stepper.parameters("hyper")])
+    start = hyper_of(Trainer(trainer.task, algorithm=algorithm))
     expected = -0.5 * torch.sigmoid(start.rho) / start.scale()
     assert torch.allclose(gradients[1][0], gradients[0][0], rtol=1e-12)
     assert torch.allclose(gradients[1][1] - gradients[0][1], expected, rtol=1e-9)
@@ -142,10 +141,14 @@ def test_scales_stay_where_they_are_not_tuned(make_task: Any) -> None:
 def test_hyper_clip_norm_bounds_the_hyper_gradient(make_task: Any, stir: Stir) -> None:
     norms = []
     for clip_norm in (None, 1e-3):
-        _, learner, batch = made(make_task(hyper_clip_norm=clip_norm), "stn", stir)
+        trainer, batch = made(make_task(hyper_clip_norm=clip_norm), "stn", stir)
         torch.manual_seed(0)
-        learner.hyper_step(batch)
-        norms.append(float(torch.stack([p.grad.norm() for p in learner.hyper if p.grad is not None]).norm()))
+        trainer.rule.hyper_step(batch)
+        norms.append(
+            float(
+                torch.stack([p.grad.norm() for p in trainer.stepper.parameters("hyper") if p.grad is not None]).norm()
+            )
+        )
     assert norms[0] > 2e-3
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
@@ -162,8 +165,8 @@ def test_relative_steps_move_all_values_by_the_same_share_of_their_domains(
     """RMSprop's first step is 10 lr long in every raw coordinate: a quarter of that in the middle of a domain."""
     start = {"dropout": 0.45, "input_scale": 0.1, "decay": 1e-2}
     task = make_task(start=start, hyper_lr=1e-5, entropy_weight=0.0, relative_hyper_lr=relative)
-    _, learner, batch = made(task, algorithm, stir)
-    hyper = hyper_of(learner)
+    trainer, batch = made(task, algorithm, stir)
+    hyper = hyper_of(trainer)
 
     def shares() -> Tensor:
         values = hyper.mean_values()
@@ -171,7 +174,7 @@ def test_relative_steps_move_all_values_by_the_same_share_of_their_domains(
 
     before, rho = shares(), hyper.rho.detach().clone()
     assert before.tolist() == pytest.approx([0.5, 0.1, 0.8])
-    learner.hyper_step(batch)
+    trainer.rule.hyper_step(batch)
     slopes = torch.full((3,), 0.25) if relative else before * (1 - before)
     assert (shares() - before).abs().tolist() == pytest.approx((1e-4 * slopes).tolist(), rel=1e-3)
     assert (hyper.rho - rho).abs().tolist() == pytest.approx([1e-4] * 3, rel=1e-3)  # scales move as ever
@@ -184,10 +187,10 @@ def test_hyperparameters_stay_where_their_domains_are(
 ) -> None:
     """A step that would lead far out ends at the raw coordinate of an end, and at a scale of 0.01 or 2."""
     task = make_task("cnn", hyper_lr=100.0, tune_scales=tune_scales)
-    _, learner, batch = made(task, algorithm, stir)
-    hyper = hyper_of(learner)
+    trainer, batch = made(task, algorithm, stir)
+    hyper = hyper_of(trainer)
     torch.manual_seed(0)
-    learner.hyper_step(batch)
+    trainer.rule.hyper_step(batch)
     ends = [{domain.inverse(domain.nearest(far)) for far in (-1.0, 2.0)} for domain in hyper.space.values()]
     assert all(
         any(raw == pytest.approx(end) for end in both) for raw, both in zip(hyper.raw.tolist(), ends, strict=True)
@@ -195,7 +198,7 @@ def test_hyperparameters_stay_where_their_domains_are(
     expected = (0.01, 2.0) if tune_scales else (0.5,)
     assert all(any(scale == pytest.approx(end) for end in expected) for scale in hyper.scale().tolist())
     for _ in range(3):
-        learner.hyper_step(batch)
+        trainer.rule.hyper_step(batch)
         for raw, both in zip(hyper.raw.tolist(), ends, strict=True):
             assert min(both) - 1e-5 < raw < max(both) + 1e-5
         assert all(0.0099 < scale < 2.01 for scale in hyper.scale().tolist())
@@ -205,8 +208,8 @@ def test_hyperparameters_stay_where_their_domains_are(
 def test_a_start_beyond_those_bounds_is_kept(make_task: Any, stir: Stir) -> None:
     """Between the end of a domain and the coordinate that stands for it; and a scale of 3."""
     start = {"dropout": 1e-5, "input_scale": 0.1, "decay": 1e-3}
-    _, learner, batch = made(make_task(start=start, scale=3.0, hyper_lr=1e-9), "stn", stir)
-    learner.hyper_step(batch)
-    hyper = hyper_of(learner)
+    trainer, batch = made(make_task(start=start, scale=3.0, hyper_lr=1e-9), "stn", stir)
+    trainer.rule.hyper_step(batch)
+    hyper = hyper_of(trainer)
     assert hyper.mean_values() == pytest.approx(start, rel=1e-3)
     assert hyper.scale().tolist() == pytest.approx([3.0] * 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
 from tune_stn.nn.penalties import ActivationNorm, WeightDecay
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.space import LogUniform, Sample, SearchSpace, Tunable, Uniform
@@ -26,6 +26,15 @@ PER_BATCH = {"none": (), "one": ("decay",), "all": ("dropout", "strength", "deca
 PARTS = (2, 3, 100)
 
 
+class Stretch:
+    """Without noise, but each example by its own value."""
+
+    names = ("dropout",)
+
+    def __call__(self, inputs: Tensor, sample: Sample) -> Tensor:
+        return inputs * (1 + sample["dropout"][:, None])
+
+
 @pytest.fixture
 def task(make_task: Any) -> Callable[..., Task]:
     """Its penalties are of all sorts: of each example's weights and activations, or of what the batch shares."""
@@ -36,7 +45,7 @@ def task(make_task: Any) -> Callable[..., Task]:
             network,
             space=SearchSpace(domains, per_batch=PER_BATCH[per_batch]),
             start={"dropout": 0.2, "strength": 0.3, "decay": 1e-2},
-            augmentations=(),
+            augmentations=(Stretch(),),
             penalties=(WeightDecay("decay"), ActivationNorm("strength", "2")),
             optimizer_args={},
             **settings,
@@ -46,15 +55,9 @@ def task(make_task: Any) -> Callable[..., Task]:
     return task
 
 
-def augment(batch: Split, sample: Sample) -> Split:
-    """Without noise, but each example by its own value."""
-    return Split(batch.inputs * (1 + sample["dropout"][:, None]), batch.targets)
-
-
 def freeze_draws(trainer: Trainer) -> None:
     """No dropout, and each example's perturbation is the same however the batch is parted."""
     trainer.model.eval()
-    trainer.learner.augmented = augment  # type: ignore[method-assign]
     hyper = trainer.model.hyper
     if not isinstance(hyper, Tunable):
         return
@@ -93,15 +96,15 @@ def test_weights_learn_as_from_the_whole_batch(
         stir(trainer.model)
         freeze_draws(trainer)
         batch = trainer.splits.train.take(torch.arange(8))
-        trainers.append((trainer.learner, trainer.rule.train_step(trainer.learner, batch, trainer.meter)))
+        trainers.append((trainer.stepper, trainer.rule.train_step(batch)))
     (whole, loss), *others = trainers
-    for learner, parted_loss in others:
+    for stepper, parted_loss in others:
         assert torch.allclose(parted_loss, loss, rtol=1e-12)
         assert not parted_loss.requires_grad
-        compare(whole.base, learner.base)
-        if whole.response:
-            compare(whole.response, learner.response)
-        for p, q in zip(whole.base + whole.response, learner.base + learner.response, strict=True):
+        for name in {"base", "response"} & whole.optimizers.keys():
+            compare(whole.parameters(name), stepper.parameters(name))
+        names = ("base", "response")
+        for p, q in zip(whole.parameters(*names), stepper.parameters(*names), strict=True):
             assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
 
 
@@ -113,45 +116,45 @@ def test_hyperparameters_learn_as_from_the_whole_batch(
 ) -> None:
     """The entropy counts once, clipping is of the sum."""
     for clip_norm in (None, 1e-4):
-        learners = []
+        steppers = []
         for parts in (1, *PARTS):
             settings = {"accumulate": parts, "tune_scales": tune_scales, "hyper_clip_norm": clip_norm}
             trainer = Trainer(task("mlp", per_batch, entropy_weight=0.1, **settings), algorithm=algorithm)
             stir(trainer.model)
             freeze_draws(trainer)
-            trainer.learner.hyper_step(trainer.splits.valid.take(torch.arange(8)))
-            learners.append(trainer.learner)
-        for learner in learners[1:]:
-            compare(learners[0].hyper, learner.hyper)
+            trainer.rule.hyper_step(trainer.splits.valid.take(torch.arange(8)))
+            steppers.append(trainer.stepper)
+        for stepper in steppers[1:]:
+            compare(steppers[0].parameters("hyper"), stepper.parameters("hyper"))
 
 
 def test_a_share_of_the_batch_comes_in_parts_too(task: Callable[..., Task], stir: Stir) -> None:
     """Delta-STN's response step on 5 of 8 examples, in parts of 2, 2 and 1."""
-    learners = []
+    steppers = []
     for parts in (1, 3):
         trainer = Trainer(task(accumulate=parts, response_share=0.6), algorithm="delta-stn")
         stir(trainer.model)
         freeze_draws(trainer)
         sizes: list[int] = []
-        forward = trainer.learner.forward
+        outputs = trainer.forward.outputs
 
-        def note(batch: Split, sample: Sample, *, sizes: Any = sizes, forward: Any = forward) -> Any:
+        def note(batch: Batch, sample: Sample, *, sizes: Any = sizes, outputs: Any = outputs) -> Any:
             sizes.append(len(batch))
-            return forward(batch, sample)
+            return outputs(batch, sample)
 
-        trainer.learner.forward = note  # type: ignore[method-assign]
+        trainer.forward.outputs = note  # type: ignore[method-assign]
         batch = trainer.splits.train.take(torch.arange(8))
-        trainer.rule.train_step(trainer.learner, batch, trainer.meter)
+        trainer.rule.train_step(batch)
         assert sizes == ([8, 5] if parts == 1 else [3, 3, 2, 2, 2, 1])
-        learners.append(trainer.learner)
-    compare(learners[0].response, learners[1].response)
+        steppers.append(trainer.stepper)
+    compare(*(stepper.parameters("response") for stepper in steppers))
 
 
 def test_parts_are_only_formed_when_they_are_used(task: Callable[..., Task]) -> None:
     """Less memory is the point: a part's graph is gone before the next one is made."""
     trainer = Trainer(task(accumulate=4), algorithm="stn")
     events: list[str] = []
-    loss, backward = trainer.learner.training_loss, torch.autograd.backward
+    loss, backward = trainer.rule.training_loss, torch.autograd.backward
 
     def note_loss(*args: Any) -> Tensor:
         events.append("forward")
@@ -161,10 +164,10 @@ def test_parts_are_only_formed_when_they_are_used(task: Callable[..., Task]) -> 
         events.append("backward")
         backward(*args, **kwargs)
 
-    trainer.learner.training_loss = note_loss  # type: ignore[method-assign]
+    trainer.rule.training_loss = note_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.autograd, "backward", note_backward)
-        trainer.rule.train_step(trainer.learner, trainer.splits.train.take(torch.arange(8)), trainer.meter)
+        trainer.rule.train_step(trainer.splits.train.take(torch.arange(8)))
     assert events == ["forward", "backward"] * 4
 
 
@@ -186,12 +189,12 @@ def test_summands_have_a_gradient_each(make_task: Any, parts: int, clip_norm: fl
     space = SearchSpace({"decay": LogUniform(1e-6, 1e-1)})
     own = {"model": Model, "space": space, "start": {"decay": 1e-3}, "dropout": {}, "augmentations": ()}
     trainer = Trainer(make_task(**own, accumulate=parts, clip_norm=clip_norm), algorithm="fixed")
-    learner, batch = trainer.learner, trainer.splits.train.take(torch.arange(8))
-    expected = torch.autograd.grad(learner.training_loss(batch, trainer.model.mean_sample()), learner.base)
+    base, batch = trainer.stepper.parameters("base"), trainer.splits.train.take(torch.arange(8))
+    expected = torch.autograd.grad(trainer.rule.training_loss(batch, trainer.model.mean_sample()), base)
     norm = torch.stack([gradient.norm() for gradient in expected]).norm()
     assert norm > 2e-2
-    trainer.rule.train_step(learner, batch, trainer.meter)
-    for parameter, gradient in zip(learner.base, expected, strict=True):
+    trainer.rule.train_step(batch)
+    for parameter, gradient in zip(base, expected, strict=True):
         assert parameter.grad is not None
         clipped = gradient if clip_norm is None else gradient * clip_norm / (norm + 1e-6)  # torch's own guard
         assert torch.allclose(parameter.grad, clipped, rtol=1e-9)

@@ -48,7 +48,7 @@ def test_replayed_steps_are_the_steps(
         **settings,
     )
     usual, recorded = Trainer(task, algorithm=algorithm), Trainer(task, algorithm=algorithm)
-    recorded.learner.record_steps()
+    recorded.record_steps()
     for _ in range(EPOCHS):
         expected, report = usual.run_epoch(), recorded.run_epoch()
         del expected["device_time_s"], report["device_time_s"]
@@ -65,7 +65,7 @@ def test_a_run_taken_back_replays_on(make_task: Any, differences: Differences, r
     for recorded in (False, True):
         trainer = Trainer(make_task(train_steps=1), algorithm="stn")
         if recorded:
-            trainer.learner.record_steps()
+            trainer.record_steps()
         trainer.run_epoch()
         state = Trainer(make_task(train_steps=1), algorithm="stn").state_dict()
         trainer.run_epoch()
@@ -92,7 +92,7 @@ def test_a_carried_state_goes_through_python(replays: Any) -> None:
     for recorded in (False, True):
         trainer = Trainer(task, algorithm="stn")
         if recorded:
-            trainer.learner.record_steps()
+            trainer.record_steps()
         runs.append(trainer.run_epoch()["val_loss"])
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     # Two layers of one shape share theirs; hyper-steps and training steps too.
@@ -134,14 +134,14 @@ def test_a_step_never_waits_for_the_device_nor_sends_to_it(name: str, algorithm:
     trainer = on_meta(get_task(name, batch_size=8, **size), shape, algorithm)
     batches = trainer.splits.train.batches(8, torch.Generator())
     for batch in batches:  # constants come to the device with the first
-        trainer.rule.train_step(trainer.learner, batch, trainer.meter)
+        trainer.rule.train_step(batch)
         if trainer.rule.tunes:
-            trainer.learner.hyper_step(batch)
+            trainer.rule.hyper_step(batch)
     batch = next(trainer.splits.train.batches(8, torch.Generator()))
     with StaysThere():
-        assert trainer.rule.train_step(trainer.learner, batch, trainer.meter).device.type == "meta"
+        assert trainer.rule.train_step(batch).device.type == "meta"
         if trainer.rule.tunes:
-            trainer.learner.hyper_step(batch)
+            trainer.rule.hyper_step(batch)
 
 
 def test_the_check_above_sees_what_is_sent() -> None:

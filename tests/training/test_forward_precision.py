@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from tune_stn.nn.penalties import ActivationNorm, WeightDecay
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.training import Trainer
-from tune_stn.training.learner import Learner
+from tune_stn.training.stepper import Stepper
 
 Stir = Callable[[SelfTuningModel], None]
 ALGORITHMS = ("fixed", "stn", "delta-stn")
 NETWORKS = ("mlp", "cnn", "batch-norm")
 
 
-def gradients(learner: Learner) -> dict[str, Tensor]:
+def gradients(stepper: Stepper) -> dict[str, Tensor]:
     """Of base, response and hyperparameters, those there are, each as one vector."""
-    groups = {"base": learner.base, "response": learner.response, "hyper": learner.hyper}
+    groups = {name: stepper.parameters(name) for name in stepper.optimizers}
     return {
         name: torch.cat([p.grad.flatten() for p in group if p.grad is not None])
         for name, group in groups.items()
@@ -65,10 +65,10 @@ def test_bfloat16_gradients_are_those_of_float32_but_for_rounding(
         stir(trainer.model)
         trainer.model.eval()
         torch.manual_seed(0)
-        trainer.rule.train_step(trainer.learner, trainer.splits.train.take(torch.arange(8)), trainer.meter)
+        trainer.rule.train_step(trainer.splits.train.take(torch.arange(8)))
         if trainer.rule.tunes:
-            trainer.learner.hyper_step(trainer.splits.valid.take(torch.arange(8)))
-        found.append(gradients(trainer.learner))
+            trainer.rule.hyper_step(trainer.splits.valid.take(torch.arange(8)))
+        found.append(gradients(trainer.stepper))
     for name, exact in found[0].items():
         assert exact.norm() > 1e-4
         assert found[1][name].dtype == torch.float32

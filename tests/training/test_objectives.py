@@ -1,4 +1,4 @@
-"""The elementary steps: which loss moves what, and whether its gradient is right."""
+"""The objectives and their steps: which loss moves what, and whether its gradient is right."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_stn.data.augment import InputScale, LabelSmoothing, Mixup
-from tune_stn.data.splits import Split
+from tune_stn.data.batches import Batch
 from tune_stn.nn.penalties import ActivationNorm, WeightDecay
 from tune_stn.nn.self_tuning import SelfTuningModel
 from tune_stn.space import LogUniform, Sample, SearchSpace, Uniform
 from tune_stn.tasks import Task, accuracy
 from tune_stn.training import Trainer
-from tune_stn.training.learner import Learner
+from tune_stn.training.objectives import augmented, training_loss, validation_loss
 
 Stir = Callable[[SelfTuningModel], None]
 TUNING = ("stn", "delta-stn")
@@ -32,22 +32,23 @@ def same(parameters: list[nn.Parameter], before: list[Tensor]) -> bool:
     return all(torch.equal(now, then) for now, then in zip(parameters, before, strict=True))
 
 
-def made(task: Task, algorithm: str, stir: Stir) -> tuple[Trainer, Learner, Split]:
+def made(task: Task, algorithm: str, stir: Stir) -> tuple[Trainer, Batch]:
     trainer = Trainer(task, algorithm=algorithm)
     stir(trainer.model)
     trainer.model.train()
-    return trainer, trainer.learner, trainer.splits.train.take(torch.arange(8))
+    return trainer, trainer.splits.train.take(torch.arange(8))
 
 
 @pytest.mark.parametrize("algorithm", TUNING)
 def test_training_moves_the_weights_and_never_the_hyperparameters(make_task: Any, stir: Stir, algorithm: str) -> None:
-    trainer, learner, batch = made(make_task(), algorithm, stir)
-    base, response, hyper = snapshot(learner.base), snapshot(learner.response), snapshot(learner.hyper)
-    trainer.rule.train_step(learner, batch, trainer.meter)
-    assert same(learner.hyper, hyper)
-    assert all(parameter.grad is None for parameter in learner.hyper)
-    assert not any(torch.equal(now, then) for now, then in zip(learner.base, base, strict=True))
-    assert not any(torch.equal(now, then) for now, then in zip(learner.response, response, strict=True))
+    trainer, batch = made(make_task(), algorithm, stir)
+    groups = [trainer.stepper.parameters(name) for name in ("base", "response", "hyper")]
+    base, response, hyper = (snapshot(group) for group in groups)
+    trainer.rule.train_step(batch)
+    assert same(groups[2], hyper)
+    assert all(parameter.grad is None for parameter in groups[2])
+    assert not any(torch.equal(now, then) for now, then in zip(groups[0], base, strict=True))
+    assert not any(torch.equal(now, then) for now, then in zip(groups[1], response, strict=True))
 
 
 EVERY_READER: dict[str, Any] = {
@@ -63,11 +64,11 @@ EVERY_READER: dict[str, Any] = {
 
 def test_training_loss_has_no_path_to_the_hyperparameters(make_task: Any, stir: Stir) -> None:
     """Also if one asks for it: augmentations, dropout and penalties read detached values."""
-    _, learner, batch = made(make_task(**EVERY_READER), "stn", stir)
-    sample = learner.model.perturbed_sample(len(batch))
-    loss = learner.training_loss(batch, sample)
-    assert torch.autograd.grad(loss, learner.hyper, allow_unused=True, retain_graph=True) == (None, None)
-    assert any(g is not None for g in torch.autograd.grad(loss, learner.base, allow_unused=True))
+    trainer, batch = made(make_task(**EVERY_READER), "stn", stir)
+    loss = training_loss(trainer.forward, batch, trainer.model.perturbed_sample(len(batch)))
+    hyper, base = trainer.stepper.parameters("hyper"), trainer.stepper.parameters("base")
+    assert torch.autograd.grad(loss, hyper, allow_unused=True, retain_graph=True) == (None, None)
+    assert any(g is not None for g in torch.autograd.grad(loss, base, allow_unused=True))
 
 
 @pytest.mark.parametrize("algorithm", ["fixed", *TUNING])
@@ -123,10 +124,10 @@ def test_augmentations_come_in_their_order(make_task: Any) -> None:
     )
     trainer = Trainer(task, algorithm="fixed")
     batch = trainer.splits.train.take(torch.arange(8))
-    augmented = trainer.learner.augmented(batch, trainer.model.mean_sample())
+    after = augmented(task, batch, trainer.model.mean_sample())
     assert order == ["one", "two", "three", "four"]
-    assert torch.allclose(augmented.inputs, (batch.inputs + 2) * 4)
-    assert torch.equal(augmented.targets, batch.targets + 2)
+    assert torch.allclose(after.inputs, (batch.inputs + 2) * 4)
+    assert torch.equal(after.targets, batch.targets + 2)
 
 
 @pytest.mark.parametrize("algorithm", TUNING)
@@ -134,18 +135,18 @@ def test_gradients_do_not_leak_into_the_next_step(make_task: Any, stir: Stir, al
     """A step after others moves what it moves as if they had left no gradient behind."""
     steps = []
     for clean in (True, False):
-        trainer, learner, batch = made(make_task(optimizer_args={}), algorithm, stir)
+        trainer, batch = made(make_task(optimizer_args={}), algorithm, stir)
         torch.manual_seed(5)
-        learner.hyper_step(batch)
-        trainer.rule.train_step(learner, batch, trainer.meter)
-        learner.hyper_step(batch)
+        trainer.rule.hyper_step(batch)
+        trainer.rule.train_step(batch)
+        trainer.rule.hyper_step(batch)
         if clean:
             trainer.model.zero_grad(set_to_none=True)
         else:
             for parameter in trainer.model.parameters():
                 parameter.grad = torch.full_like(parameter, 1e6)
-        trainer.rule.train_step(learner, batch, trainer.meter)
-        learner.hyper_step(batch)
+        trainer.rule.train_step(batch)
+        trainer.rule.hyper_step(batch)
         steps.append(snapshot(list(trainer.model.parameters())))
     assert all(torch.equal(one, other) for one, other in zip(*steps, strict=True))
 
@@ -161,10 +162,10 @@ def test_clip_norm_bounds_the_gradient_of_the_weights(make_task: Any, algorithm:
         trainer = Trainer(make_task(clip_norm=clip_norm), algorithm=algorithm)
         batch = trainer.splits.train.take(torch.arange(8))
         torch.manual_seed(0)
-        trainer.rule.train_step(trainer.learner, batch, trainer.meter)
-        learner = trainer.learner
+        trainer.rule.train_step(batch)
         both = algorithm == "stn"  # one loss, one step: clipped together
-        groups = [learner.base + learner.response] if both else [learner.base, learner.response]
+        names = [("base", "response")] if both else [("base",), ("response",)]
+        groups = [trainer.stepper.parameters(*group) for group in names]
         norms.append([gradient_norm(group) for group in groups if group])
     assert min(norms[0]) > 2e-3
     assert norms[1] == pytest.approx([1e-3] * len(norms[1]), rel=1e-3)
@@ -174,33 +175,32 @@ def test_clip_norm_bounds_the_gradient_of_the_weights(make_task: Any, algorithm:
 def test_validation_loss_has_no_dropout_augmentation_or_penalty(make_task: Any, stir: Stir, algorithm: str) -> None:
     """At strong regularisation it is the loss of the bare network with merged weights."""
     task = make_task(start={"dropout": 0.85, "input_scale": 0.9, "decay": 0.09})
-    trainer, learner, batch = made(task, algorithm, stir)
+    trainer, batch = made(task, algorithm, stir)
     before = torch.get_rng_state()
-    loss = learner.validation_loss(batch, learner.model.mean_sample())
+    loss = validation_loss(trainer.forward, batch, trainer.model.mean_sample())
     assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn
-    with trainer.model.using(learner.model.mean_sample()):
+    with trainer.model.using(trainer.model.mean_sample()):
         trainer.model.eval()
         expected = F.cross_entropy(trainer.model(batch.inputs), batch.targets)
         trainer.model.train()
     assert torch.equal(loss, expected)
-    sample = learner.model.mean_sample()
-    training = learner.training_loss(batch, sample)
+    training = training_loss(trainer.forward, batch, trainer.model.mean_sample())
     assert training > loss + 0.1  # they are there in training
 
 
 def test_training_loss_averages_penalties_over_the_rows(make_task: Any, stir: Stir) -> None:
-    _, learner, batch = made(make_task(response="full"), "stn", stir)
-    sample = learner.model.perturbed_sample(len(batch))
+    trainer, batch = made(make_task(response="full"), "stn", stir)
+    sample = trainer.model.perturbed_sample(len(batch))
     outputs = torch.randn(len(batch), 3)
-    decay = learner.task.penalties[0]
+    decay = trainer.task.penalties[0]
     one_by_one = []
     for row in range(len(batch)):
         assert sample.response_input is not None
         single = Sample({k: v[row : row + 1] for k, v in sample.values.items()}, sample.response_input[row : row + 1])
-        one_by_one.append(decay(learner.model.network, single, {}))
+        one_by_one.append(decay(trainer.model.network, single, {}))
     expected = F.cross_entropy(outputs, batch.targets) + torch.cat(one_by_one).mean()
-    learner.predict = lambda batch, sample: (outputs, {})  # type: ignore[method-assign]
-    loss = learner.training_loss(batch, sample)
+    trainer.forward.observed = lambda batch, sample: (outputs, {})  # type: ignore[method-assign]
+    loss = training_loss(trainer.forward, batch, sample)
     assert torch.allclose(loss, expected, rtol=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_frozen_layers_are_in_no_optimizer(make_task: Any) -> None:
     trainer.run_epoch()
     assert torch.equal(frozen, before)
     assert not frozen.requires_grad
-    held = [id(p) for o in trainer.learner.optimizers.values() for group in o.param_groups for p in group["params"]]
+    held = [id(p) for o in trainer.stepper.optimizers.values() for group in o.param_groups for p in group["params"]]
     assert id(frozen) not in held
     assert len(held) == len(set(held))
 
