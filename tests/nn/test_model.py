@@ -63,6 +63,45 @@ def test_the_response_sees_raw_coordinates_from_the_start_or_offsets(size: Respo
     assert {tuple(value.shape) for value in drawn.values.values()} == {(6,)}
 
 
+@pytest.mark.parametrize("size", ["gate", 2])
+def test_the_papers_response_input_is_the_raw_coordinate_itself(size: ResponseSize) -> None:
+    """To the last bit, of draws and means; the two settings are independent."""
+    forms = {"response_origin": None, "shrink_gates": False}
+    model = convert(network(), SPACE, start=START, dropout=DROPOUT, response=size, **forms)
+    assert isinstance(model.hyper, Tunable)
+    model.hyper.raw.data += torch.tensor([0.5, -1.0])
+    torch.manual_seed(0)
+    drawn = model.perturbed_sample(6)
+    torch.manual_seed(0)
+    raw = model.hyper.perturbed(6)
+    assert drawn.response_input is not None
+    assert torch.equal(drawn.response_input, raw)
+    mean = model.mean_sample().response_input
+    assert mean is not None
+    assert torch.equal(mean, model.hyper.raw[None])
+    shrink = 2**0.5 if size == "gate" else 1.0
+    shrunk = convert(network(), SPACE, start=START, response=size, response_origin=None).mean_sample()
+    moved = convert(network(), SPACE, start=START, response=size, response_origin=-1.0, shrink_gates=False)
+    start = [domain.inverse(START[name]) for name, domain in SPACE.items()]
+    assert shrunk.response_input is not None
+    torch.testing.assert_close(shrunk.response_input, torch.tensor([start]) / shrink)
+    at_start = moved.mean_sample().response_input
+    assert at_start is not None
+    assert at_start.tolist() == [[-1.0, -1.0]]
+
+
+def test_offsets_are_what_they_are_whatever_the_settings_of_stn() -> None:
+    usual, other = (
+        convert(network(), SPACE, start=START, centred=True, response_origin=origin, shrink_gates=shrink)
+        for origin, shrink in ((-3.0, True), (None, False))
+    )
+    drawn = []
+    for model in (usual, other):
+        torch.manual_seed(0)
+        drawn.append(model.perturbed_sample(6).response_input)
+    assert torch.equal(*drawn)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("centred", [False, True])
 def test_only_a_kept_graph_carries_gradients_to_the_hyperparameters(centred: bool) -> None:
     model = converted(centred=centred).eval()

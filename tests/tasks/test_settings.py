@@ -20,7 +20,7 @@ NAMED = "accepted is the name of a class in torch.optim, or a callable"
 def refusals() -> list[tuple[dict[str, Any], str]]:
     counts = ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps")
     numbers = ("lr", "hyper_lr", "scale", "clip_norm", "hyper_clip_norm", "response_share")
-    switches = ("tune_scales", "compile", "relative_hyper_lr")
+    switches = ("tune_scales", "compile", "relative_hyper_lr", "shrink_gates")
     return [
         *(({name: value}, INTEGER) for name in counts for value in (0, -1, 1.0, "5", True, None)),
         *(({name: value}, POSITIVE) for name in numbers for value in (0.0, -1.0, math.inf, math.nan, "1", True)),
@@ -28,6 +28,7 @@ def refusals() -> list[tuple[dict[str, Any], str]]:
         *(({"response_share": v}, "accepted is a number above 0, at most 1") for v in (1.01, 2)),
         *(({"precision": v}, "accepted are 'float32' and 'bfloat16'") for v in ("float16", "bf16", 32, None)),
         *(({"entropy_weight": v}, "accepted is a finite number of at least 0") for v in (-1e-9, math.inf, None)),
+        *(({"response_origin": v}, "accepted is a finite number") for v in (-math.inf, math.nan, "-3", True)),
         *(
             ({name: v}, "accepted is an integer of 0 or more")
             for name in ("warmup_epochs", "restarts")
@@ -84,6 +85,8 @@ def test_what_is_refused_is_named_with_what_is_accepted(setting: dict[str, Any],
         {"lr_schedule": "MultiStepLR", "lr_schedule_args": {"milestones": [1, 2], "gamma": 0.2}},
         {"response": "full"},
         {"response": 8},
+        {"response_origin": None, "shrink_gates": False},
+        {"response_origin": -1.5},
         {"response": {"conv*": "gate", "fc": 8, "head": None}},
     ],
     ids=str,

@@ -1,12 +1,14 @@
-"""Which size of response a run gets, and whether it is said why."""
+"""Which size of response a run gets, whether it is said why, and what the response sees."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 
 from tune_stn.nn.penalties import ActivationNorm, WeightDecay
+from tune_stn.space import Tunable
 from tune_stn.training import Trainer, get_rule
 
 STN, DELTA = get_rule("stn").why, get_rule("delta-stn").why
@@ -38,3 +40,18 @@ def test_size_and_reason(make_task: Any, algorithm: str, penalties: Any, respons
 def test_a_plain_run_has_none(make_task: Any, response: str) -> None:
     trainer = Trainer(make_task(response=response), algorithm="fixed")
     assert trainer.model.conversion.responding == {}
+
+
+def test_the_papers_response_input_is_a_setting(make_task: Any) -> None:
+    """Of three hyperparameters: to the last bit the raw coordinates, and -3 / sqrt(3) by default."""
+    papers = make_task(response="gate", response_origin=None, shrink_gates=False)
+    trainer = Trainer(papers, algorithm="stn")
+    response_input = trainer.model.mean_sample().response_input
+    assert response_input is not None
+    assert isinstance(trainer.model.hyper, Tunable)
+    assert torch.equal(response_input, trainer.model.hyper.raw[None])
+    trainer.run_epoch()
+    assert trainer.diverged is None
+    response_input = Trainer(make_task(response="gate"), algorithm="stn").model.mean_sample().response_input
+    assert response_input is not None
+    assert response_input[0].tolist() == pytest.approx([-3 / 3**0.5] * 3)
