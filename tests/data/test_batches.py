@@ -1,4 +1,4 @@
-"""Batches of indices: shapes, coverage, order from the generator alone."""
+"""Batches: their parts; those of indices: shapes, coverage, order from the generator alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_stn.data.batches import cycled_batches, epoch_batches, steps_per_epoch
+from tune_stn.data.batches import Batch, cycled_batches, epoch_batches, steps_per_epoch
 
 sizes = st.integers(1, 40)
 
@@ -86,3 +86,20 @@ def test_bad_sizes_are_refused_at_the_call(n: int, batch_size: int) -> None:
         epoch_batches(n, batch_size, seeded(0))
     with pytest.raises(ValueError, match="at least 1"):
         cycled_batches(n, batch_size, seeded(0))
+
+
+@given(n=st.integers(1, 20), count=st.integers(1, 30))
+def test_parts_are_the_batch_in_order_and_their_shares_are_one(n: int, count: int) -> None:
+    batch = Batch(torch.arange(n)[:, None], torch.arange(n))
+    parts, shares = zip(*batch.parts(count), strict=True)
+    assert len(parts) <= count
+    assert torch.cat([part.inputs for part in parts]).flatten().tolist() == list(range(n))
+    assert [row for part in parts for row in range(n)[part.rows]] == list(range(n))
+    assert sum(shares) == pytest.approx(1.0)
+    assert [share * n for share in shares] == pytest.approx([len(part) for part in parts])
+
+
+@pytest.mark.parametrize(("inputs", "targets"), [((2, 3), (3,)), ((0, 3), (0,)), ((), ())])
+def test_a_batch_has_a_target_for_each_input(inputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"number of examples|at least one"):
+        Batch(torch.zeros(inputs), torch.zeros(targets))

@@ -144,6 +144,13 @@ def test_a_response_step_begins_where_the_base_step_did_and_leaves_nothing(share
     assert before[0][1] is before[1][1] is None
 
 
+def test_a_share_of_the_rows_comes_in_unequal_parts() -> None:
+    """Three of four rows, in parts of two and one: each has the state of its own rows."""
+    trainer = Trainer(task(response_share=0.75, accumulate=2), algorithm="delta-stn")
+    trainer.run_epoch()
+    assert trainer.diverged is None
+
+
 def test_hyper_steps_have_a_state_of_their_own() -> None:
     trainer = Trainer(task(warmup_epochs=0, train_steps=1), algorithm="stn")
     seen: list[tuple[bool, Batch]] = []

@@ -12,7 +12,8 @@ from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward
 
-Objective = Callable[[Forward, Batch, Sample], Tensor]
+Objective = Callable[[Batch, Sample], Tensor]
+"""An objective of one network: the functions below, their first argument given."""
 
 
 def training_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:

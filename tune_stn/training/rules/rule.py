@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.response import ResponseSize
-from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.cost import CostMeter
+from tune_stn.training.objectives import Objective
 from tune_stn.training.stepper import Stepper
 
 
@@ -32,8 +32,8 @@ class Tools:
     """
 
     model: SelfTuningModel
-    training_loss: Callable[[Batch, Sample], Tensor]
-    validation_loss: Callable[[Batch, Sample], Tensor]
+    training_loss: Objective
+    validation_loss: Objective
     stepper: Stepper
     training: Training
     meter: CostMeter
@@ -63,8 +63,8 @@ class Rule(Protocol):
     why: ClassVar[str]
 
     model: SelfTuningModel
-    training_loss: Callable[[Batch, Sample], Tensor]
-    validation_loss: Callable[[Batch, Sample], Tensor]
+    training_loss: Objective
+    validation_loss: Objective
     stepper: Stepper
     training: Training
     meter: CostMeter
