@@ -61,6 +61,10 @@ class Batch:
             part = self.part(start, start + size)
             yield part, len(part) / len(self)
 
+    def unread(self) -> Batch:
+        """The same batch, on which a recurrent network leaves no state behind."""
+        return self if self.carry is None else replace(self, carry=self.carry.unread())
+
     def weight(self) -> int:
         """By how much a mean over this batch counts in a mean over all: examples, or in a text the predicted tokens."""
         if self.targets.ndim == 1 or self.targets.is_floating_point():

@@ -28,6 +28,12 @@ class Carry:
         """Note the state at the end of the batch, without its graph, for these rows of it."""
         self._after[rows.start or 0] = _map(Tensor.detach, after)
 
+    def unread(self) -> Carry:
+        """A copy that gives the same states, and takes what is left to itself."""
+        copy = Carry()
+        copy._before = self._before
+        return copy
+
     def step(self) -> None:
         """Go on to the next batch: what was left becomes what is before."""
         parts = [self._after[row] for row in sorted(self._after)]

@@ -65,6 +65,20 @@ def constants(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside the block, batch norms normalise by the batch, as in training, and do not count it."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
+    with without_running_statistics(model):
+        for norm in norms:
+            norm.training = True
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training = False
+
+
+@contextmanager
 def without_running_statistics(model: nn.Module) -> Iterator[None]:
     """Inside the block, batch norms normalise by the batch but do not count it a second time."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

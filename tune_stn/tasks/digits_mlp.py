@@ -65,7 +65,6 @@ def digits_mlp(*, train_images: int = 300, valid_images: int = 600, hidden: int 
             lr=0.03,
             optimizer_args={"momentum": 0.9},
             clip_norm=5.0,
-            hyper_lr=0.02,
             train_steps=3,
             warmup_epochs=5,
             scale=0.5,

@@ -16,6 +16,9 @@ from tune_stn.tasks.lr_schedule import NonMonotone
 
 # Beside those of torch.
 LR_SCHEDULES: Mapping[str, type[torch.optim.lr_scheduler.LRScheduler]] = {"NonMonotone": NonMonotone}
+# From a twentieth of a bounded domain to nineteen twentieths, in raw coordinates.
+DOMAIN = 6.0
+LEAST_HYPER_LR = 0.01  # of both papers, in runs of 10,000 hyper-steps and more
 OptimizerChoice = str | Callable[..., torch.optim.Optimizer]
 ScheduleChoice = str | Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
@@ -51,7 +54,8 @@ class Training:
             no momentum and half the learning rate of the weights.
         eval_batch_size: examples of an evaluation batch.
         hyper_optimizer: like `optimizer`, for the raw coordinates and scales.
-        hyper_lr: learning rate of the raw coordinates and scales.
+        hyper_lr: learning rate of the raw coordinates and scales; "auto" lets a raw coordinate cross its domain within
+            the run, whatever the number of hyper-steps, and is not less than the papers' .01.
         hyper_optimizer_args: further keyword arguments of the hyper-optimizer.
         hyper_clip_norm: largest norm of a hyper-step's gradient, or None.
         relative_hyper_lr: whether a hyper-step moves the value by a share of its domain (as it does in the middle)
@@ -63,6 +67,8 @@ class Training:
         tune_scales: whether the scales are tuned by the hyper-step, or stay.
         entropy_weight: weight tau of the entropy of the perturbation in the hyper-step's loss.
         response_share: share of a batch that a response step of Delta-STN uses.
+        base_noise: whether `auto` and `progress-ratio` train the weights at perturbed hyperparameters, drawn for each
+            example, or at the mean.
         response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
             algorithm.
         response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has
@@ -91,7 +97,7 @@ class Training:
     restarts: int = 1
     eval_batch_size: int = 500
     hyper_optimizer: OptimizerChoice = "RMSprop"
-    hyper_lr: float = 0.01
+    hyper_lr: float | Literal["auto"] = "auto"
     hyper_optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     hyper_clip_norm: float | None = 1.0
     relative_hyper_lr: bool = False
@@ -102,6 +108,7 @@ class Training:
     tune_scales: bool = True
     entropy_weight: float = 1e-3
     response_share: float = 1.0
+    base_noise: bool = True
     response: Literal["auto"] | ResponseSize | Mapping[str, ResponseSize | None] = "auto"
     response_origin: float | None = -3.0
     shrink_gates: bool = True
@@ -113,7 +120,7 @@ class Training:
             _check_integer(name, getattr(self, name), least=0)
         if self.patience is not None:
             _check_integer("patience", self.patience, least=1)
-        for name in ("lr", "hyper_lr", "scale", "response_share"):
+        for name in ("lr", *(() if self.hyper_lr == "auto" else ("hyper_lr",)), "scale", "response_share"):
             _check_number(name, getattr(self, name), least=0.0, exclusive=True)
         if self.response_share > 1:
             raise ValueError(f"response_share={self.response_share!r}: accepted is a number above 0, at most 1")
@@ -123,7 +130,15 @@ class Training:
                 _check_number(name, value, least=0.0, exclusive=True)
         if self.response_origin is not None:
             _check_number("response_origin", self.response_origin)
-        for name in ("tune_scales", "compile", "cuda_graphs", "relative_hyper_lr", "keep_best", "shrink_gates"):
+        for name in (
+            "tune_scales",
+            "compile",
+            "cuda_graphs",
+            "relative_hyper_lr",
+            "keep_best",
+            "base_noise",
+            "shrink_gates",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are true and false")
         if self.precision not in ("float32", "bfloat16"):
@@ -152,10 +167,18 @@ class Training:
         """An optimizer of the weights over `parameters`."""
         return _make(self.optimizer, torch.optim)(parameters, lr=self.lr, **self.optimizer_args)  # type: ignore[no-any-return]
 
-    def make_hyper_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer of the raw coordinates and scales."""
+    def hyper_steps(self, steps_per_epoch: int) -> int:
+        """Hyper-steps of a whole run of so many training steps an epoch."""
+        return max(self.epochs - self.warmup_epochs, 0) * steps_per_epoch // self.train_steps * self.valid_steps
+
+    def step_size(self, hyper_steps: int) -> float:
+        """The step size of the raw coordinates in a run of so many hyper-steps."""
+        return max(LEAST_HYPER_LR, DOMAIN / max(hyper_steps, 1)) if self.hyper_lr == "auto" else self.hyper_lr
+
+    def make_hyper_optimizer(self, parameters: list[nn.Parameter], *, hyper_steps: int) -> torch.optim.Optimizer:
+        """An optimizer of the raw coordinates and scales for a run of so many hyper-steps."""
         return _make(self.hyper_optimizer, torch.optim)(  # type: ignore[no-any-return]
-            parameters, lr=self.hyper_lr, **self.hyper_optimizer_args
+            parameters, lr=self.step_size(hyper_steps), **self.hyper_optimizer_args
         )
 
     def make_lr_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:

@@ -49,7 +49,7 @@ def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], se
         shrink_gates=task.training.shrink_gates,
         seed=derive_seed(seed, "response"),
     )
-    if rule.tunes and not model.response_parameters():
+    if rule.tunes and rule.response is not None and not model.response_parameters():
         left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())
         raise ValueError(
             f"no layer of the model of task {task.name!r} has a response, so its hyperparameters have no gradient; "

@@ -136,14 +136,14 @@ class Stepper:
             schedule.load_state_dict(state["lr_schedules"][name])
 
 
-def make_stepper(model: SelfTuningModel, training: Training) -> Stepper:
-    """The optimizers of a run: base and response parameters have one of the same kind each."""
+def make_stepper(model: SelfTuningModel, training: Training, *, hyper_steps: int) -> Stepper:
+    """The optimizers of a run of so many hyper-steps: base and response parameters have one of the same kind each."""
     groups = {"base": model.base_parameters(), "response": model.response_parameters()}
     optimizers = {name: training.make_optimizer(group) for name, group in groups.items() if group or name == "base"}
     schedules = {name: training.make_lr_schedule(optimizer) for name, optimizer in optimizers.items()}
     if isinstance(model.hyper, Tunable):
         hyper = [model.hyper.raw, *([model.hyper.rho] if training.tune_scales else [])]
-        optimizers[HYPER] = training.make_hyper_optimizer(hyper)
+        optimizers[HYPER] = training.make_hyper_optimizer(hyper, hyper_steps=hyper_steps)
     return Stepper(optimizers, {name: schedule for name, schedule in schedules.items() if schedule is not None})
 
 

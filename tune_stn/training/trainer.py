@@ -23,7 +23,7 @@ from tune_stn.training.divergence import Restarts, why_diverged
 from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
-from tune_stn.training.objectives import training_loss, validation_loss
+from tune_stn.training.objectives import clean_loss, training_loss, validation_loss
 from tune_stn.training.replay import Replay
 from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
@@ -85,7 +85,8 @@ class Trainer:
         self.model = make_network(task, rule, start=self.hp, seed=seed).to(self.device)
         self.meter = make_meter(task, self.model, self.splits.train)
         self.forward = Forward(task, self.model)
-        self.stepper = make_stepper(self.model, task.training)
+        steps_per_epoch = self.splits.train.steps(task.training.batch_size)
+        self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
         if task.training.cuda_graphs and self.device.type == "cuda":
             self.record_steps()
         self.rule = rule(
@@ -93,6 +94,8 @@ class Trainer:
                 model=self.model,
                 training_loss=partial(training_loss, self.forward),
                 validation_loss=partial(validation_loss, self.forward),
+                clean_loss=partial(clean_loss, self.forward),
+                steps=task.training.epochs * steps_per_epoch,
                 stepper=self.stepper,
                 training=task.training,
                 meter=self.meter,

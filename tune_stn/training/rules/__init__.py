@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 
+from tune_stn.training.rules.auto import Auto
 from tune_stn.training.rules.delta_stn import DeltaSTN
 from tune_stn.training.rules.fixed import Fixed
+from tune_stn.training.rules.progress_ratio import ProgressRatio
 from tune_stn.training.rules.rule import Rule, Tools
 from tune_stn.training.rules.stn import STN
 
-RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Fixed, STN, DeltaSTN)}
+RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Auto, STN, DeltaSTN, ProgressRatio, Fixed)}
 
 __all__ = ["RULES", "Rule", "Tools", "get_rule"]
 

@@ -26,6 +26,8 @@ class Tools:
         model: The network with its hyperparameters, which draws the samples.
         training_loss: The training objective f of a batch at a sample.
         validation_loss: The validation objective F of a batch at a sample.
+        clean_loss: The validation objective as it is on training batches too, at any weights.
+        steps: The training steps of the whole run.
         stepper: The optimizers of the groups "base", "response" and "hyper".
         training: The settings of the run.
         meter: The meter, which a rule charges for each kind of step: "train", "response" or "hyper".
@@ -34,6 +36,8 @@ class Tools:
     model: SelfTuningModel
     training_loss: Objective
     validation_loss: Objective
+    clean_loss: Objective
+    steps: int
     stepper: Stepper
     training: Training
     meter: CostMeter
@@ -65,6 +69,8 @@ class Rule(Protocol):
     model: SelfTuningModel
     training_loss: Objective
     validation_loss: Objective
+    clean_loss: Objective
+    steps: int
     stepper: Stepper
     training: Training
     meter: CostMeter
@@ -72,6 +78,7 @@ class Rule(Protocol):
     def __init__(self, tools: Tools) -> None:
         self.model = tools.model
         self.training_loss, self.validation_loss = tools.training_loss, tools.validation_loss
+        self.clean_loss, self.steps = tools.clean_loss, tools.steps
         self.stepper = tools.stepper
         self.training = tools.training
         self.meter = tools.meter

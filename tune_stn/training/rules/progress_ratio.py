@@ -1,0 +1,154 @@
+"""One number for all hyperparameters: how much regularisation there is, set by what validation gains of what training
+gains. No response, no gradient with respect to a hyperparameter; side by side in docs/algorithms.md.
+
+Two running averages of the weights, a fast and a slow one, say what the last part of training has brought. Where it
+brings validation as much as training, the network learns what generalises, and less regularisation lets it learn more.
+Where it brings validation less, the network has begun to learn its examples by heart: long before the validation loss
+turns, at a time when the gradient of that loss sees nothing to gain (experiments/rules.py, experiments/results/rules).
+
+All time constants are shares of the run, so that a run ten times as long does the same, ten times as slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tune_stn.data.batches import Batch
+from tune_stn.nn.response import ResponseSize
+from tune_stn.training.rules.rule import Rule, Tools
+
+# The averages of the weights look back over these shares of the run's training steps.
+FAST, SLOW = 0.02, 0.07
+# The gains are averaged over the first share of the run's measurements, and in units of their size over the second.
+SMOOTHED, SCALED = 0.02, 0.1
+# Validation is to gain this share of what training gains.
+TARGET = 0.9
+# A shortfall of half of what training gains asks for full speed.
+GAIN = 2.0
+# Training steps between measurements, at least: four forward passes then cost a quarter of a plain step for each step.
+EVERY = 5
+# A mean speed of a third crosses a domain, from a twentieth to nineteen twentieths of it, in one run.
+SPEED = 3.0
+
+
+class ProgressRatio(Rule):
+    """Every raw coordinate moves by the same step, up where validation gains less than its share."""
+
+    name = "progress-ratio"
+    tunes = True
+    centred = True
+    response: ClassVar[ResponseSize | None] = None
+    why = ""
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        weights = self.stepper.parameters("base")
+        self.fast = [weight.detach().clone() for weight in weights]
+        self.slow = [weight.detach().clone() for weight in weights]
+        self.measured = 0
+        self.since = 0
+        self.gains = torch.zeros(2)  # of validation and of training, from the slow average to the fast one
+        self.size = 0.0  # mean square of the gains
+        self.batch: Batch | None = None
+
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
+        """f(lambda + eps, w), in parts of the batch; eps drawn for each example."""
+        sample = self.model.perturbed_sample(len(batch)) if self.training.base_noise else self.hyper.constant_sample()
+        for part, share in batch.parts(self.training.accumulate):
+            yield share * self.training_loss(part, sample.rows(part.rows))
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """w <- w - alpha d/dw f(lambda + eps, w), and the averages follow."""
+        with self.meter.step("train"):
+            loss = self.stepper.backward(self.losses, batch, to=("base",), clip_norm=self.training.clip_norm)
+            self.stepper.step("base")
+        weights = [weight.detach() for weight in self.stepper.parameters("base")]
+        torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
+        torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
+        self.batch = batch
+        self.since += 1
+        return loss
+
+    def hyper_step(self, batch: Batch) -> None:
+        """lambda <- lambda + speed * pressure * direction"""
+        if self.since < EVERY:
+            return
+        self.since = 0
+        assert self.batch is not None
+        with self.meter.step("hyper"), torch.no_grad():
+            pressure = self.pressure(batch, self.batch)
+            with self.hyper.within_domains(relative=False):
+                self.hyper.raw.add_(self.speed * pressure * self.direction(self.batch))
+
+    def pressure(self, valid: Batch, train: Batch) -> float:
+        """How much more regularisation is asked for, from -1 to 1.
+
+        With the gains v of validation and t of training, in units of their recent size:
+        where training goes on (t > 0), `TARGET * t - v`, of which v counts as t at most: chance alone lets validation
+        gain more. Where training is undone (t < 0), v itself: regularisation that costs validation is too much.
+        """
+        with self.at(self.fast):
+            after = torch.stack([self.clean(valid), self.clean(train.unread())])
+        with self.at(self.slow):
+            before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
+        gains = (before - after).float().cpu()
+        self.measured += 1
+        keep = 1 - 1 / self.window(SMOOTHED, self.measurements)
+        self.gains = torch.lerp(gains, self.gains, keep)
+        keep_size = 1 - 1 / self.window(SCALED, self.measurements)
+        self.size += (1 - keep_size) * (float(gains.square().mean()) - self.size)
+        size = math.sqrt(self.size / (1 - keep_size**self.measured)) + torch.finfo(torch.float32).tiny
+        v, t = (float(gain) / (1 - keep**self.measured) / size for gain in self.gains)
+        gained = min(v, t) if t > 0 else v
+        onward = max(-1.0, min(1.0, 3 * t))  # where training stands still, its sign is chance
+        asked = TARGET * max(t, 0.0) - gained * onward
+        return max(-1.0, min(1.0, GAIN * asked))
+
+    def direction(self, batch: Batch) -> Tensor:
+        """The relative steps of the raw coordinates, shape `(n,)`, from 0 to 1: here all the same."""
+        return torch.ones_like(self.hyper.raw)
+
+    def clean(self, batch: Batch) -> Tensor:
+        """The loss without any regularisation."""
+        return self.clean_loss(batch, self.hyper.constant_sample())
+
+    @contextmanager
+    def at(self, average: list[Tensor]) -> Iterator[None]:
+        """Inside the block, the network has these weights."""
+        weights = [weight.data for weight in self.stepper.parameters("base")]
+        own = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(weights, own)
+
+    @property
+    def measurements(self) -> int:
+        """Measurements of the whole run."""
+        return max(1, self.steps // max(EVERY, self.training.train_steps))
+
+    @property
+    def speed(self) -> float:
+        """Largest step of a raw coordinate."""
+        return SPEED * self.training.step_size(self.measurements)
+
+    @staticmethod
+    def window(share: float, of: int) -> float:
+        """Length of a running average, 1 or more."""
+        return max(1.0, share * of)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("fast", "slow", "measured", "since", "gains", "size")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("fast", "slow"):
+            torch._foreach_copy_(getattr(self, name), state[name])
+        for name in ("measured", "since", "gains", "size"):
+            setattr(self, name, state[name])
