@@ -78,7 +78,7 @@ CIFAR |= {"lr_schedule_args": {}}
 PTB = {"hidden": 64, "train_tokens": 15_000, "valid_tokens": 5_000, "test_tokens": 5_000, "vocabulary": 1_000}
 SETTINGS: Mapping[str, Setting] = {
     "digits": Setting("digits-mlp", lrs=(0.025, 0.05, 0.1, 0.2, 0.4)),
-    "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)),
+    "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)),
     "mlp-affine": Setting("fashion-mnist-mlp", MLP | {"affine": True}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)),
     "mlp-2560": Setting(
         "fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)
@@ -147,7 +147,7 @@ def main() -> None:
     seeds = 1 if arguments.smoke_test else arguments.seeds
     common = {name: json.loads(value) for name, _, value in (given.partition("=") for given in arguments.set)}
     arguments.results.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         for name in chosen:
             file = arguments.results / f"{name}.parquet"
             done = (
