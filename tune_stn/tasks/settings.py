@@ -67,8 +67,6 @@ class Training:
         tune_scales: whether the scales are tuned by the hyper-step, or stay.
         entropy_weight: weight tau of the entropy of the perturbation in the hyper-step's loss.
         response_share: share of a batch that a response step of Delta-STN uses.
-        base_noise: whether `auto` and `progress-ratio` train the weights at perturbed hyperparameters, drawn for each
-            example, or at the mean.
         response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
             algorithm.
         response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has
@@ -108,7 +106,6 @@ class Training:
     tune_scales: bool = True
     entropy_weight: float = 1e-3
     response_share: float = 1.0
-    base_noise: bool = True
     response: Literal["auto"] | ResponseSize | Mapping[str, ResponseSize | None] = "auto"
     response_origin: float | None = -3.0
     shrink_gates: bool = True
@@ -136,7 +133,6 @@ class Training:
             "cuda_graphs",
             "relative_hyper_lr",
             "keep_best",
-            "base_noise",
             "shrink_gates",
         ):
             if not isinstance(getattr(self, name), bool):

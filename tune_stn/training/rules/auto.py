@@ -22,7 +22,7 @@ from tune_stn.training.rules.rule import Tools
 # A dose is the difference between raw coordinates so far above and below the present one.
 DISTANCE = 0.5
 # Share of a batch on which it is measured, and how much of a new measurement enters the average.
-SHARE, RATE = 0.5, 0.1
+SHARE, RATE = 0.25, 0.1
 
 
 class Auto(ProgressRatio):

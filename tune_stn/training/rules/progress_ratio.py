@@ -1,6 +1,9 @@
 """One number for all hyperparameters: how much regularisation there is, set by what validation gains of what training
 gains. No response, no gradient with respect to a hyperparameter; side by side in docs/algorithms.md.
 
+The weights train as those of a plain network do, at the present values. So a placebo changes nothing, a run without
+hyper-steps is a plain run, and its schedule replayed on a plain network is the run itself, to the last bit.
+
 Two running averages of the weights, a fast and a slow one, say what the last part of training has brought. Where it
 brings validation as much as training, the network learns what generalises, and less regularisation lets it learn more.
 Where it brings validation less, the network has begun to learn its examples by heart: long before the validation loss
@@ -14,22 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tune_stn.data.batches import Batch
-from tune_stn.nn.response import ResponseSize
-from tune_stn.training.rules.rule import Rule, Tools
+from tune_stn.training.rules.fixed import Fixed
+from tune_stn.training.rules.rule import Tools
 
 # The averages of the weights look back over these shares of the run's training steps.
 FAST, SLOW = 0.02, 0.07
 # The gains are averaged over the first share of the run's measurements, and in units of their size over the second.
 SMOOTHED, SCALED = 0.02, 0.1
-# Validation is to gain this share of what training gains.
-TARGET = 0.9
-# A shortfall of half of what training gains asks for full speed.
+# Validation is to gain this share of what training gains, each in proportion to its loss.
+TARGET = 0.8
+# A shortfall by half of the recent size of the gains asks for full speed.
 GAIN = 2.0
 # Training steps between measurements, at least: four forward passes then cost a quarter of a plain step for each step.
 EVERY = 5
@@ -37,14 +40,11 @@ EVERY = 5
 SPEED = 3.0
 
 
-class ProgressRatio(Rule):
+class ProgressRatio(Fixed):
     """Every raw coordinate moves by the same step, up where validation gains less than its share."""
 
     name = "progress-ratio"
     tunes = True
-    centred = True
-    response: ClassVar[ResponseSize | None] = None
-    why = ""
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
@@ -57,17 +57,9 @@ class ProgressRatio(Rule):
         self.size = 0.0  # mean square of the gains
         self.batch: Batch | None = None
 
-    def losses(self, batch: Batch) -> Iterator[Tensor]:
-        """f(lambda + eps, w), in parts of the batch; eps drawn for each example."""
-        sample = self.model.perturbed_sample(len(batch)) if self.training.base_noise else self.hyper.constant_sample()
-        for part, share in batch.parts(self.training.accumulate):
-            yield share * self.training_loss(part, sample.rows(part.rows))
-
     def train_step(self, batch: Batch) -> Tensor:
-        """w <- w - alpha d/dw f(lambda + eps, w), and the averages follow."""
-        with self.meter.step("train"):
-            loss = self.stepper.backward(self.losses, batch, to=("base",), clip_norm=self.training.clip_norm)
-            self.stepper.step("base")
+        """w <- w - alpha d/dw f(lambda, w), the step of a plain network; and the averages follow."""
+        loss = super().train_step(batch)
         weights = [weight.detach() for weight in self.stepper.parameters("base")]
         torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
         torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
@@ -89,15 +81,17 @@ class ProgressRatio(Rule):
     def pressure(self, valid: Batch, train: Batch) -> float:
         """How much more regularisation is asked for, from -1 to 1.
 
-        With the gains v of validation and t of training, in units of their recent size:
-        where training goes on (t > 0), `TARGET * t - v`, of which v counts as t at most: chance alone lets validation
-        gain more. Where training is undone (t < 0), v itself: regularisation that costs validation is too much.
+        A gain is the fall of a loss from the slow average to the fast one, in proportion to that loss: so it tells
+        learning by heart even where the training loss is next to nothing. With the gains v of validation and t of
+        training, in units of their recent size: where training goes on (t > 0), `TARGET * t - v`, of which v counts as
+        t at most, as validation gains more by chance alone. Where training is undone (t < 0), v itself: regularisation
+        that costs validation is too much.
         """
         with self.at(self.fast):
             after = torch.stack([self.clean(valid), self.clean(train.unread())])
         with self.at(self.slow):
             before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
-        gains = (before - after).float().cpu()
+        gains = (2 * (before - after) / (before.abs() + after.abs())).float().cpu()
         self.measured += 1
         keep = 1 - 1 / self.window(SMOOTHED, self.measurements)
         self.gains = torch.lerp(gains, self.gains, keep)
