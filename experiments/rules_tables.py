@@ -1,0 +1,716 @@
+"""The tables and the picture of the update rules, from what experiments/rules.py wrote.
+
+It reads experiments/results/rules/SETTING.parquet and writes README.md and curves.png beside them; the tables go to the
+terminal too. An arm that was not run is named as such.
+
+    python experiments/rules_tables.py
+    python experiments/rules_tables.py --smoke-test   # trains the smoke runs of rules.py first, in a new folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from readme import markdown
+from rules import RANDOM, RESULTS, RULES, SETTINGS
+
+from tune_stn.study.statistics import PairedDifference, mean_interval, paired_difference
+
+SEARCHED = 16  # random settings that a rule is held to
+COST, REPLAYED, FROZEN, P, PLACEBO = 1.4, 0.7, 0.2, 0.05, 0.003  # the demands
+ROUNDING = 1e-9
+NOT_RUN, NO_GAIN = "not run", "no gain"
+MARK = "†"
+SMOKE_ARMS = "plain,auto,auto/frozen,progress-ratio,random,lr,placebo"
+TRIED = (
+    "Gates by tanh and by exp in place of the sigmoid, for STN: a loss higher by .028 and .024 than the sigmoid's "
+    "(digits, lr .03, 10 seeds, paired).",
+    "Antithetic noise on the hyperparameters of a batch: +.005; half of the rows at the mean: +.001; one at a time: "
+    "+.005 (digits, lr .03, 10 seeds, paired against STN's gates).",
+)
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: The heading.
+        about: What the table shows, in a sentence or two.
+        header: The names of the columns.
+        rows: The cells, one list for each row.
+        notes: What a reader must know beside the cells.
+    """
+
+    title: str
+    about: str
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `auto` gains on a setting, and which demands it fails.
+
+    Attributes:
+        cost: The cost of a run of `auto`, in plain runs.
+        search: `auto` minus the best of the random settings, over the seeds that have both.
+        progress: `auto` minus `progress-ratio`, over the seeds that have both.
+        shares: The share of the gain over plain that a control has; None where it was not run, NaN without a gain.
+        fails: The demands that fail, in words.
+        missing: What a demand needs and was not run.
+    """
+
+    cost: float
+    search: PairedDifference | None
+    progress: PairedDifference | None
+    shares: Mapping[str, float | None]
+    fails: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        fails = [f"no: {'; '.join(self.fails)}"] if self.fails else []
+        missing = [f"open, not run: {', '.join(self.missing)}"] if self.missing else []
+        return "; ".join(fails + missing) or "yes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--smoke-test", action="store_true")
+    arguments = parser.parse_args()
+    results = arguments.results or (Path(tempfile.mkdtemp()) if arguments.smoke_test else RESULTS)
+    if arguments.smoke_test:
+        script = Path(__file__).with_name("rules.py")
+        options = ["--smoke-test", "--results", str(results), "--arms", SMOKE_ARMS]
+        subprocess.run([sys.executable, str(script), *options], check=True)
+    tables = load(results)
+    curves = draw(tables)
+    if curves is not None:
+        curves.savefig(results / "curves.png", dpi=110)
+    parts = sections(tables)
+    (results / "README.md").write_text(page(parts, tables, curves is not None))
+    print("\n\n".join(text(part) for part in parts))
+
+
+def load(results: Path) -> dict[str, pd.DataFrame]:
+    """The runs of each setting, those of `rules.SETTINGS` first and in its order.
+
+    Args:
+        results: The folder of the Parquet files.
+
+    Raises:
+        SystemExit: There is no file, or a file has two runs of one arm and seed.
+    """
+    found = {file.stem: file for file in sorted(results.glob("*.parquet"))}
+    if not found:
+        raise SystemExit(f"{results} holds no *.parquet: run experiments/rules.py first")
+    tables = {}
+    for name in [*(name for name in SETTINGS if name in found), *(name for name in found if name not in SETTINGS)]:
+        table = pd.read_parquet(found[name]).sort_values("seed")
+        twice = table[table.duplicated(["arm", "seed"])]
+        if len(twice):
+            raise SystemExit(f"{found[name]}: {twice['arm'].iloc[0]}, seed {twice['seed'].iloc[0]} is there twice")
+        tables[name] = table
+    return tables
+
+
+# Figures
+
+
+def by_seed(table: pd.DataFrame, arm: str, column: str = "val_loss") -> pd.Series[float]:
+    """A column of an arm, one value for each seed; a loss that is not a number is infinite."""
+    return table[table["arm"] == arm].set_index("seed")[column].astype(float).fillna(math.inf)
+
+
+def of_random(table: pd.DataFrame, count: int) -> dict[int, pd.DataFrame]:
+    """The runs at the first random settings, for each seed that has them all.
+
+    Args:
+        table: The runs of a setting.
+        count: How many of the random settings; the first ones count.
+    """
+    runs = table[table["arm"].isin([f"random-{number}" for number in range(count)])]
+    runs = runs.assign(val_loss=runs["val_loss"].fillna(math.inf))
+    return {int(seed): one for seed, one in runs.groupby("seed") if len(one) == count}
+
+
+def best_of(table: pd.DataFrame, count: int, column: str = "val_loss") -> pd.Series[float]:
+    """A column of the random run of least validation loss, for each seed that has all of them.
+
+    Args:
+        table: The runs of a setting.
+        count: How many of the random settings; the first ones count.
+        column: The column to read at the best run.
+    """
+    best = {seed: float(runs.loc[runs["val_loss"].idxmin(), column]) for seed, runs in of_random(table, count).items()}
+    return pd.Series(best, dtype=float)
+
+
+def together(*series: pd.Series[float]) -> list[pd.Series[float]]:
+    """The same series at the seeds at which all of them have a finite value."""
+    frame = pd.concat(series, axis=1, join="inner")
+    frame = frame[np.isfinite(frame).all(axis=1)].sort_index()
+    return [frame.iloc[:, column] for column in range(frame.shape[1])]
+
+
+def share(plain: pd.Series[float], auto: pd.Series[float], other: pd.Series[float]) -> float | None:
+    """The share of the gain of `auto` over plain that another arm has, of the means over common seeds.
+
+    Args:
+        plain: The losses of the plain network, by seed.
+        auto: The losses of the rule.
+        other: The losses of the control.
+
+    Returns:
+        None without a common seed, NaN where `auto` gains nothing there.
+    """
+    plain, auto, other = together(plain, auto, other)
+    if not len(plain):
+        return None
+    gain = plain.mean() - auto.mean()
+    return float((plain.mean() - other.mean()) / gain) if gain > 0 else math.nan
+
+
+def difference(a: pd.Series[float], b: pd.Series[float]) -> PairedDifference | None:
+    """The paired difference `a - b` over common seeds, None without any."""
+    a, b = together(a, b)
+    return paired_difference(a, b) if len(a) else None
+
+
+def judge(table: pd.DataFrame) -> Verdict | None:
+    """Hold `auto` to the demands; None where it was not run.
+
+    Args:
+        table: The runs of a setting.
+    """
+    plain, auto = by_seed(table, "plain"), by_seed(table, "auto")
+    if not len(auto):
+        return None
+    fails, missing = [], []
+    lost = int((~np.isfinite(auto)).sum())
+    if lost:
+        fails.append(f"no loss at {lost} seed(s)")
+    cost = relative_cost(table, "auto")
+    if cost > COST + ROUNDING:
+        fails.append(f"cost {cost:.2f} > {COST}")
+    search = difference(auto, best_of(table, SEARCHED))
+    if search is None:
+        missing.append(f"{SEARCHED} random")
+    elif search.mean > 0:
+        fails.append(f"above the best of {SEARCHED} ({search.mean:+.4f}, {p_value(search)})")
+    elif search.p_value >= P:
+        few = f", {search.n} seeds cannot give less" if 2 / 2**search.n >= P else ""
+        fails.append(f"not told from the best of {SEARCHED} ({p_value(search)}{few})")
+    names = ("replayed", "last", "frozen")
+    shares = {name: share(plain, auto, by_seed(table, f"auto/{name}")) for name in names}
+    both = together(plain, auto)
+    if not len(both[0]):
+        missing.append("plain")
+    elif both[0].mean() <= both[1].mean():
+        fails.append("no gain over plain")
+    for name, value in shares.items():
+        if name != "last" and value is None and len(both[0]):
+            missing.append(f"auto/{name}")
+        elif name != "last" and value is not None and math.isnan(value) and both[0].mean() > both[1].mean():
+            fails.append(f"{name}: no gain at the seeds it has")
+    replayed, frozen = shares["replayed"], shares["frozen"]
+    if replayed is not None and replayed < REPLAYED - ROUNDING:
+        fails.append(f"replay keeps {percent(replayed)}")
+    if frozen is not None and frozen > FROZEN + ROUNDING:
+        fails.append(f"frozen has {percent(frozen)}")
+    progress = difference(auto, by_seed(table, "progress-ratio"))
+    if progress is None:
+        missing.append("progress-ratio")
+    elif progress.p_value >= P:
+        fails.append(f"not told from progress-ratio ({p_value(progress)})")
+    elif progress.mean > 0:
+        fails.append(f"worse than progress-ratio ({p_value(progress)})")
+    return Verdict(cost, search, progress, shares, tuple(fails), tuple(missing))
+
+
+def relative_cost(table: pd.DataFrame, arm: str) -> float:
+    """The mean cost of a run of an arm, in plain runs of as many epochs."""
+    runs = table[table["arm"] == arm]
+    return float((runs["cost"] / runs["epochs"]).mean())
+
+
+# Sections
+
+
+def sections(tables: Tables) -> list[Section]:
+    makers = (losses, demands, learning_rates, placebos, starts, hyper_lrs, oracle, provenance)
+    return [make(tables) for make in makers]
+
+
+def losses(tables: Tables) -> Section:
+    """What each arm reaches."""
+    made = Section(
+        "Losses",
+        "Mean over seeds of the validation loss at the best epoch, in brackets the test loss at that epoch. Cost: in "
+        f"plain runs. Best of {SEARCHED} and the oracle: for each seed the random setting of least validation loss, of "
+        f"the first {SEARCHED} and of all {RANDOM}, held over a whole run each. `{MARK}`: a lower validation loss than "
+        "plain's, a higher test loss.",
+        ["setting", "seeds", "plain, start values", "auto", "cost of auto", f"best of {SEARCHED} random"],
+    )
+    made.header += [f"oracle, best of {RANDOM}", "progress-ratio", "stn", "delta-stn"]
+    for name in every(tables):
+        if name not in tables:
+            made.rows.append([name, "0", *[NOT_RUN] * (len(made.header) - 2)])
+            continue
+        table = tables[name]
+        plain, auto = by_seed(table, "plain"), by_seed(table, "auto")
+        shared = plain.index.intersection(auto.index) if len(plain) and len(auto) else plain.index.union(auto.index)
+        pairs = {arm: (by_seed(table, arm), by_seed(table, arm, "test_loss")) for arm in ("plain", *RULES)}
+        for count in (SEARCHED, RANDOM):
+            pairs[f"{count}"] = (best_of(table, count), best_of(table, count, "test_loss"))
+        order = ("plain", "auto", "cost", str(SEARCHED), str(RANDOM), "progress-ratio", "stn", "delta-stn")
+        cells = {arm: both_losses(*pair, shared, pairs["plain"]) for arm, pair in pairs.items()}
+        cells["cost"] = f"{relative_cost(table, 'auto'):.2f}" if len(auto) else NOT_RUN
+        made.rows.append([name, str(len(shared)), *(cells[arm] for arm in order)])
+        made.notes += warnings(name, table, shared)
+    return made
+
+
+def both_losses(
+    val: pd.Series[float],
+    test: pd.Series[float],
+    seeds: pd.Index[int],
+    plain: tuple[pd.Series[float], pd.Series[float]],
+) -> str:
+    """A cell of validation and test loss.
+
+    Args:
+        val: The validation losses by seed.
+        test: The test losses by seed.
+        seeds: The seeds that count, or none for all that there are.
+        plain: The losses of the plain network, to mark a gain that the test loss does not have.
+    """
+    kept = val.index.intersection(seeds) if len(seeds) else val.index
+    if not len(kept):
+        return NOT_RUN
+    fewer = "" if len(kept) == len(seeds) else f", {len(kept)} seeds"
+    return f"{val[kept].mean():.4f} ({test[kept].mean():.4f}){mark(val, test, *plain)}{fewer}"
+
+
+def mark(
+    val: pd.Series[float], test: pd.Series[float], other_val: pd.Series[float], other_test: pd.Series[float]
+) -> str:
+    """The mark of a lower validation loss with a higher test loss than another arm's, over common seeds."""
+    val, test, other_val, other_test = together(val, test, other_val, other_test)
+    return MARK if len(val) and val.mean() < other_val.mean() and test.mean() > other_test.mean() else ""
+
+
+def warnings(name: str, table: pd.DataFrame, shared: pd.Index[int]) -> list[str]:
+    """What makes the arms of a setting less alike than a row of a table says.
+
+    Args:
+        name: The name of the setting.
+        table: Its runs.
+        shared: The seeds that its row counts.
+    """
+    notes = []
+    if name not in SETTINGS:
+        notes.append(f"{name}: no setting of `rules.py` has that name.")
+    main = table[table["arm"].isin(["plain", *RULES]) | table["arm"].str.fullmatch(r"random-\d+|.+/.+")]
+    for column in ("lr", "epochs"):
+        values = sorted(main[column].unique())
+        if len(values) > 1:
+            notes.append(f"{name}: arms differ in `{column}`: {', '.join(f'{value:g}' for value in values)}.")
+    for arm in RULES:
+        commits = table[table["arm"] == arm]["commit"].unique()
+        if len(commits) > 1:
+            notes.append(f"{name}: the runs of {arm} are of several commits: {', '.join(c[:8] for c in commits)}.")
+    changed = {text for text in main[~main["arm"].str.endswith("/frozen")]["changes"] if json.loads(text)}
+    if changed:
+        notes.append(f"{name}: some runs have other settings: {'; '.join(sorted(changed))}.")
+    alone = sorted({*by_seed(table, "plain").index, *by_seed(table, "auto").index} - set(shared))
+    if alone:
+        notes.append(f"{name}: plain or auto was not run at seed {numbers(alone)}; the row leaves these seeds out.")
+    random = table[table["arm"].str.fullmatch(r"random-\d+")].groupby("seed").size()
+    short = random[random < RANDOM]
+    if len(short):
+        counts = ", ".join(f"seed {seed} has {count}" for seed, count in short.items())
+        notes.append(f"{name}: not all {RANDOM} random settings were run: {counts}.")
+    gone = main[main["diverged"] != ""].groupby("arm").size()
+    if len(gone):
+        one = gone[~gone.index.str.startswith("random-")]
+        counts = [f"{count} of {arm}" for arm, count in one.items()]
+        counts += [f"{gone.sum() - one.sum()} of random"] if gone.sum() > one.sum() else []
+        notes.append(f"{name}: diverged runs: {', '.join(counts)}.")
+    return notes
+
+
+def demands(tables: Tables) -> Section:
+    """Whether `auto` holds what it must."""
+    made = Section(
+        "What the gain is made of",
+        "Differences of validation losses, paired by seed, with 95 % intervals and sign-flip p. Shares: (plain - arm) "
+        "/ (plain - auto) of the means over common seeds. The demands: a run costs at most "
+        f"{COST} plain runs; its loss is below the best of {SEARCHED} random settings (p < {P}); the replayed schedule "
+        f"keeps at least {percent(REPLAYED)} of the gain over plain; the frozen arm has at most {percent(FROZEN)}; "
+        f"it is better than progress-ratio (p < {P}). `{MARK}`: the validation loss is lower, the test loss higher.",
+        ["setting", "seeds", "cost", "auto minus plain", f"auto minus best of {SEARCHED}", "replay keeps"],
+    )
+    made.header += ["last values keep", "frozen has", "auto minus progress-ratio", "holds?"]
+    held = []
+    for name in every(tables):
+        verdict = judge(tables[name]) if name in tables else None
+        if verdict is None:
+            made.rows.append([name, "0", *[NOT_RUN] * (len(made.header) - 2)])
+            continue
+        table = tables[name]
+        pair = by_seed(table, "auto"), by_seed(table, "auto", "test_loss")
+        others = {arm: (by_seed(table, arm), by_seed(table, arm, "test_loss")) for arm in ("plain", "progress-ratio")}
+        others["search"] = best_of(table, SEARCHED), best_of(table, SEARCHED, "test_loss")
+        count = len(pair[0])
+        cells = {arm: paired(difference(pair[0], b[0]), count) + mark(*pair, *b) for arm, b in others.items()}
+        shares = []
+        for control in ("replayed", "last", "frozen"):
+            has = len(together(others["plain"][0], pair[0], by_seed(table, f"auto/{control}"))[0])
+            shares.append(percent(verdict.shares[control]) + (f", {has} seeds" if 0 < has < count else ""))
+        row = [name, str(count), f"{verdict.cost:.2f}", cells["plain"], cells["search"], *shares]
+        made.rows.append([*row, cells["progress-ratio"], verdict.words])
+        held.append(verdict.words == "yes")
+    made.notes.append(f"All demands hold on {sum(held)} of {len(SETTINGS)} settings; {len(held)} have runs of auto.")
+    return made
+
+
+def learning_rates(tables: Tables) -> Section:
+    """The plain network at several learning rates."""
+    made = Section(
+        "Learning rate of the plain network",
+        "Mean validation loss at the start values over the seeds that all rates of the setting have; the best in bold.",
+        ["setting", "lr", "val. loss [95 %]", "test loss", "seeds", "diverged", ""],
+    )
+    for name, table in tables.items():
+        rates = sorted((arm for arm in table["arm"].unique() if arm.startswith("lr-")), key=lambda arm: float(arm[3:]))
+        if not rates:
+            continue
+        runs = {arm: table[table["arm"] == arm].set_index("seed") for arm in rates}
+        seeds = sorted(set.intersection(*(set(run.index) for run in runs.values())))
+        if not seeds:
+            made.notes.append(f"{name}: no seed has all rates.")
+        means = {arm: by_seed(table, arm).reindex(seeds or run.index).mean() for arm, run in runs.items()}
+        best = min(means, key=lambda arm: means[arm])
+        used = table[table["arm"].isin(["plain", "auto"])]["lr"].unique()
+        for arm, run in runs.items():
+            loss = spread(by_seed(table, arm).reindex(seeds or run.index))
+            remarks = ["the other tables' rate"] if np.isclose(used, float(arm[3:])).any() else []
+            remarks += ["the best is at the end of the sweep"] if arm == best and arm in (rates[0], rates[-1]) else []
+            cells = [
+                f"**{loss}**" if arm == best else loss,
+                f"{run['test_loss'].reindex(seeds or run.index).mean():.4f}",
+            ]
+            diverged = str((run["diverged"] != "").sum())
+            made.rows.append([name, arm[3:], *cells, str(len(seeds or run)), diverged, "; ".join(remarks)])
+        for rate in used:
+            if not np.isclose(rate, float(best[3:])):
+                made.notes.append(
+                    f"{name}: the other tables' arms train at {rate:g}, which is not the best of the sweep."
+                )
+    return with_missing(made, tables)
+
+
+def placebos(tables: Tables) -> Section:
+    """Hyperparameters without effect."""
+    made = Section(
+        "Placebo",
+        "Plain and auto where no hyperparameter has an effect: auto must not gain. Within: the interval of the paired "
+        f"difference has 0 in it, and the mean difference is at most {PLACEBO} either way.",
+        ["setting", "seeds", "plain", "auto", "auto minus plain [95 %]", "within?"],
+    )
+    for name, table in tables.items():
+        plain, auto = (by_seed(table, f"placebo-{arm}") for arm in ("plain", "auto"))
+        found = difference(auto, plain)
+        if found is None:
+            continue
+        plain, auto = together(plain, auto)
+        fails = [] if abs(found.mean) <= PLACEBO + ROUNDING else [f"above {PLACEBO}"]
+        if math.isnan(found.low):
+            fails.append("too few seeds for an interval")
+        elif not found.low <= 0 <= found.high:
+            fails.append("0 is outside the interval")
+        cells = [str(found.n), f"{plain.mean():.4f}", f"{auto.mean():.4f}", paired(found)]
+        made.rows.append([name, *cells, f"no: {'; '.join(fails)}" if fails else "yes"])
+    return with_missing(made, tables)
+
+
+def starts(tables: Tables) -> Section:
+    """`auto` from random start values."""
+    made = Section(
+        "Start values",
+        "auto at seed 0 from random start values, and the plain network with the same values held from start to end.",
+        ["setting", "starts", "auto, median", "auto, worst", "auto from the task's start", "diverged", "restarts"],
+    )
+    made.header += ["held, median", "held, worst", "auto is better at"]
+    for name, table in tables.items():
+        runs = table[table["arm"].str.fullmatch(r"starts-\d+")]
+        if not len(runs):
+            continue
+        loss = runs.set_index(runs["arm"].str.partition("-")[2])["val_loss"].fillna(math.inf)
+        held = table[table["arm"].str.fullmatch(r"random-\d+") & (table["seed"] == 0)]
+        held = held.set_index(held["arm"].str.partition("-")[2])["val_loss"].fillna(math.inf)
+        held = held[held.index.intersection(loss.index)]
+        usual = by_seed(table, "auto").reindex([0]).iloc[0]
+        cells = [str(len(runs)), f"{loss.median():.4f}", f"{loss.max():.4f}"]
+        cells += [NOT_RUN if math.isnan(usual) else f"{usual:.4f}"]
+        cells += [str((runs["diverged"] != "").sum()), str(runs["restarts"].sum())]
+        better = f"{(loss[held.index] < held).sum()} of {len(held)}"
+        cells += [f"{held.median():.4f}", f"{held.max():.4f}", better] if len(held) else [NOT_RUN] * 3
+        made.rows.append([name, *cells])
+    return with_missing(made, tables)
+
+
+def hyper_lrs(tables: Tables) -> Section:
+    """`auto` at fixed step sizes and the automatic one."""
+    made = Section(
+        "Step size of the hyperparameters",
+        "auto at fixed step sizes and at the automatic one; the best of each length in bold.",
+        [
+            "setting",
+            "hyper_lr",
+            "other changes",
+            "epochs",
+            "val. loss [95 %]",
+            "test loss",
+            "seeds",
+            "cost",
+            "diverged",
+        ],
+    )
+    for name, table in tables.items():
+        runs = table[table["arm"].str.startswith("hyper-lr-")].copy()
+        if not len(runs):
+            continue
+        changes = runs["changes"].map(json.loads)
+        runs["hyper_lr"] = [str(one.get("hyper_lr", arm[9:])) for one, arm in zip(changes, runs["arm"], strict=True)]
+        rest = [{key: value for key, value in one.items() if key != "hyper_lr"} for one in changes]
+        runs["rest"] = [", ".join(f"{key}={value}" for key, value in sorted(one.items())) for one in rest]
+        for (other, epochs), alike in runs.groupby(["rest", "epochs"]):
+            groups = {str(key): group for key, group in alike.groupby("hyper_lr")}
+            means = {key: group["val_loss"].fillna(math.inf).mean() for key, group in groups.items()}
+            best = min(means, key=lambda key: means[key])
+            for key in sorted(groups, key=lambda key: (key == "auto", key)):
+                group = groups[key]
+                loss = spread(group["val_loss"].fillna(math.inf))
+                cells = [f"**{loss}**" if key == best else loss, f"{group['test_loss'].mean():.4f}", str(len(group))]
+                cells += [f"{(group['cost'] / group['epochs']).mean():.2f}", str((group["diverged"] != "").sum())]
+                made.rows.append([name, key, str(other), str(epochs), *cells])
+    return with_missing(made, tables)
+
+
+def oracle(tables: Tables) -> Section:
+    """What fixed values can reach."""
+    made = Section(
+        "Fixed random settings",
+        f"The {RANDOM} random settings of each seed, held over a whole run: means over the seeds that have them all. "
+        "The last two columns say how many of them have a lower validation loss than plain at the start values, and "
+        "than auto, at the same seed.",
+        ["setting", "seeds", f"best of {RANDOM}", f"median of {RANDOM}", "plain", "auto", "better than plain"],
+    )
+    made.header.append("better than auto")
+    for name, table in tables.items():
+        random = of_random(table, RANDOM)
+        if not random:
+            continue
+        best = best_of(table, RANDOM)
+        medians = [float(runs["val_loss"].median()) for runs in random.values()]
+        means, counts = [], []
+        for arm in ("plain", "auto"):
+            loss = by_seed(table, arm)
+            common = [seed for seed in random if seed in loss.index]
+            better = [float((random[seed]["val_loss"] < loss[seed]).sum()) for seed in common]
+            means.append(f"{loss[common].mean():.4f}" if common else NOT_RUN)
+            counts.append(f"{np.mean(better):.1f} of {RANDOM}" if common else NOT_RUN)
+        made.rows.append([name, str(len(random)), f"{best.mean():.4f}", f"{np.mean(medians):.4f}", *means, *counts])
+    return with_missing(made, tables)
+
+
+def provenance(tables: Tables) -> Section:
+    """Seeds, hours, commits and versions."""
+    made = Section(
+        "Runs",
+        "Every run used one thread; the hours are of processor time in training and evaluation.",
+        ["setting", "runs", "arms", "seeds", "CPU hours", "commits (runs)", "versions"],
+    )
+    for name, table in tables.items():
+        commits = table.groupby("commit", sort=False).size()
+        cells = [str(len(table)), ", ".join(sorted({family(arm) for arm in table["arm"]})), numbers(table["seed"])]
+        cells += [f"{table['cpu_s'].sum() / 3600:.2f}", ", ".join(f"{c[:8] or '?'} ({n})" for c, n in commits.items())]
+        made.rows.append([name, *cells, "; ".join(sorted(table["versions"].unique()))])
+    hours = sum(table["cpu_s"].sum() for table in tables.values()) / 3600
+    made.notes.append(f"{sum(map(len, tables.values())):,} runs, {hours:.1f} CPU hours in all.")
+    return with_missing(made, tables)
+
+
+def with_missing(section: Section, tables: Tables) -> Section:
+    """The section with a note of the settings that have no row in it."""
+    shown = {row[0] for row in section.rows}
+    missing = [name for name in every(tables) if name not in shown]
+    if missing:
+        section.notes.append(f"Not run: {', '.join(missing)}.")
+    return section
+
+
+def every(tables: Tables) -> list[str]:
+    """All settings of `rules.SETTINGS`, and then the others that have runs."""
+    return [*SETTINGS, *(name for name in tables if name not in SETTINGS)]
+
+
+def family(arm: str) -> str:
+    """The name that `rules.py --arms` has for an arm."""
+    if arm.startswith("placebo-"):
+        return "placebo"
+    named = re.sub(r"/(replayed|last)$", "", arm)  # rules bring these along
+    return re.sub(r"^(random|lr|hyper-lr|starts)-.*$", r"\1", named)
+
+
+# The picture
+
+
+def draw(tables: Tables) -> Figure | None:
+    """Mean validation loss against cost of plain, auto and its replayed schedule, one panel a setting.
+
+    Args:
+        tables: The runs of each setting.
+    """
+    shown = {}
+    for name, table in tables.items():
+        arms = {arm: set(table[table["arm"] == arm]["seed"]) for arm in ("plain", "auto", "auto/replayed")}
+        seeds = arms["plain"] & arms["auto"]
+        if seeds:
+            shown[name] = (table, seeds, [arm for arm, has in arms.items() if seeds <= has])
+    if not shown:
+        return None
+    columns = min(len(shown), 3)
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(max(3.4 * columns, 4.5), 2.6 * rows + 0.5), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    styles = {"plain": ("0.45", "-"), "auto": ("tab:blue", "-"), "auto/replayed": ("tab:orange", "--")}
+    lines = {}
+    for panel, (name, (table, seeds, arms)) in zip(axes, shown.items(), strict=False):
+        tops, bottoms = [], []
+        for arm in arms:
+            runs = table[(table["arm"] == arm) & table["seed"].isin(seeds)]
+            mean = mean_curve(list(runs["val_curve"]))
+            cost = np.arange(1, len(mean) + 1) * relative_cost(runs, arm)
+            colour, dashes = styles[arm]
+            (lines[arm],) = panel.plot(cost, mean, dashes, color=colour, linewidth=1.4)
+            finite = mean[np.isfinite(mean)]
+            if len(finite):
+                bottoms.append(finite.min())
+                tops.append(np.median(finite) if len(finite) > 2 else finite.max())
+        if bottoms:  # the first epochs are far above what is to be seen
+            room = max(max(tops) - min(bottoms), 1e-3)
+            panel.set_ylim(min(bottoms) - 0.15 * room, max(tops) + 1.2 * room)
+        panel.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    for panel in axes[len(shown) :]:
+        panel.set_visible(False)
+    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    figure.supxlabel("cost (plain epochs)", fontsize=9)
+    figure.supylabel("validation loss", fontsize=9)
+    return figure
+
+
+def mean_curve(curves: list[np.ndarray]) -> np.ndarray:
+    """The mean over runs at each epoch, up to the end of the shortest."""
+    return np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
+
+
+# The page
+
+
+def page(parts: Iterable[Section], tables: Tables, curves: bool) -> str:
+    """The page in Markdown.
+
+    Args:
+        parts: The sections with tables.
+        tables: The runs of each setting.
+        curves: Whether there is a picture.
+    """
+    lines = ["# Update rules and their controls", "", "`python experiments/rules_tables.py` writes this page from the"]
+    lines[-1] += " Parquet files beside it: change that script, not the page. The runs are those of"
+    arms = sorted({family(arm) for table in tables.values() for arm in table["arm"]})
+    seeds = max(table["seed"].max() for table in tables.values()) + 1
+    command = f"python experiments/rules.py --data-dir FOLDER --seeds {seeds} --settings {','.join(tables)}"
+    lines += ["", "```", f"{command} \\", f"  --arms {','.join(arms)}", "```", ""]
+    lines += ["with fewer seeds or arms where a table says so. Every loss is at the epoch of least validation loss."]
+    for part in parts:
+        lines += ["", f"## {part.title}", "", part.about, ""]
+        lines += [markdown(part.header, part.rows)] if part.rows else ["Not run."]
+        lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
+        if part.title == "What the gain is made of" and curves:
+            lines += ["", "![Mean validation loss against cost](curves.png)"]
+    lines += ["", "## What was tried and did not help", "", *(f"- {line}" for line in TRIED)]
+    return "\n".join(lines) + "\n"
+
+
+def text(section: Section) -> str:
+    """A section for the terminal: its table with aligned columns, and the notes."""
+    lines = [section.title]
+    rows = [row for row in section.rows if set(row[2:]) != {NOT_RUN}]
+    if rows:
+        cells = [section.header, *rows]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(section.header))]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    left = [row[0] for row in section.rows if row not in rows]
+    return "\n".join([*lines, *([f"Not run: {', '.join(left)}."] if left else []), *section.notes])
+
+
+def percent(value: float | None) -> str:
+    if value is None:
+        return NOT_RUN
+    return NO_GAIN if math.isnan(value) else f"{round(100 * value)} %"
+
+
+def p_value(found: PairedDifference) -> str:
+    return "p < .001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+
+
+def paired(found: PairedDifference | None, seeds: int | None = None) -> str:
+    """A difference with its interval and p, and how many seeds it has where these are fewer than `seeds`."""
+    if found is None:
+        return NOT_RUN
+    ends = "" if math.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    fewer = f", {found.n} seeds" if seeds is not None and found.n < seeds else ""
+    return f"{found.mean:+.4f}{ends}, {p_value(found)}{fewer}"
+
+
+def spread(values: pd.Series[float]) -> str:
+    """A mean with its interval, where there are seeds enough for one."""
+    found = mean_interval(values)
+    return f"{found.mean:.4f}" + ("" if math.isnan(found.low) else f" [{found.low:.4f}, {found.high:.4f}]")
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Whole numbers as ranges: 0-3, 7."""
+    found: list[list[int]] = []
+    for value in sorted({int(value) for value in values}):
+        if found and value == found[-1][1] + 1:
+            found[-1][1] = value
+        else:
+            found.append([value, value])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)
+
+
+if __name__ == "__main__":
+    main()
