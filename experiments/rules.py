@@ -3,11 +3,12 @@
 An arm is one way to train a setting at one seed:
 
     plain           the plain network at the task's start values
-    random          N plain runs at values drawn from the whole space (of the same seed, the start values not among them)
-    RULE            a run of an update rule: auto, progress-ratio, stn, delta-stn; with it its controls
-    RULE/frozen     the rule's response and noise, no hyper-step
-    RULE/replayed   the run's schedule on the plain network
-    RULE/last       the run's final values, held from the start on the plain network
+    random          plain runs at values drawn from the whole space, of which the start values are none
+    auto            a run of the default rule; with it come two of its controls:
+      auto/replayed   the run's schedule on the plain network
+      auto/last       the run's final values, held from the start on the plain network
+    auto/frozen     the rule without hyper-steps
+    progress-ratio, stn, delta-stn    runs of the other rules
     lr              the plain network at several learning rates, by factors of two
     hyper-lr        `auto` at fixed step sizes of the hyperparameters and at the automatic one
     starts          `auto` from random start values, at seed 0
@@ -41,13 +42,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tune_stn.data import Batch, Splits
+from tune_stn.data.splits import Examples
 from tune_stn.tasks import Task, get_task
 from tune_stn.testing import placebo
 from tune_stn.training import Trainer
 from tune_stn.training.schedule import Schedule
 
 RESULTS = Path(__file__).parent / "results" / "rules"
-RANDOM = 24  # fixed settings of the oracle; the first 16 of them are the random search that a rule is held to
+RANDOM = 16  # trials of the random search that a rule is held to, at each seed
+ORACLE = 24  # fixed settings at seed 0, the same 16 and more: what there is to gain
 STARTS = 24
 HYPER_LRS = (0.01, 0.05, 0.2, "auto")
 RULES = ("auto", "progress-ratio", "stn", "delta-stn")
@@ -77,9 +81,11 @@ CIFAR = {"train_images": 1280, "valid_images": 1000, "test_images": 1000, "width
 CIFAR |= {"lr_schedule_args": {}}
 PTB = {"hidden": 64, "train_tokens": 15_000, "valid_tokens": 5_000, "test_tokens": 5_000, "vocabulary": 1_000}
 SETTINGS: Mapping[str, Setting] = {
-    "digits": Setting("digits-mlp", lrs=(0.025, 0.05, 0.1, 0.2, 0.4)),
-    "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)),
-    "mlp-affine": Setting("fashion-mnist-mlp", MLP | {"affine": True}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)),
+    "digits": Setting("digits-mlp", lrs=(0.025, 0.05, 0.1, 0.2, 0.4), lr=0.1),
+    "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08), lr=0.005),
+    "mlp-affine": Setting(
+        "fashion-mnist-mlp", MLP | {"affine": True}, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08), lr=0.005
+    ),
     "mlp-2560": Setting(
         "fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)
     ),
@@ -150,9 +156,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         for name in chosen:
             file = arguments.results / f"{name}.parquet"
-            done = (
-                set() if not file.exists() else set(zip(*pd.read_parquet(file)[["arm", "seed"]].T.values, strict=True))
-            )
+            done = finished(file)
             task = make_task(settings[name], arguments.data_dir)
             runs = [r for arm in arguments.arms.split(",") for r in wanted(name, settings[name], arm, task, seeds)]
             futures = [
@@ -164,16 +168,21 @@ def main() -> None:
                 keep(file, future.result())
 
 
+def finished(file: Path) -> set[tuple[str, int]]:
+    """The (arm, seed) of the rows that are there."""
+    return set(pd.read_parquet(file)[["arm", "seed"]].itertuples(index=False, name=None)) if file.exists() else set()
+
+
 def wanted(setting: str, settings: Setting, arm: str, task: Task, seeds: int) -> Iterator[Run]:
     """The runs of an arm on a setting."""
     for seed in range(seeds):
         if arm == "plain":
             yield Run(setting, "plain", seed)
         elif arm == "random":
-            for number, hp in enumerate(random_values(task, RANDOM, seed)):
+            for number, hp in enumerate(random_values(task, RANDOM if seed else ORACLE, seed)):
                 yield Run(setting, f"random-{number}", seed, hp=hp)
         elif arm in RULES:
-            yield Run(setting, arm, seed, arm, controls=True)
+            yield Run(setting, arm, seed, arm, controls=arm == "auto")
         elif arm.endswith("/frozen"):
             yield Run(setting, arm, seed, arm.partition("/")[0], {"warmup_epochs": task.training.epochs})
         elif arm == "lr":
@@ -199,10 +208,11 @@ def rows(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, An
     task = make_task(setting, data_dir, **run.changes)
     if run.placebo:
         task = placebo(task)
+    task = replace(task, training=replace(task.training, keep_best=True))
     splits = task.data(run.seed)
-    common = {"seed": run.seed, "splits": splits}
+    common = {"seed": run.seed, "splits": replace(splits, test=OneExample(splits.test))}
     trainer = Trainer(task, algorithm=run.algorithm, hp=run.hp, **common)
-    made = [trained(run, run.arm, trainer)]
+    made = [trained(run, run.arm, trainer, splits)]
     if run.controls:
         names, points = tuple(task.space), trainer.schedule
         domains = list(task.space.values())
@@ -211,16 +221,30 @@ def rows(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, An
         last = Schedule(names=names, times=np.array([0]), values=values[-1:])
         for arm, replayed in (("replayed", schedule), ("last", last)):
             plain = Trainer(task, algorithm="fixed", schedule=replayed, **common)
-            made.append(trained(run, f"{run.arm}/{arm}", plain))
+            made.append(trained(run, f"{run.arm}/{arm}", plain, splits))
     return made
 
 
-def trained(run: Run, arm: str, trainer: Trainer) -> dict[str, Any]:
+class OneExample:
+    """A test split that takes no time in training: the whole of it is looked at once, at the best epoch."""
+
+    def __init__(self, split: Examples) -> None:
+        self.batch = next(iter(split.whole(1)))
+
+    def to(self, device: torch.device | str) -> OneExample:
+        return self
+
+    def whole(self, batch_size: int) -> Iterator[Batch]:
+        yield self.batch
+
+
+def trained(run: Run, arm: str, trainer: Trainer, splits: Splits) -> dict[str, Any]:
     """Train to the end; losses at the epoch that is best on validation data, and what was learned."""
     began, reports = time.process_time(), []
     while not trainer.finished:
         reports.append(trainer.run_epoch())
-    best = min(reports, key=lambda report: report["val_loss"])
+    trainer.splits = splits
+    best = {"epoch": trainer.best_epoch, **trainer.restore_best()}
     metric = next(iter(trainer.task.metrics), "loss")
     values = [{key[3:]: value for key, value in report.items() if key.startswith("hp/")} for report in reports]
     return {
@@ -240,7 +264,6 @@ def trained(run: Run, arm: str, trainer: Trainer) -> dict[str, Any]:
         "lr": trainer.task.training.lr,
         "cpu_s": time.process_time() - began,
         "val_curve": [report["val_loss"] for report in reports],
-        "test_curve": [report["test_loss"] for report in reports],
         "hp_first": json.dumps(trainer.hp),
         "hp_best": json.dumps(values[best["epoch"] - 1]),
         "hp_last": json.dumps(values[-1]),

@@ -126,7 +126,8 @@ class ProgressRatio(Fixed):
     @property
     def measurements(self) -> int:
         """Measurements of the whole run."""
-        return max(1, self.steps // max(EVERY, self.training.train_steps))
+        cycle = self.training.train_steps
+        return max(1, self.steps // (cycle * math.ceil(EVERY / cycle)))
 
     @property
     def speed(self) -> float:
