@@ -10,7 +10,7 @@ An arm is one way to train a setting at one seed:
     auto/frozen     the rule without hyper-steps
     progress-ratio, stn, delta-stn    runs of the other rules
     lr              the plain network at several learning rates, by factors of two
-    hyper-lr        `auto` at fixed step sizes of the hyperparameters and at the automatic one
+    hyper-lr        `auto` at fixed step sizes and at the automatic one, over 50 to 5,000 hyper-steps; on the digits
     starts          `auto` from random start values, at seed 0
     placebo         plain and `auto` with hyperparameters that have no effect
 
@@ -26,6 +26,7 @@ FOLDER holds `ptb` and `cifar-10-batches-py`. One thread a process, two processe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -54,6 +55,7 @@ RANDOM = 16  # trials of the random search that a rule is held to, at each seed
 ORACLE = 24  # fixed settings at seed 0, the same 16 and more: what there is to gain
 STARTS = 24
 HYPER_LRS = (0.01, 0.05, 0.2, "auto")
+HYPER_STEPS = (50, 500, 5_000)  # of `hyper-lr`: one an epoch, on the digits
 RULES = ("auto", "progress-ratio", "stn", "delta-stn")
 
 
@@ -189,8 +191,9 @@ def wanted(setting: str, settings: Setting, arm: str, task: Task, seeds: int) ->
             for lr in settings.lrs:
                 yield Run(setting, f"lr-{lr:g}", seed, changes={"lr": lr})
         elif arm == "hyper-lr":
-            for hyper_lr in HYPER_LRS:
-                yield Run(setting, f"hyper-lr-{hyper_lr}", seed, "auto", {"hyper_lr": hyper_lr})
+            for count, hyper_lr in itertools.product(HYPER_STEPS, HYPER_LRS):
+                changes = {"hyper_lr": hyper_lr, "epochs": count + task.training.warmup_epochs, "train_steps": 6}
+                yield Run(setting, f"hyper-lr-{hyper_lr}-{count}", seed, "auto", changes)
         elif arm == "placebo":
             yield Run(setting, "placebo-plain", seed, placebo=True)
             yield Run(setting, "placebo-auto", seed, "auto", placebo=True)

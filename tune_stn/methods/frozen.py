@@ -1,4 +1,4 @@
-"""What a self-tuning network gains without tuning: its response and its noise, but no hyper-step."""
+"""What the rule `auto` gains without tuning: all that it does but for the hyper-steps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,4 @@ def _plan(context: Context) -> Plan:
     )
 
 
-FROZEN = Method(
-    "frozen", "control of auto: its response and noise without a hyper-step, one trial", AUTO.algorithm, _plan
-)
+FROZEN = Method("frozen", "control of auto: all that it does, but no hyper-step; one trial", AUTO.algorithm, _plan)
