@@ -15,7 +15,7 @@ START, CONTROLLED = "fixed", "auto"
 CONTROLS: Mapping[str, str] = {
     "replayed": "its schedule on a plain network: what is kept is tuning",
     "last-values": "its last values from the start: what is missing is the schedule's",
-    "frozen": "its response and noise: not tuning",
+    "frozen": "the same without hyper-steps: not tuning",
     "progress-ratio": "one number, no response: how much regularisation, not which",
 }
 """Control of `auto` -> what its share of the gain says, in the order of tables."""
