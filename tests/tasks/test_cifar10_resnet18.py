@@ -21,9 +21,11 @@ def test_full_size_is_the_usual_network() -> None:
     assert [conv.stride[0] for conv in convs].count(2) == 3
 
 
-def test_network_is_the_plain_one_written_out() -> None:
+@pytest.mark.parametrize("width", [2, 16])
+def test_network_is_the_plain_one_written_out(width: int) -> None:
+    """A narrow network has no strided 1x1 convolution, and is the same function."""
     torch.manual_seed(0)
-    model = get_task("cifar10-resnet18", width=2).model()
+    model = get_task("cifar10-resnet18", width=width).model()
     images = torch.randn(4, 3, 32, 32)
     model(images)  # running statistics that are not those of the start
     model.eval()
@@ -33,9 +35,12 @@ def test_network_is_the_plain_one_written_out() -> None:
             block = model.get_submodule(f"stage_{stage}_block_{number}")
             inner = F.relu(block.get_submodule("branch.1")(block.get_submodule("branch.0")(maps)))
             inner = block.get_submodule("branch.4")(block.get_submodule("branch.3")(inner))
-            assert isinstance(block.get_submodule("shortcut"), nn.Sequential) == (stage > 1 and number == 1)
-            maps = F.relu(inner + block.get_submodule("shortcut")(maps))
-    assert maps.shape == (4, 16, 4, 4)
+            shortcut = block.get_submodule("shortcut")
+            assert isinstance(shortcut, nn.Sequential) == (stage > 1 and number == 1)
+            if isinstance(shortcut, nn.Sequential):
+                maps = shortcut[1](F.conv2d(maps, shortcut[0].weight, stride=2))
+            maps = F.relu(inner + maps)
+    assert maps.shape == (4, 8 * width, 4, 4)
     torch.testing.assert_close(model(images), model.get_submodule("output")(maps.mean((2, 3))))
 
 

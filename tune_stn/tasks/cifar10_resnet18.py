@@ -79,11 +79,16 @@ class Block(nn.Module):
             nn.BatchNorm2d(out),
         )
         changes = stride > 1 or channels != out
+        # On a CPU, oneDNN's weight gradient of a strided 1x1 convolution in channels last writes past its workspace if
+        # there are fewer input channels than a vector of the processor holds, 8 or 16: gradients are wrong, or the
+        # process aborts (oneDNN issue 6035; seen in torch 2.13). There the block picks the pixels that count itself.
+        self.step = stride if channels < 16 else 1
         self.shortcut: nn.Module = (
-            nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+            nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride // self.step, bias=False), nn.BatchNorm2d(out))
             if changes
             else nn.Identity()
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        return torch.relu(self.branch(maps) + self.shortcut(maps))
+        kept = maps[..., :: self.step, :: self.step] if self.step > 1 else maps
+        return torch.relu(self.branch(maps) + self.shortcut(kept))
