@@ -92,6 +92,36 @@ def test_only_the_network_is_in_bfloat16(make_task: Any, algorithm: str) -> None
     assert set(seen) == {torch.float32}
 
 
+class UsersLSTM(nn.LSTM):
+    """Has no response layer, so it stays torch's own."""
+
+
+class Summary(nn.Module):
+    """An LSTM reads an example by parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = UsersLSTM(6, 8, num_layers=2, batch_first=True)
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs, _ = self.lstm(inputs.unflatten(1, (6, 6)))
+        result: Tensor = self.head(self.drop(outputs[:, -1]))
+        return result
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_torchs_own_lstm_runs_in_bfloat16_on_every_processor(make_task: Any, algorithm: str) -> None:
+    """It raises under autocast where the processor has no bfloat16. What helps there is over after the pass."""
+    trainer = Trainer(make_task(model=Summary, dropout={"drop": "dropout"}, precision="bfloat16"), algorithm=algorithm)
+    assert type(trainer.model.network.get_submodule("lstm")) is UsersLSTM
+    report = trainer.run_epoch()
+    assert trainer.diverged is None
+    assert all(math.isfinite(value) for value in report.values())
+    assert torch.backends.mkldnn.enabled
+
+
 # torch.compile ------------------------------------------------------------------------------------------------------
 
 

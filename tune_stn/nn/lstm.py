@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from tune_stn.nn.dropout import UnitDropout
+from tune_stn.nn.lstm_autocast import raises_under_autocast
 from tune_stn.nn.lstm_kernel import lstm, run, tangents
 from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
 from tune_stn.nn.projection import ResponseProjection
@@ -73,8 +74,7 @@ class ResponseLSTM(Responding, nn.LSTM):
         reads_rate = self.training and not (self.dropout_rate is None and self.weight_rate is None)
         device = (input.data if isinstance(input, PackedSequence) else input).device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        # Under autocast, torch's own LSTM raises on a processor without bfloat16.
-        raises = autocast and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        raises = autocast and raises_under_autocast(device)
         if response_input is None and not (reads_rate or sample.linearise or raises):
             return cast(tuple[Any, State], super().forward(input, hx))
         inputs, states = self._checked(input, hx, rows=1 if response_input is None else response_input.shape[0])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
 from tune_stn.nn.lstm import ResponseLSTM
+from tune_stn.nn.lstm_autocast import lstms_run
 from tune_stn.nn.lstm_graph import Graphed
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import Activations, observing
@@ -52,7 +53,8 @@ class Forward:
         device = batch.inputs.device.type
         available = torch.amp.is_autocast_available(device)
         precision = torch.autocast(device, torch.bfloat16, enabled=reduced) if available else nullcontext()
-        with self.model.using(sample), precision:
+        lstms = lstms_run(self.model, device) if reduced else nullcontext()
+        with self.model.using(sample), precision, lstms:
             outputs, state = call(self.task, network, batch)
         # A response step looks at the same batch as the base step before it, which has left the state already.
         if batch.carry is not None and self.task.recurrent and not sample.linearise:
