@@ -120,7 +120,7 @@ def test_optimizers_are_those_asked_for() -> None:
         hyper_optimizer_args={"betas": (0.5, 0.9)},
     )
     parameter = nn.Parameter(torch.zeros(1))
-    optimizer, hyper = training.make_optimizer([parameter]), training.make_hyper_optimizer([parameter])
+    optimizer, hyper = training.make_optimizer([parameter]), training.make_hyper_optimizer([parameter], hyper_steps=100)
     assert type(optimizer) is torch.optim.SGD
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.3, 0.9)
     assert type(hyper) is torch.optim.Adam
