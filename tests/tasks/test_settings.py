@@ -26,6 +26,7 @@ def refusals() -> list[tuple[dict[str, Any], str]]:
         *(({name: value}, POSITIVE) for name in numbers for value in (0.0, -1.0, math.inf, math.nan, "1", True)),
         *(({name: None}, POSITIVE) for name in ("lr", "hyper_lr", "scale", "response_share")),
         *(({"response_share": v}, "accepted is a number above 0, at most 1") for v in (1.01, 2)),
+        *(({"hyper_lr": v}, f"{POSITIVE}, or 'auto'") for v in ("automatic", 0, None, True)),
         *(({"precision": v}, "accepted are 'float32' and 'bfloat16'") for v in ("float16", "bf16", 32, None)),
         *(({"entropy_weight": v}, "accepted is a finite number of at least 0") for v in (-1e-9, math.inf, None)),
         *(({"response_origin": v}, "accepted is a finite number") for v in (-math.inf, math.nan, "-3", True)),
@@ -72,6 +73,7 @@ def test_what_is_refused_is_named_with_what_is_accepted(setting: dict[str, Any],
         {},
         {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "entropy_weight": 0, "lr": 1},
         {"clip_norm": 0.25, "hyper_clip_norm": 1},
+        {"hyper_lr": "auto"},
         {"clip_norm": None, "hyper_clip_norm": None, "restarts": 0, "response_share": 1},
         {"accumulate": 4, "precision": "bfloat16", "compile": True, "relative_hyper_lr": True},
         {"optimizer": "AdamW", "optimizer_args": {"weight_decay": 0.0}},
@@ -126,6 +128,32 @@ def test_optimizers_are_those_asked_for() -> None:
     assert type(hyper) is torch.optim.Adam
     assert (hyper.defaults["lr"], hyper.defaults["betas"]) == (0.02, (0.5, 0.9))
     assert training.make_lr_schedule(optimizer) is None
+
+
+@pytest.mark.parametrize(
+    ("hyper_steps", "expected"), [(0, 6.0), (1, 6.0), (50, 0.12), (500, 0.012), (600, 0.01), (5000, 0.01)]
+)
+def test_an_automatic_rate_crosses_a_domain_within_the_run(hyper_steps: int, expected: float) -> None:
+    """6 / N, and not less than the papers' .01; a number stays what it is."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = Training(hyper_lr="auto").make_hyper_optimizer([parameter], hyper_steps=hyper_steps)
+    assert optimizer.defaults["lr"] == pytest.approx(expected)
+    optimizer = Training(hyper_lr=0.02).make_hyper_optimizer([parameter], hyper_steps=hyper_steps)
+    assert optimizer.defaults["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 50, "warmup_epochs": 2, "train_steps": 5}, 96),
+        ({"epochs": 50, "warmup_epochs": 2, "train_steps": 5, "valid_steps": 3}, 288),
+        ({"epochs": 2, "warmup_epochs": 2}, 0),
+        ({"epochs": 2, "warmup_epochs": 9}, 0),
+    ],
+)
+def test_hyper_steps_of_a_run(settings: dict[str, Any], expected: int) -> None:
+    """Of ten training steps an epoch."""
+    assert Training(**settings).hyper_steps(10) == expected
 
 
 def test_callables_make_what_they_like() -> None:

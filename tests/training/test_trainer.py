@@ -264,7 +264,7 @@ def test_bad_hyperparameters_are_named(make_task: Any, algorithm: str, hp: dict[
 
 
 def test_unknown_algorithm_is_named(make_task: Any) -> None:
-    with pytest.raises(ValueError, match="'bogus'; accepted are fixed, stn, delta-stn"):
+    with pytest.raises(ValueError, match="'bogus'; accepted are auto, stn, delta-stn, progress-ratio, fixed"):
         Trainer(make_task(), algorithm="bogus")
 
 

@@ -21,7 +21,7 @@ from tune_stn.tasks import Task, Training
 from tune_stn.tasks.language import PERPLEXITY, token_loss
 from tune_stn.training import Trainer, load_state, save_state
 
-ALGORITHMS = ("fixed", "stn", "delta-stn")
+ALGORITHMS = ("fixed", "stn", "delta-stn", "progress-ratio", "auto")
 WORDS, HIDDEN, WINDOW = 7, 4, 5
 Differences = Callable[[Trainer, Trainer], list[str]]
 

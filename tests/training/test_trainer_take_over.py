@@ -13,11 +13,12 @@ from tune_stn.space import Tunable
 from tune_stn.training import Trainer, load_state, save_state
 
 OWN = ("schedule", "cost", "branch", "device_time_s", "last_good", "hp")
+ALGORITHMS = ("stn", "auto")
 STARTS = {"winner": 0.2, "loser": 0.7}
 
 
-def trained(make_task: Any, who: str, epochs: int, **more: Any) -> Trainer:
-    trainer = Trainer(make_task(**more), algorithm="stn", seed=3, hp={"dropout": STARTS[who]})
+def trained(make_task: Any, who: str, epochs: int, algorithm: str = "stn", **more: Any) -> Trainer:
+    trainer = Trainer(make_task(**more), algorithm=algorithm, seed=3, hp={"dropout": STARTS[who]})
     for _ in range(epochs):
         trainer.run_epoch()
     return trainer
@@ -37,11 +38,14 @@ def losses(trainer: Trainer, epochs: int = 2) -> list[float]:
     return [trainer.run_epoch()["train_loss"] for _ in range(epochs)]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("network", ["mlp", "batch-norm"])
 def test_everything_learned_is_the_winners(
-    make_task: Any, network: str, differences: Callable[[Trainer, Trainer], list[str]]
+    make_task: Any, network: str, algorithm: str, differences: Callable[[Trainer, Trainer], list[str]]
 ) -> None:
-    winner, loser = (trained(make_task, who, epochs, network=network) for who, epochs in (("winner", 3), ("loser", 2)))
+    winner, loser = (
+        trained(make_task, who, epochs, algorithm, network=network) for who, epochs in (("winner", 3), ("loser", 2))
+    )
     found = {path.split("/")[1] for path in differences(takes_over(loser, winner), winner)}
     assert "schedule" in found
     assert found <= set(OWN)
@@ -73,9 +77,10 @@ def test_cost_is_carried_over_to_another_network(make_task: Any) -> None:
     assert loser.meter.cost == pytest.approx(4.25)
 
 
-def test_the_winner_goes_on_as_if_nothing_had_been(make_task: Any) -> None:
-    winner, alone = trained(make_task, "winner", 2), trained(make_task, "winner", 2)
-    losses(takes_over(trained(make_task, "loser", 2), winner))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_winner_goes_on_as_if_nothing_had_been(make_task: Any, algorithm: str) -> None:
+    winner, alone = trained(make_task, "winner", 2, algorithm), trained(make_task, "winner", 2, algorithm)
+    losses(takes_over(trained(make_task, "loser", 2, algorithm), winner))
     assert losses(winner) == losses(alone)
 
 
@@ -88,9 +93,12 @@ def test_scales_are_widened_up_to_their_start(make_task: Any) -> None:
     assert loser.schedule.scale[-1].tolist() == scales(loser).tolist()
 
 
-def test_two_that_take_over_the_same_state_go_ways_of_their_own(make_task: Any) -> None:
-    winner = trained(make_task, "winner", 2)
-    children = [takes_over(trained(make_task, "loser", 2), winner, branch=name) for name in ("1.0", "1.1", "1.0")]
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_two_that_take_over_the_same_state_go_ways_of_their_own(make_task: Any, algorithm: str) -> None:
+    winner = trained(make_task, "winner", 2, algorithm)
+    children = [
+        takes_over(trained(make_task, "loser", 2, algorithm), winner, branch=name) for name in ("1.0", "1.1", "1.0")
+    ]
     first, second, again = (losses(child) for child in children)
     assert len({first[0], second[0], losses(winner)[0]}) == 3
     assert first == again
@@ -118,13 +126,15 @@ def test_data_order_is_the_branchs_too(make_task: Any, monkeypatch: pytest.Monke
     assert all(a != b for a, b in zip(plain + one, one + other, strict=True))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resumed_bit_for_bit_after_a_take_over(
-    make_task: Any, tmp_path: Any, differences: Callable[[Trainer, Trainer], list[str]]
+    make_task: Any, tmp_path: Any, algorithm: str, differences: Callable[[Trainer, Trainer], list[str]]
 ) -> None:
-    child = takes_over(trained(make_task, "loser", 2), trained(make_task, "winner", 2), widen=2.0)
+    loser, winner = (trained(make_task, who, 2, algorithm) for who in ("loser", "winner"))
+    child = takes_over(loser, winner, widen=2.0)
     child.run_epoch()
     save_state(child.state_dict(), tmp_path / "state.pt")
-    again = trained(make_task, "winner", 0)  # the config that a loser is given
+    again = trained(make_task, "winner", 0, algorithm)  # the config that a loser is given
     again.load_state_dict(load_state(tmp_path / "state.pt"))
     assert losses(again) == losses(child)
     assert {path.split("/")[1] for path in differences(again, child)} <= {"hp"}

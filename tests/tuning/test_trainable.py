@@ -143,7 +143,10 @@ def test_defaults_are_self_tuning_at_seed_0_from_the_tasks_start() -> None:
     [
         ({"algorithm": "stn"}, "config has no 'task'"),
         ({"task": "digits"}, "unknown task 'digits'"),
-        ({"task": "digits-mlp", "algorithm": "sgd"}, "unknown algorithm 'sgd'; accepted are fixed, stn, delta-stn"),
+        (
+            {"task": "digits-mlp", "algorithm": "sgd"},
+            "unknown algorithm 'sgd'; accepted are auto, stn, delta-stn, progress-ratio, fixed",
+        ),
         ({"task": "digits-mlp", "hp": {"dropout": 0.1}}, "unknown hyperparameter 'dropout'"),
         ({"task": "digits-mlp", "hp": {"dropout_1": 2}}, r"2 of 'dropout_1' is outside \[0, 0.9\]"),
         ({"task": "digits-mlp", "hp": {"lr": 0.1}}, "'lr' cannot be tuned inside a run.*param_space"),

@@ -117,8 +117,10 @@ class Training:
             _check_integer(name, getattr(self, name), least=0)
         if self.patience is not None:
             _check_integer("patience", self.patience, least=1)
-        for name in ("lr", *(() if self.hyper_lr == "auto" else ("hyper_lr",)), "scale", "response_share"):
+        for name in ("lr", "scale", "response_share"):
             _check_number(name, getattr(self, name), least=0.0, exclusive=True)
+        if self.hyper_lr != "auto":
+            _check_number("hyper_lr", self.hyper_lr, least=0.0, exclusive=True, otherwise=", or 'auto'")
         if self.response_share > 1:
             raise ValueError(f"response_share={self.response_share!r}: accepted is a number above 0, at most 1")
         _check_number("entropy_weight", self.entropy_weight, least=0.0)
@@ -189,11 +191,13 @@ def _check_integer(name: str, value: object, *, least: int) -> None:
         raise ValueError(f"{name}={value!r}: accepted is an integer of {least} or more")
 
 
-def _check_number(name: str, value: object, *, least: float | None = None, exclusive: bool = False) -> None:
+def _check_number(
+    name: str, value: object, *, least: float | None = None, exclusive: bool = False, otherwise: str = ""
+) -> None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     bound = "" if least is None else f" {'above' if exclusive else 'of at least'} {least:g}"
     if not ok or (least is not None and not (value > least if exclusive else value >= least)):  # type: ignore[operator]
-        raise ValueError(f"{name}={value!r}: accepted is a finite number{bound}")
+        raise ValueError(f"{name}={value!r}: accepted is a finite number{bound}{otherwise}")
 
 
 def _check_named(

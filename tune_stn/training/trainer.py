@@ -40,7 +40,7 @@ class Trainer:
 
     Args:
         task: what to train.
-        algorithm: "fixed", "stn" or "delta-stn".
+        algorithm: the name of an update rule: "auto", "stn", "delta-stn", "progress-ratio" or "fixed".
         hp: hyperparameters: the start values of a self-tuning run, the constants of a fixed one. Those that are not
             named have the task's start value.
         schedule: values that replace those of `hp` as training goes on, of some or all hyperparameters ("fixed" only):

@@ -50,12 +50,14 @@ def test_hyperparameters_stay(make_task: Any) -> None:
 
 
 def test_registry_names_every_rule_once() -> None:
-    assert list(RULES) == ["fixed", "stn", "delta-stn"]
+    assert list(RULES) == ["auto", "stn", "delta-stn", "progress-ratio", "fixed"]
     assert [get_rule(name).name for name in RULES] == list(RULES)
-    assert [rule.tunes for rule in RULES.values()] == [False, True, True]
-    assert [rule.centred for rule in RULES.values()] == [False, False, True]
+    assert [rule.tunes for rule in RULES.values()] == [True, True, True, True, False]
+    assert [rule.centred for rule in RULES.values()] == [False, False, True, False, False]
 
 
 def test_unknown_algorithm_names_the_accepted_ones() -> None:
-    with pytest.raises(ValueError, match="unknown algorithm 'sgd'; accepted are fixed, stn, delta-stn"):
+    with pytest.raises(
+        ValueError, match="unknown algorithm 'sgd'; accepted are auto, stn, delta-stn, progress-ratio, fixed"
+    ):
         get_rule("sgd")

@@ -32,7 +32,7 @@ class Auto(ProgressRatio):
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
-        self.doses = torch.zeros(len(self.hyper.space))
+        self.doses = torch.zeros(len(self.hyper.space), dtype=torch.float32)
         self.counts = [0] * len(self.hyper.space)
 
     def direction(self, batch: Batch) -> Tensor:
@@ -45,7 +45,7 @@ class Auto(ProgressRatio):
 
     def measure(self, index: int, batch: Batch) -> None:
         """Measure one dose on a part of a training batch, with the same draws on both sides."""
-        part = batch.part(0, max(1, round(SHARE * len(batch)))).unread()
+        part = batch.part(0, max(2, round(SHARE * len(batch)))).unread()  # of one example, batch norms make no mean
         losses = []
         for side in (DISTANCE, -DISTANCE):
             raw = self.hyper.raw.detach().clone()
@@ -62,4 +62,4 @@ class Auto(ProgressRatio):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.doses, self.counts = state["doses"], list(state["counts"])
+        self.doses, self.counts = state["doses"].cpu(), list(state["counts"])

@@ -53,7 +53,8 @@ class ProgressRatio(Fixed):
         self.slow = [weight.detach().clone() for weight in weights]
         self.measured = 0
         self.since = 0
-        self.gains = torch.zeros(2)  # of validation and of training, from the slow average to the fast one
+        # Of validation and of training, from the slow average to the fast one; on the CPU, whatever the network is on.
+        self.gains = torch.zeros(2, dtype=torch.float32)
         self.size = 0.0  # mean square of the gains
         self.batch: Batch | None = None
 
@@ -92,6 +93,7 @@ class ProgressRatio(Fixed):
         with self.at(self.slow):
             before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
         gains = (2 * (before - after) / (before.abs() + after.abs())).float().cpu()
+        gains = gains.nan_to_num()  # a loss of 0 on both sides gains nothing
         self.measured += 1
         keep = 1 - 1 / self.window(SMOOTHED, self.measurements)
         self.gains = torch.lerp(gains, self.gains, keep)
@@ -145,5 +147,6 @@ class ProgressRatio(Fixed):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("fast", "slow"):
             torch._foreach_copy_(getattr(self, name), state[name])
-        for name in ("measured", "since", "gains", "size"):
+        for name in ("measured", "since", "size"):
             setattr(self, name, state[name])
+        self.gains = state["gains"].cpu()  # a checkpoint comes to the device of the run
