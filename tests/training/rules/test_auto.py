@@ -126,6 +126,8 @@ def test_a_small_batch_is_enough_for_batch_norm(make_task: Any, rows: int) -> No
         # Raising one lowers the loss, or does nothing: it may go as fast as any.
         ([-0.5, 0.02, 0.04], [1, 1, 0.5]),
         ([0.0, 0.02, 0.2], [1, 1, 0.1]),
+        # Where most do nothing, they are no measure for the others.
+        ([-0.1, 0.0, 0.2], [1, 1, 1]),
         ([0.0, 0.0, 0.0], [1, 1, 1]),
         ([-0.1, -0.2, -0.3], [1, 1, 1]),
     ],

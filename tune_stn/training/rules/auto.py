@@ -38,10 +38,14 @@ class Auto(ProgressRatio):
     def direction(self, batch: Batch) -> Tensor:
         """min(1, median dose / dose), shape `(n,)`; the same for all until each dose has been measured."""
         self.measure(sum(self.counts) % len(self.counts), batch)
-        if 0 in self.counts:
+        above = self.doses[self.doses > 0]
+        if 0 in self.counts or not len(above):
             return torch.ones_like(self.hyper.raw)
+        middle = self.doses.median()
+        if middle <= 0:  # what does nothing at present is no measure for what does
+            middle = above.median()
         doses = self.doses.clamp(min=torch.finfo(torch.float32).tiny)
-        return (doses.median() / doses).clamp(max=1.0).to(self.hyper.raw)
+        return (middle / doses).clamp(max=1.0).to(self.hyper.raw)
 
     def measure(self, index: int, batch: Batch) -> None:
         """Measure one dose on a part of a training batch, with the same draws on both sides."""
