@@ -349,7 +349,7 @@ class Trainer:
             steps += 1
             if self.rule.tunes and self.epoch >= training.warmup_epochs:
                 self._since_hyper_step += 1
-                if self._since_hyper_step == training.train_steps:
+                if self._since_hyper_step >= training.train_steps and self.rule.due:
                     self._since_hyper_step = 0
                     for _ in range(training.valid_steps):
                         self.rule.hyper_step(next(validation))

@@ -68,10 +68,12 @@ class ProgressRatio(Fixed):
         self.since += 1
         return loss
 
+    @property
+    def due(self) -> bool:
+        return self.since >= EVERY
+
     def hyper_step(self, batch: Batch) -> None:
         """lambda <- lambda + speed * pressure * direction"""
-        if self.since < EVERY:
-            return
         self.since = 0
         assert self.batch is not None
         with self.meter.step("hyper"), torch.no_grad():
@@ -101,9 +103,8 @@ class ProgressRatio(Fixed):
         self.size += (1 - keep_size) * (float(gains.square().mean()) - self.size)
         size = math.sqrt(self.size / (1 - keep_size**self.measured)) + torch.finfo(torch.float32).tiny
         v, t = (float(gain) / (1 - keep**self.measured) / size for gain in self.gains)
-        gained = min(v, t) if t > 0 else v
-        onward = max(-1.0, min(1.0, 3 * t))  # where training stands still, its sign is chance
-        asked = TARGET * max(t, 0.0) - gained * onward
+        moving = min(1.0, 3 * abs(t))  # where training stands still, the sign of t is chance
+        asked = moving * (TARGET * t - min(v, t) if t > 0 else v)
         return max(-1.0, min(1.0, GAIN * asked))
 
     def direction(self, batch: Batch) -> Tensor:

@@ -87,6 +87,11 @@ class Rule(Protocol):
         """Step the weights on a batch of the training split; gives the training loss, detached."""
         ...
 
+    @property
+    def due(self) -> bool:
+        """Whether a hyper-step has something to do now; if not, no validation batch is drawn for it."""
+        return True
+
     def hyper_step(self, batch: Batch) -> None:
         """Step the hyperparameters on a batch of the validation split; called only if the rule tunes."""
         raise NotImplementedError(f"the rule {self.name!r} tunes no hyperparameters")
