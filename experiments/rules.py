@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--arms", default="plain,auto,progress-ratio,stn,delta-stn,random")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--no-controls", action="store_true", help="no replay and last values beside auto")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every run; for trials")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--processes", type=int, default=2)
@@ -162,7 +163,14 @@ def main() -> None:
             task = make_task(settings[name], arguments.data_dir)
             runs = [r for arm in arguments.arms.split(",") for r in wanted(name, settings[name], arm, task, seeds)]
             futures = [
-                pool.submit(rows, replace(run, changes={**common, **run.changes}), settings[name], arguments.data_dir)
+                pool.submit(
+                    rows,
+                    replace(
+                        run, changes={**common, **run.changes}, controls=run.controls and not arguments.no_controls
+                    ),
+                    settings[name],
+                    arguments.data_dir,
+                )
                 for run in runs
                 if (run.arm, run.seed) not in done
             ]

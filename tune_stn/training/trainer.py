@@ -352,7 +352,8 @@ class Trainer:
                 if self._since_hyper_step >= training.train_steps and self.rule.due:
                     self._since_hyper_step = 0
                     for _ in range(training.valid_steps):
-                        self.rule.hyper_step(next(validation))
+                        if self.rule.due:
+                            self.rule.hyper_step(next(validation))
                     self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
         return total / steps
 

@@ -31,7 +31,7 @@ FAST, SLOW = 0.02, 0.07
 # The gains are averaged over the first share of the run's measurements, and in units of their size over the second.
 SMOOTHED, SCALED = 0.02, 0.1
 # Validation is to gain this share of what training gains, each in proportion to its loss.
-TARGET = 0.8
+TARGET = 0.6
 # A shortfall by half of the recent size of the gains asks for full speed.
 GAIN = 2.0
 # Training steps between measurements, at least: four forward passes then cost a quarter of a plain step for each step.
@@ -129,8 +129,7 @@ class ProgressRatio(Fixed):
     @property
     def measurements(self) -> int:
         """Measurements of the whole run."""
-        cycle = self.training.train_steps
-        return max(1, self.steps // (cycle * math.ceil(EVERY / cycle)))
+        return max(1, self.steps // max(EVERY, self.training.train_steps))
 
     @property
     def speed(self) -> float:
