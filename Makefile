@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 # A demo shows the whole way, so it starts afresh each time.
 demo: $(READY)
 	rm -rf runs/demo
-	$(BIN)/tune-stn compare --task digits-mlp --methods auto,stn,random,gp-bo,hyperband,pbt \
+	$(BIN)/tune-stn compare --task digits-mlp --methods auto,stn,fixed,random,gp-bo,pbt \
 	  --budget 100 --set epochs=40 --seeds 2 --out runs/demo
 
 lint: $(READY)

@@ -199,15 +199,15 @@ HISTORY = [(0.1, 0.1)] * LONG
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        # In units of their size s, both gains are 1: 2 (.8 - 1).
-        ([(0.1, 0.1)], -0.4),
-        (HISTORY, -0.4),
-        # Validation gains nothing: 2 * .8 * sqrt(2), and the most is 1.
+        # In units of their size s, both gains are 1: 2 (.6 - 1).
+        ([(0.1, 0.1)], -0.8),
+        (HISTORY, -0.8),
+        # Validation gains nothing: 2 * .6 * sqrt(2), and the most is 1.
         ([(0.0, 0.1)], 1.0),
         (HISTORY + [(0.0, 0.1)] * LONG, 1.0),
         # It gains just its share; more than training counts as much as training.
-        ([(0.08, 0.1)], 0.0),
-        ([(0.3, 0.1)], 2 * (0.8 - 1) * 0.1 / math.sqrt(0.05)),
+        ([(0.06, 0.1)], 0.0),
+        ([(0.3, 0.1)], 2 * (0.6 - 1) * 0.1 / math.sqrt(0.05)),
         # It gets worse.
         ([(-0.1, 0.1)], 1.0),
         # Training is undone, and so is what validation has gained: it is too much. Or it gains by that: more.
@@ -248,7 +248,7 @@ def test_losses_that_say_nothing_leave_no_trace(make_task: Any, monkeypatch: pyt
     script = cycle([torch.tensor(x) for x in (0.95, 0.95, 1.05, 1.05)])
     for _ in range(500):
         pressure = rule.pressure(batch, batch)
-    assert pressure == pytest.approx(-0.4, abs=0.01)
+    assert pressure == pytest.approx(-0.8, abs=0.01)
 
 
 def test_clean_losses_are_comparable(make_task: Any) -> None:
