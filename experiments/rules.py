@@ -89,7 +89,7 @@ SETTINGS: Mapping[str, Setting] = {
         "fashion-mnist-mlp", MLP | {"affine": True}, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08), lr=0.005
     ),
     "mlp-2560": Setting(
-        "fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08)
+        "fashion-mnist-mlp", MLP | {"train_images": 2560, "epochs": 60}, lrs=(0.005, 0.01, 0.02, 0.04, 0.08), lr=0.01
     ),
     "cnn": Setting(
         "fashion-mnist-cnn",
@@ -112,6 +112,7 @@ SETTINGS: Mapping[str, Setting] = {
         "text-transformer",
         {"width": 48, "layers": 2, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
         lrs=(0.0005, 0.001, 0.002, 0.004, 0.008),
+        lr=0.002,
     ),
 }
 SMOKE = {"digits": Setting("digits-mlp", {"epochs": 3, "hidden": 16}, lrs=(0.1, 0.2))}
