@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_starts_nothing(
 @pytest.mark.ray
 def test_a_study_follows_the_schedule_of_another(cluster: Cluster, here: Path) -> None:
     for arguments in (
-        ("run", *SMALL, "--algorithm", "stn", "--epochs", "3", "--out", "tuned", "--quiet"),
+        ("run", *SMALL, "--algorithm", "stn", "--epochs", "3", "--out", "tuned", "--quiet", "--set", "hyper_lr=0.01"),
         ("replay", "tuned/schedule.parquet", *SMALL, "--epochs", "4", "--out", "steps"),
         ("replay", "tuned/schedule.parquet", "--per-epoch", *SMALL, "--epochs", "3", "--out", "epochs", "--quiet"),
     ):

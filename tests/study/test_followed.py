@@ -25,7 +25,7 @@ EPOCHS, BUDGET, SEED = 4, 10.0, 5
 ASKED = ("replayed", "last-values", "auto", "fixed", "frozen")
 ORDER = ("auto", "fixed", "frozen", "replayed", "last-values")
 SETTINGS: Mapping[str, Any] = {
-    **{"epochs": EPOCHS, "train_images": 100, "hidden": 16, "warmup_epochs": 1, "train_steps": 2, "hyper_lr": 0.3},
+    **{"epochs": EPOCHS, "train_images": 300, "hidden": 16, "warmup_epochs": 1, "train_steps": 2, "hyper_lr": 0.3},
 }
 TIMES = ["wall_time_s", "device_time_s", "trial_id"]
 
@@ -99,7 +99,7 @@ def test_what_follows_is_charged_with_what_it_follows(study: Results) -> None:
 def test_the_frozen_run_is_one_trial_that_tunes_nothing(study: Results) -> None:
     reports = study.reports[study.reports["method"] == "frozen"]
     assert len(reports) == EPOCHS
-    assert reports["cost_total"].max() > EPOCHS  # its response is paid for
+    assert reports["cost_total"].max() == EPOCHS  # nothing but plain training
     schedule = study.schedule[study.schedule["method"] == "frozen"]
     assert set(schedule["source"]) == {"start"}
     assert set(schedule["step"]) == {0}

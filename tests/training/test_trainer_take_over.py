@@ -12,7 +12,7 @@ from tune_stn.data import splits
 from tune_stn.space import Tunable
 from tune_stn.training import Trainer, load_state, save_state
 
-OWN = ("schedule", "cost", "branch", "device_time_s", "last_good", "hp")
+OWN = ("schedule", "records", "cost", "branch", "device_time_s", "last_good", "hp")
 ALGORITHMS = ("stn", "auto")
 STARTS = {"winner": 0.2, "loser": 0.7}
 

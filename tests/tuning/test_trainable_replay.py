@@ -48,7 +48,8 @@ def test_reports_and_records_are_those_of_the_schedule() -> None:
 def test_a_schedule_may_be_a_file(tmp_path: Path, as_text: Any) -> None:
     SCHEDULE.to_parquet(tmp_path / "found.parquet")
     one = STNTrainable(SMALL | {"algorithm": "fixed", "schedule": as_text(tmp_path / "found.parquet")})
-    assert one.trainer.replayed == SCHEDULE
+    assert one.trainer.replay is not None
+    assert one.trainer.replay.schedule == SCHEDULE
 
 
 @pytest.mark.parametrize("schedule", [0.3, [0.1, 0.2]])

@@ -80,7 +80,7 @@ def test_a_trial_that_is_told_to_takes_over(saved: dict[str, Any], tmp_path: Pat
     own = ["start"] + ["stn"] * (len(loser.schedule.steps) - 1)
     assert sources == [*own, "exploit"] + ["stn"] * (len(sources) - len(own) - 1)
     assert frame["value"][1] == pytest.approx(0.8)
-    assert child.trainer.stepper.optimizers["base"].param_groups[0]["lr"] == 0.03  # of the winner, not its own 0.01
+    assert child.trainer.stepper.optimizers["base"].param_groups[0]["lr"] == 0.1  # of the winner, not its own 0.01
 
 
 def test_it_is_done_once(saved: dict[str, Any], tmp_path: Path) -> None:

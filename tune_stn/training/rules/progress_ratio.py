@@ -38,6 +38,8 @@ GAIN = 2.0
 EVERY = 5
 # A mean speed of a third crosses a domain, from a twentieth to nineteen twentieths of it, in one run.
 SPEED = 3.0
+# In runs of fewer measurements than 60, though, a step that has not been seen to be too long is not taken.
+FASTEST = 0.3
 
 
 class ProgressRatio(Fixed):
@@ -134,7 +136,8 @@ class ProgressRatio(Fixed):
     @property
     def speed(self) -> float:
         """Largest step of a raw coordinate."""
-        return SPEED * self.training.step_size(self.measurements)
+        speed = SPEED * self.training.step_size(self.measurements)
+        return min(speed, FASTEST) if self.training.hyper_lr == "auto" else speed
 
     @staticmethod
     def window(share: float, of: int) -> float:
