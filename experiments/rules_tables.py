@@ -58,6 +58,14 @@ TRIED = (
     "Gates by tanh and by exp for STN: a loss higher by .028 and .024 (digits, lr .03, 10 seeds, paired); antithetic "
     "noise +.005, half of the rows at the mean +.001, one hyperparameter at a time +.005.",
 )
+LIMITS = (
+    "Where the start values are so strong that the network learns nothing, neither loss moves, so nothing is asked for: "
+    "the run stays there (the worst starts under Start values).",
+    "It takes every hyperparameter for a regulariser that regularises more as it rises, and does not choose among them.",
+    "The equal doses pay where hyperparameters differ in kind (mlp-affine); elsewhere progress-ratio alone does as well.",
+    "It measures every fifth step or less often, so a run of fewer than about 50 measurements hardly moves anything.",
+    "It keeps validation near training. Where a network does not overfit within the run, there is nothing to gain by it.",
+)
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -676,6 +684,7 @@ def page(parts: Iterable[Section], tables: Tables, curves: bool) -> str:
         lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
         if part.title == "What the gain is made of" and curves:
             lines += ["", "![Mean validation loss against cost](curves.png)"]
+    lines += ["", "## What the rule cannot do", "", *(f"- {line}" for line in LIMITS)]
     lines += ["", "## What was tried and did not help", "", *(f"- {line}" for line in TRIED)]
     return "\n".join(lines) + "\n"
 
