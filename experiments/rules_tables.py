@@ -59,12 +59,15 @@ TRIED = (
     "noise +.005, half of the rows at the mean +.001, one hyperparameter at a time +.005.",
 )
 LIMITS = (
-    "Where the start values are so strong that the network learns nothing, neither loss moves, so nothing is asked for: "
-    "the run stays there (the worst starts under Start values).",
-    "It takes every hyperparameter for a regulariser that regularises more as it rises, and does not choose among them.",
-    "The equal doses pay where hyperparameters differ in kind (mlp-affine); elsewhere progress-ratio alone does as well.",
+    "Where the start values are so strong that the network learns nothing, neither loss moves, so nothing is asked "
+    "for: the run stays there (the worst starts under Start values).",
+    "It takes every hyperparameter for a regulariser that regularises more as it rises, and does not choose among "
+    "them.",
+    "The equal doses pay where hyperparameters differ in kind (mlp-affine); elsewhere progress-ratio alone does as "
+    "well.",
     "It measures every fifth step or less often, so a run of fewer than about 50 measurements hardly moves anything.",
-    "It keeps validation near training. Where a network does not overfit within the run, there is nothing to gain by it.",
+    "It keeps validation near training. Where a network does not overfit within the run, there is nothing to gain by "
+    "it.",
 )
 
 Tables = Mapping[str, pd.DataFrame]
