@@ -123,11 +123,14 @@ class Run:
     """One row to be.
 
     Attributes:
+        setting: name of the setting.
         arm: as above; "random" and the like with a number, "random-3".
+        seed: of data, weights and noise.
+        algorithm: the update rule.
         changes: settings of the task or its training, over those of the setting.
         hp: start values, or the constants of a fixed run; those of the task where it names none.
         controls: whether replay and last values follow.
-        task: what is made of the task before it is trained.
+        placebo: whether the task is trained with hyperparameters that have no effect.
     """
 
     setting: str

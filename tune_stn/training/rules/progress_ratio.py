@@ -80,8 +80,8 @@ class ProgressRatio(Fixed):
         assert self.batch is not None
         with self.meter.step("hyper"), torch.no_grad():
             pressure = self.pressure(batch, self.batch)
-            with self.hyper.within_domains(relative=False):
-                self.hyper.raw.add_(self.speed * pressure * self.direction(self.batch))
+            self.hyper.raw.add_(self.speed * pressure * self.direction(self.batch))
+            self.hyper.confine()
 
     def pressure(self, valid: Batch, train: Batch) -> float:
         """How much more regularisation is asked for, from -1 to 1.
