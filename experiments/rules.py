@@ -81,7 +81,8 @@ class Setting:
 MLP = {"train_images": 512, "valid_images": 1024, "test_images": 1000, "hidden": 300, "epochs": 120}
 CIFAR = {"train_images": 1280, "valid_images": 1000, "test_images": 1000, "width": 8, "lr_schedule": None}
 CIFAR |= {"lr_schedule_args": {}}
-PTB = {"hidden": 64, "train_tokens": 15_000, "valid_tokens": 5_000, "test_tokens": 5_000, "vocabulary": 1_000}
+TEXT = {"train_tokens": 10_000, "vocabulary": 1_000, "batch_size": 10, "window": 20, "epochs": 25}
+PTB = TEXT | {"hidden": 64, "valid_tokens": 5_000, "test_tokens": 5_000}
 SETTINGS: Mapping[str, Setting] = {
     "digits": Setting("digits-mlp", lrs=(0.025, 0.05, 0.1, 0.2, 0.4), lr=0.1),
     "mlp": Setting("fashion-mnist-mlp", MLP, lrs=(0.0025, 0.005, 0.01, 0.02, 0.04, 0.08), lr=0.005),
@@ -94,20 +95,17 @@ SETTINGS: Mapping[str, Setting] = {
     "cnn": Setting(
         "fashion-mnist-cnn",
         {"train_images": 1280, "valid_images": 1024, "test_images": 1000, "hidden": 128, "epochs": 50},
-        lrs=(0.01, 0.02, 0.04, 0.08),
+        lrs=(0.005, 0.01, 0.02, 0.04, 0.08),
     ),
     "resnet": Setting(
-        "cifar10-resnet18", CIFAR | {"epochs": 25}, folder="cifar-10-batches-py", lrs=(0.02, 0.04, 0.08, 0.16)
+        "cifar10-resnet18",
+        CIFAR | {"train_images": 640, "valid_images": 640, "batch_size": 64, "epochs": 30},
+        folder="cifar-10-batches-py",
+        lrs=(0.005, 0.01, 0.02, 0.04),
     ),
     "vgg": Setting("cifar10-vgg16", CIFAR | {"epochs": 30}, folder="cifar-10-batches-py", lrs=(0.02, 0.04, 0.08, 0.16)),
-    "ptb": Setting(
-        "ptb-lstm", PTB | {"batch_size": 20, "window": 35, "epochs": 25}, folder="ptb", lrs=(4.0, 8.0, 16.0, 32.0)
-    ),
-    "text-lstm": Setting(
-        "text-lstm",
-        {"hidden": 64, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
-        lrs=(4.0, 8.0, 16.0, 32.0),
-    ),
+    "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0)),
+    "text-lstm": Setting("text-lstm", TEXT | {"hidden": 64}, lrs=(2.0, 4.0, 8.0, 16.0)),
     "transformer": Setting(
         "text-transformer",
         {"width": 48, "layers": 2, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},

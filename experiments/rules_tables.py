@@ -59,8 +59,8 @@ TRIED = (
     "noise +.005, half of the rows at the mean +.001, one hyperparameter at a time +.005.",
 )
 LIMITS = (
-    "Where the start values are so strong that the network learns nothing, neither loss moves, so nothing is asked "
-    "for: the run stays there (the worst starts under Start values).",
+    "From start values so strong that the network learns nothing, a run must first come down from them; a short run "
+    "loses much of its time so (the worst starts under Start values).",
     "It takes every hyperparameter for a regulariser that regularises more as it rises, and does not choose among "
     "them.",
     "The equal doses pay where hyperparameters differ in kind (mlp-affine); elsewhere progress-ratio alone does as "

@@ -189,7 +189,7 @@ def scripted(
 
     asked = clean()
     monkeypatch.setattr(rule, "clean", lambda batch: next(asked))
-    return [rule.pressure(batch, batch) for _ in gains]
+    return [rule.pressure(batch, batch)[0] for _ in gains]
 
 
 LONG = 2000
@@ -244,11 +244,66 @@ def test_losses_that_say_nothing_leave_no_trace(make_task: Any, monkeypatch: pyt
     rule, batch = rule_of(trainer), next(trainer.splits.train.batches(8, torch.Generator()))
     script = cycle([torch.tensor(loss)] * 4)
     monkeypatch.setattr(rule, "clean", lambda batch: next(script))
-    assert rule.pressure(batch, batch) == 0.0
+    assert rule.pressure(batch, batch) == (0.0, 0.0)
     script = cycle([torch.tensor(x) for x in (0.95, 0.95, 1.05, 1.05)])
     for _ in range(500):
-        pressure = rule.pressure(batch, batch)
+        pressure, _ = rule.pressure(batch, batch)
     assert pressure == pytest.approx(-0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("losses", "trapped"),
+    [
+        # Validation after and before, training after and before: all the same; validation is even better.
+        ((2.3, 2.3, 2.3, 2.3), 1.0),
+        ((2.2, 2.2, 2.3, 2.3), 1.0),
+        # A gap of .05, of .1 and of more: here ends a training that has learned something.
+        ((1.025, 1.025, 0.975, 0.975), 0.5),
+        ((1.05, 1.05, 0.95, 0.95), 0.0),
+        ((0.6, 0.6, 0.1, 0.1), 0.0),
+        # Training gains .1 and .2: it goes on; or is undone as fast.
+        ((0.95, 1.05, 0.95, 1.05), 0.5),
+        ((0.9, 1.1, 0.9, 1.1), 0.0),
+        ((1.1, 0.9, 1.1, 0.9), 0.0),
+    ],
+)
+def test_a_trapped_network_by_hand(
+    make_task: Any, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], trapped: float
+) -> None:
+    trainer = Trainer(make_task(epochs=1000), algorithm="progress-ratio")
+    rule, batch = rule_of(trainer), next(trainer.splits.train.batches(8, torch.Generator()))
+    valid_after, valid_before, train_after, train_before = losses
+    script = cycle([torch.tensor(loss) for loss in (valid_after, train_after, valid_before, train_before)])
+    monkeypatch.setattr(rule, "clean", lambda batch: next(script))
+    for _ in range(200):
+        assert rule.pressure(batch, batch)[1] == pytest.approx(trapped, abs=1e-4)
+
+
+def test_a_trapped_network_is_freed(make_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All hyperparameters fall alike, whatever their doses, and twice as fast as pressure moves them."""
+    trainer = Trainer(make_task(hyper_lr=0.05), algorithm="auto")
+    rule, hyper = rule_of(trainer), hyper_of(trainer)
+    before = hyper.raw.detach().clone()
+    batch = trainer.splits.valid.take(torch.arange(8))
+    train(trainer, 3)
+    train(trainer, 3)
+    monkeypatch.setattr(rule, "direction", lambda batch: torch.tensor([1.0, 0.5, 0.0]))
+    monkeypatch.setattr(rule, "pressure", lambda valid, train: (1.0, 1.0))
+    rule.hyper_step(batch)
+    assert (hyper.raw.detach() - before).tolist() == pytest.approx([-0.3] * 3, rel=1e-4)
+    monkeypatch.setattr(rule, "pressure", lambda valid, train: (0.5, 0.5))
+    rule.hyper_step(batch)
+    expected = [0.15 * (0.25 * share - 1.0) for share in (1.0, 0.5, 0.0)]
+    assert (hyper.raw.detach() - before + 0.3).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_strong_start_values_do_not_keep_a_network_from_learning() -> None:
+    """From these it learns nothing at first (as in the arm `starts` of experiments/rules.py); a plain one never."""
+    start = {"dropout_input": 0.86, "dropout_1": 0.87, "dropout_2": 0.88, "input_scale": 0.9, "weight_decay": 0.01}
+    tuned, plain = (Trainer(get_task("digits-mlp"), algorithm=name, hp=start) for name in ("auto", "fixed"))
+    found, kept = (min(trainer.run_epoch()["val_loss"] for _ in range(60)) for trainer in (tuned, plain))
+    assert kept > 2.0
+    assert found < 1.0
 
 
 def test_clean_losses_are_comparable(make_task: Any) -> None:
@@ -307,7 +362,7 @@ def test_all_raw_coordinates_take_the_same_step_within_their_domains(
 ) -> None:
     trainer = Trainer(make_task(hyper_lr=0.05), algorithm="progress-ratio")
     rule, hyper = rule_of(trainer), hyper_of(trainer)
-    monkeypatch.setattr(rule, "pressure", lambda valid, train: pressure)
+    monkeypatch.setattr(rule, "pressure", lambda valid, train: (pressure, 0.0))
     before = hyper.raw.detach().clone()
     batch = trainer.splits.valid.take(torch.arange(8))
     for step in (1, 2):

@@ -38,6 +38,9 @@ GAIN = 2.0
 EVERY = 5
 # A mean speed of a third crosses a domain, from a twentieth to nineteen twentieths of it, in one run.
 SPEED = 3.0
+# A network is trapped where training gains less than this, and validation and training losses differ by less than that,
+# both in proportion to the loss; hyperparameters then fall at so many times the speed.
+TRAPPED_GAIN, TRAPPED_GAP, ESCAPE = 0.2, 0.1, 2.0
 # In runs of fewer measurements than 60, though, a step that has not been seen to be too long is not taken.
 FASTEST = 0.3
 
@@ -58,6 +61,7 @@ class ProgressRatio(Fixed):
         # Of validation and of training, from the slow average to the fast one; on the CPU, whatever the network is on.
         self.gains = torch.zeros(2, dtype=torch.float32)
         self.size = 0.0  # mean square of the gains
+        self.gap = 0.0  # of the validation loss over the training loss, at the fast average
         self.batch: Batch | None = None
 
     def train_step(self, batch: Batch) -> Tensor:
@@ -75,39 +79,48 @@ class ProgressRatio(Fixed):
         return self.since >= EVERY
 
     def hyper_step(self, batch: Batch) -> None:
-        """lambda <- lambda + speed * pressure * direction"""
+        """lambda <- lambda + speed * ((1 - trapped) * pressure * direction - 2 * trapped)"""
         self.since = 0
         assert self.batch is not None
         with self.meter.step("hyper"), torch.no_grad():
-            pressure = self.pressure(batch, self.batch)
-            self.hyper.raw.add_(self.speed * pressure * self.direction(self.batch))
+            pressure, trapped = self.pressure(batch, self.batch)
+            step = (1 - trapped) * pressure * self.direction(self.batch) - ESCAPE * trapped
+            self.hyper.raw.add_(self.speed * step)
             self.hyper.confine()
 
-    def pressure(self, valid: Batch, train: Batch) -> float:
-        """How much more regularisation is asked for, from -1 to 1.
+    def pressure(self, valid: Batch, train: Batch) -> tuple[float, float]:
+        """How much more regularisation is asked for, from -1 to 1, and how far the network is trapped, from 0 to 1.
 
         A gain is the fall of a loss from the slow average to the fast one, in proportion to that loss: so it tells
         learning by heart even where the training loss is next to nothing. With the gains v of validation and t of
         training, in units of their recent size: where training goes on (t > 0), `TARGET * t - v`, of which v counts as
         t at most, as validation gains more by chance alone. Where training is undone (t < 0), v itself: regularisation
         that costs validation is too much.
+
+        A network may be regularised so strongly that it learns nothing. Then neither loss moves, so the gains say
+        nothing, and nothing is learned by heart, so the two losses are the same: that is what tells it from the end of
+        training.
         """
         with self.at(self.fast):
             after = torch.stack([self.clean(valid), self.clean(train.unread())])
         with self.at(self.slow):
             before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
-        gains = (2 * (before - after) / (before.abs() + after.abs())).float().cpu()
-        gains = gains.nan_to_num()  # a loss of 0 on both sides gains nothing
+        gains = difference(before, after).nan_to_num()  # a loss of 0 on both sides gains nothing
+        gap = float(difference(after[0], after[1]).nan_to_num(1.0))  # and does not say that the network is trapped
         self.measured += 1
         keep = 1 - 1 / self.window(SMOOTHED, self.measurements)
         self.gains = torch.lerp(gains, self.gains, keep)
+        self.gap = (1 - keep) * gap + keep * self.gap
         keep_size = 1 - 1 / self.window(SCALED, self.measurements)
         self.size += (1 - keep_size) * (float(gains.square().mean()) - self.size)
         size = math.sqrt(self.size / (1 - keep_size**self.measured)) + torch.finfo(torch.float32).tiny
-        v, t = (float(gain) / (1 - keep**self.measured) / size for gain in self.gains)
+        valid_gain, train_gain = (float(gain) / (1 - keep**self.measured) for gain in self.gains)
+        v, t = valid_gain / size, train_gain / size
         moving = min(1.0, 3 * abs(t))  # where training stands still, the sign of t is chance
         asked = moving * (TARGET * t - min(v, t) if t > 0 else v)
-        return max(-1.0, min(1.0, GAIN * asked))
+        gap = self.gap / (1 - keep**self.measured)
+        trapped = max(0.0, 1 - abs(train_gain) / TRAPPED_GAIN) * min(1.0, max(0.0, 1 - gap / TRAPPED_GAP))
+        return max(-1.0, min(1.0, GAIN * asked)), trapped
 
     def direction(self, batch: Batch) -> Tensor:
         """The relative steps of the raw coordinates, shape `(n,)`, from 0 to 1: here all the same."""
@@ -145,11 +158,16 @@ class ProgressRatio(Fixed):
         return max(1.0, share * of)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("fast", "slow", "measured", "since", "gains", "size")}
+        return {name: getattr(self, name) for name in ("fast", "slow", "measured", "since", "gains", "size", "gap")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("fast", "slow"):
             torch._foreach_copy_(getattr(self, name), state[name])
-        for name in ("measured", "since", "size"):
+        for name in ("measured", "since", "size", "gap"):
             setattr(self, name, state[name])
         self.gains = state["gains"].cpu()  # a checkpoint comes to the device of the run
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """How much less the other loss is, in proportion to the mean size of the two; on the CPU."""
+    return (2 * (one - other) / (one.abs() + other.abs())).float().cpu()
