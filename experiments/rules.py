@@ -12,6 +12,8 @@ An arm is one way to train a setting at one seed:
     lr              the plain network at several learning rates, by factors of two
     hyper-lr        `auto` at fixed step sizes and at the automatic one, over 50 to 5,000 hyper-steps; on the digits
     starts          `auto` from random start values, at seed 0
+    outside         every way to tune, with the learning rate searched from outside: the same random ones for all, but
+                    for `tpe`, which searches them and the hyperparameters one after another (Optuna's, as in Ray Tune)
     placebo         plain and `auto` with hyperparameters that have no effect
 
 Every run is a row in experiments/results/rules/SETTING.parquet, written as soon as it ends; a run that is there is not
@@ -45,6 +47,7 @@ import torch
 
 from tune_stn.data import Batch, Splits
 from tune_stn.data.splits import Examples
+from tune_stn.space.quantile import quantile
 from tune_stn.tasks import Task, get_task
 from tune_stn.testing import placebo
 from tune_stn.training import Trainer
@@ -54,9 +57,10 @@ RESULTS = Path(__file__).parent / "results" / "rules"
 RANDOM = 16  # trials of the random search that a rule is held to, at each seed
 ORACLE = 24  # fixed settings at seed 0, the same 16 and more: what there is to gain
 STARTS = 24
+RULES = ("auto", "progress-ratio", "stn", "delta-stn")
+OUTSIDE = ("plain", "random", "tpe", *RULES)
 HYPER_LRS = (0.01, 0.05, 0.2, "auto")
 HYPER_STEPS = (50, 500, 5_000)  # of `hyper-lr`: one an epoch, on the digits
-RULES = ("auto", "progress-ratio", "stn", "delta-stn")
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,21 @@ SETTINGS: Mapping[str, Setting] = {
         "fashion-mnist-cnn",
         {"train_images": 1280, "valid_images": 1024, "test_images": 1000, "hidden": 128, "epochs": 50},
         lrs=(0.005, 0.01, 0.02, 0.04, 0.08),
+        lr=0.01,
     ),
     "resnet": Setting(
         "cifar10-resnet18",
         CIFAR | {"train_images": 640, "valid_images": 640, "batch_size": 64, "epochs": 30},
         folder="cifar-10-batches-py",
-        lrs=(0.005, 0.01, 0.02, 0.04),
+        lrs=(0.0025, 0.005, 0.01, 0.02, 0.04),
     ),
-    "vgg": Setting("cifar10-vgg16", CIFAR | {"epochs": 30}, folder="cifar-10-batches-py", lrs=(0.02, 0.04, 0.08, 0.16)),
+    "vgg": Setting(
+        "cifar10-vgg16",
+        CIFAR | {"epochs": 30},
+        folder="cifar-10-batches-py",
+        lrs=(0.02, 0.04, 0.08, 0.16),
+        lr=0.04,
+    ),
     "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0)),
     "text-lstm": Setting("text-lstm", TEXT | {"hidden": 64}, lrs=(2.0, 4.0, 8.0, 16.0)),
     "transformer": Setting(
@@ -129,6 +140,7 @@ class Run:
         hp: start values, or the constants of a fixed run; those of the task where it names none.
         controls: whether replay and last values follow.
         placebo: whether the task is trained with hyperparameters that have no effect.
+        tpe: whether values and learning rate come from TPE, a trial after the other; rows "ARM-0" and on.
     """
 
     setting: str
@@ -139,6 +151,7 @@ class Run:
     hp: Mapping[str, float] | None = None
     controls: bool = False
     placebo: bool = False
+    tpe: bool = False
 
 
 def main() -> None:
@@ -174,7 +187,7 @@ def main() -> None:
                     arguments.data_dir,
                 )
                 for run in runs
-                if (run.arm, run.seed) not in done
+                if (f"{run.arm}-0" if run.tpe else run.arm, run.seed) not in done
             ]
             for future in as_completed(futures):
                 keep(file, future.result())
@@ -211,6 +224,18 @@ def wanted(setting: str, settings: Setting, arm: str, task: Task, seeds: int) ->
             if seed == 0:
                 for number, hp in enumerate(random_values(task, STARTS, seed)):
                     yield Run(setting, f"starts-{number}", 0, "auto", hp=hp)
+        elif arm == "outside":
+            low, high = np.log(settings.lrs[0]), np.log(settings.lrs[-1])
+            lrs = np.exp(np.random.default_rng([seed, 1]).uniform(low, high, RANDOM))
+            values = random_values(task, RANDOM, seed)
+            for way in OUTSIDE:
+                if way == "tpe":
+                    yield Run(setting, "outside/tpe", seed, tpe=True)
+                    continue
+                for number, lr in enumerate(lrs):
+                    hp = values[number] if way == "random" else None
+                    rule = way if way in RULES else "fixed"
+                    yield Run(setting, f"outside/{way}-{number}", seed, rule, {"lr": float(lr)}, hp=hp)
         else:
             raise SystemExit(f"--arms: unknown arm {arm!r}")
 
@@ -218,6 +243,8 @@ def wanted(setting: str, settings: Setting, arm: str, task: Task, seeds: int) ->
 def rows(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, Any]]:
     """Train a run, and its controls; one row each."""
     torch.set_num_threads(1)
+    if run.tpe:
+        return tpe(run, setting, data_dir)
     task = make_task(setting, data_dir, **run.changes)
     if run.placebo:
         task = placebo(task)
@@ -235,6 +262,23 @@ def rows(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, An
         for arm, replayed in (("replayed", schedule), ("last", last)):
             plain = Trainer(task, algorithm="fixed", schedule=replayed, **common)
             made.append(trained(run, f"{run.arm}/{arm}", plain, splits))
+    return made
+
+
+def tpe(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, Any]]:
+    """As many trials as a random search has, at what TPE asks for after the trials before."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, made = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=run.seed)), []
+    space = make_task(setting, data_dir).space
+    for number in range(RANDOM):
+        trial = study.ask()
+        lr = trial.suggest_float("lr", setting.lrs[0], setting.lrs[-1], log=True)
+        shares = {name: trial.suggest_float(name, 1e-6, 1 - 1e-6) for name in space}
+        hp = {name: domain.nearest(quantile(domain, shares[name])) for name, domain in space.items()}
+        made += rows(replace(run, arm=f"{run.arm}-{number}", changes={"lr": lr}, hp=hp, tpe=False), setting, data_dir)
+        study.tell(trial, made[-1]["val_loss"])
     return made
 
 
@@ -297,8 +341,6 @@ def make_task(setting: Setting, data_dir: Path | None, **changes: Any) -> Task:
 
 def random_values(task: Task, count: int, seed: int) -> list[dict[str, float]]:
     """Values drawn evenly from each domain on its own scale, the same at a seed whatever else is drawn."""
-    from tune_stn.methods.quantile import quantile
-
     generator = np.random.default_rng(seed)
     shares = generator.random((count, len(task.space)))
     drawn = []

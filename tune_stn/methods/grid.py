@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from ray.tune.search import BasicVariantGenerator
 
 from tune_stn.methods.method import Context, Method, Plan, start_point
-from tune_stn.methods.quantile import quantile
 from tune_stn.space import SearchSpace
+from tune_stn.space.quantile import quantile
 
 LEAST_LEVELS = 2  # a grid of one point a hyperparameter searches nothing
 

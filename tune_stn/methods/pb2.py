@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from tune_stn.methods.method import Context, Method, Plan, tune_values
 from tune_stn.methods.pbt import population_plan, population_settings
-from tune_stn.methods.quantile import quantile, share_below
 from tune_stn.space import SearchSpace
 from tune_stn.space.domains import EDGE
+from tune_stn.space.quantile import quantile, share_below
 from tune_stn.tuning.trainable import COORDINATES
 
 

@@ -1,4 +1,4 @@
-"""Quantiles of a domain: the scale on which methods that draw nothing see it (grids, PB2)."""
+"""Quantiles of a domain: the scale on which its random draws are even, and methods that draw nothing see it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import torch
 
-from tune_stn.space import Domain, Normal
+from tune_stn.space.domains import Domain, Normal
 
 
 def quantile(domain: Domain, share: float) -> float:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_stn.methods.quantile import quantile, share_below
 from tune_stn.space import Integer, LogUniform, Normal, SearchSpace, Uniform
+from tune_stn.space.quantile import quantile, share_below
 
 DOMAINS = [
     Uniform(-1.0, 3.0),
