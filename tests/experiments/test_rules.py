@@ -95,7 +95,7 @@ def test_a_setting_that_holds(tables: ModuleType) -> None:
         ({"random-3": 0.11}, "no: above the best of 16 (+0.0100, p = 0.031)"),
         ({"random-3": None}, "open, not run: 16 random"),
         ({"progress-ratio": 0.12}, "no: worse than progress-ratio (p = 0.031)"),
-        ({"progress-ratio": 0.1}, "no: not told from progress-ratio (p = 1.000)"),
+        ({"progress-ratio": 0.1}, "yes"),
         ({"progress-ratio": None, "auto_frozen": 0.03}, "no: frozen has 30 %; open, not run: progress-ratio"),
         ({"plain": None}, "open, not run: plain"),
     ],
@@ -146,6 +146,23 @@ def test_best_of_the_random_settings(tables: ModuleType) -> None:
         {0: 1.165, 1: 7.0, 2: 0.6, 3: 1.195, 4: 1.205}
     )
     assert tables.best_of(runs, 24)[0] == pytest.approx(0.94)
+
+
+def test_the_best_run_that_fits_into_the_cost_of_sixteen_plain_runs(tables: ModuleType) -> None:
+    """A run of auto costs 1.3 plain runs here, so twelve fit, the last of them the best; better ones do not."""
+    made = [row(f"outside/{way}-{number}", 0, 0.01 * number) for way in ("plain", "auto") for number in range(16)]
+    runs = pd.DataFrame(made)
+    runs.loc[runs["arm"].str.startswith("outside/auto"), "cost"] = 130.0
+    runs.loc[runs["arm"] == "outside/auto-11", "lr"] = 0.3
+    found = {way: tables.best_within(runs, way) for way in ("plain", "auto", "random")}
+    assert found["plain"].loc[0].to_dict() == pytest.approx(
+        {"runs": 16, "val_loss": 0.85, "test_loss": 1.05, "lr": 0.1}
+    )
+    assert found["auto"].loc[0].to_dict() == pytest.approx({"runs": 12, "val_loss": 0.89, "test_loss": 1.09, "lr": 0.3})
+    assert not len(found["random"])
+    assert not len(tables.best_within(runs[runs["arm"] != "outside/plain-3"], "plain"))  # their cost is not used up
+    row_of_auto = tables.outside({"digits": runs}).rows[1]
+    assert row_of_auto[:4] == ["digits", "auto", "1", "12"]
 
 
 def test_a_gain_with_a_worse_test_loss_is_marked(tables: ModuleType) -> None:
