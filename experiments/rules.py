@@ -115,8 +115,8 @@ SETTINGS: Mapping[str, Setting] = {
         lrs=(0.02, 0.04, 0.08, 0.16),
         lr=0.04,
     ),
-    "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0)),
-    "text-lstm": Setting("text-lstm", TEXT | {"hidden": 64}, lrs=(2.0, 4.0, 8.0, 16.0)),
+    "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0, 32.0)),
+    "text-lstm": Setting("text-lstm", TEXT | {"hidden": 64}, lrs=(2.0, 4.0, 8.0, 16.0), lr=4.0),
     "transformer": Setting(
         "text-transformer",
         {"width": 48, "layers": 2, "train_tokens": 10_000, "vocabulary": 1_000, "epochs": 25},
