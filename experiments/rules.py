@@ -106,7 +106,7 @@ SETTINGS: Mapping[str, Setting] = {
         "cifar10-resnet18",
         CIFAR | {"train_images": 640, "valid_images": 640, "batch_size": 64, "epochs": 30},
         folder="cifar-10-batches-py",
-        lrs=(0.0025, 0.005, 0.01, 0.02, 0.04),
+        lrs=(0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04),
     ),
     "vgg": Setting(
         "cifar10-vgg16",
@@ -115,7 +115,7 @@ SETTINGS: Mapping[str, Setting] = {
         lrs=(0.02, 0.04, 0.08, 0.16),
         lr=0.04,
     ),
-    "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0, 32.0)),
+    "ptb": Setting("ptb-lstm", PTB, folder="ptb", lrs=(2.0, 4.0, 8.0, 16.0, 32.0), lr=16.0),
     "text-lstm": Setting("text-lstm", TEXT | {"hidden": 64}, lrs=(2.0, 4.0, 8.0, 16.0), lr=4.0),
     "transformer": Setting(
         "text-transformer",

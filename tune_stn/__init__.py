@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tune_stn.tasks.settings import Training
     from tune_stn.tasks.task import Task
     from tune_stn.training.schedule import Schedule
+    from tune_stn.training.self_tuner import SelfTuner
+    from tune_stn.training.trainer import Trainer
     from tune_stn.tuning.cluster import Cluster
     from tune_stn.tuning.recorder import Recorder
     from tune_stn.tuning.schedule_replay import ScheduleReplay
@@ -37,8 +39,10 @@ _HOMES = {
     "STNTrainable": "tune_stn.tuning.trainable",
     "Schedule": "tune_stn.training.schedule",
     "ScheduleReplay": "tune_stn.tuning.schedule_replay",
+    "SelfTuner": "tune_stn.training.self_tuner",
     "SearchSpace": "tune_stn.space.search_space",
     "Task": "tune_stn.tasks.task",
+    "Trainer": "tune_stn.training.trainer",
     "Training": "tune_stn.tasks.settings",
     "Uniform": "tune_stn.space.domains",
     "compare": "tune_stn.study.compare",
@@ -59,7 +63,9 @@ __all__ = [
     "Schedule",
     "ScheduleReplay",
     "SearchSpace",
+    "SelfTuner",
     "Task",
+    "Trainer",
     "Training",
     "Uniform",
     "compare",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,6 +60,30 @@ def test_outputs_of_every_form_are_mapped() -> None:
     assert torch.equal(mapped["a"][0], -one)
     assert torch.equal(mapped["a"][1][0], -one)
     assert (mapped["b"], mapped["c"]) == (None, 3)
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    other: Tensor | None
+
+
+@dataclass
+class Outputs:
+    logits: Tensor
+    pair: Pair
+    name: str = "x"
+
+
+def test_containers_keep_their_type() -> None:
+    one = torch.ones(2)
+    mapped = map_tensors(torch.neg, OrderedDict(a=Outputs(one, Pair(one, None), "y"), b=[one]))
+    assert type(mapped) is OrderedDict
+    assert type(mapped["a"]) is Outputs
+    assert type(mapped["a"].pair) is Pair
+    assert mapped["a"].name == "y"
+    for found in (mapped["a"].logits, mapped["a"].pair.one, *mapped["b"]):
+        assert torch.equal(found, -one)
+    assert mapped["a"].pair.other is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)

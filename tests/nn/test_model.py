@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,3 +179,73 @@ def test_constants_make_a_plain_network_that_reads_its_rates() -> None:
     assert torch.equal(model.train()(inputs), plain(inputs))  # rates of zero: dropout keeps all
     with model.using(Sample({"rate": torch.tensor([0.5]), "other": torch.tensor([0.5])})):
         assert not torch.equal(model(inputs), plain(inputs))
+
+
+def test_a_call_in_training_draws_and_one_in_evaluation_is_at_the_mean() -> None:
+    """A loop that forgets `using` can no longer train a response at the mean alone."""
+    model, inputs = converted(), drawn()
+    torch.manual_seed(3)
+    found = model.train()(inputs)
+    torch.manual_seed(3)
+    with model.using(model.perturbed_sample(5)):
+        assert torch.equal(model(inputs), found)
+    with model.using(model.mean_sample()):
+        assert not torch.equal(model.eval()(inputs), found)
+        mean = model(inputs)
+    assert torch.equal(model(inputs), mean)
+    with pytest.raises(ValueError, match="called with no tensor that has an axis"):
+        model.train()(torch.ones(()))
+
+
+@pytest.mark.parametrize("how", [{"response": None}, {"centred": True}, {"tuned": False}])
+def test_where_no_response_is_learned_from_draws_training_is_at_the_mean(how: dict[str, Any]) -> None:
+    model, inputs = convert(network(), SPACE, start=START, dropout=DROPOUT, **how).train(), drawn()
+    torch.manual_seed(3)
+    found = model(inputs)
+    torch.manual_seed(3)
+    with model.using(model.hyper.constant_sample()):
+        assert torch.equal(model(inputs), found)
+    assert model.sample(5)["rate"].shape == (1,)
+
+
+def test_a_draw_is_one_sample_for_all_that_read_it() -> None:
+    model, inputs = converted().train(), drawn()
+    draw = model.perturbed_draw()
+    with model.using(draw):
+        sample = model.sample(5)
+        torch.manual_seed(3)
+        found = model(inputs)
+        with pytest.raises(RuntimeError, match="has no hyperparameter sample: call the network itself"):
+            model.network(inputs)
+    assert draw.drawn == {5: sample}
+    torch.manual_seed(3)
+    with model.using(sample):
+        assert torch.equal(model(inputs), found)
+    assert draw.rows(slice(0, 2)).drawn == {}
+
+
+class Own(nn.Module):
+    config: ClassVar[dict[str, int]] = {"width": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        outputs: Tensor = self.layer(inputs if mask is None else inputs * mask)
+        return outputs
+
+
+def test_it_has_the_attributes_and_the_signature_of_the_network() -> None:
+    model = convert(Own(), SPACE, start=START).eval()
+    assert list(inspect.signature(model.forward).parameters) == ["inputs", "mask"]
+    assert model.config == {"width": 3}
+    assert model.hyperparameters() == pytest.approx(START)
+    with pytest.raises(AttributeError, match="'Own' object has no attribute 'nothing'"):
+        _ = model.nothing
+    twin, inputs = copy.deepcopy(model), drawn()
+    assert isinstance(twin, SelfTuningModel)
+    twin.network.layer.weight.data.zero_()
+    found = model(inputs, mask=torch.ones(6))
+    assert torch.equal(model(inputs=inputs), found)
+    assert not torch.equal(twin(inputs), found)

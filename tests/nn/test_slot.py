@@ -22,7 +22,7 @@ def test_blocks_nest_and_are_put_back_also_after_an_error() -> None:
             raise KeyError
         assert slot.sample is outer
     assert not slot.is_set
-    with pytest.raises(RuntimeError, match=r"no hyperparameter sample: call it inside `with model\.using\(sample\):`"):
+    with pytest.raises(RuntimeError, match=r"has no hyperparameter sample: call the network itself"):
         _ = slot.sample
 
 

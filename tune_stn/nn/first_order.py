@@ -6,6 +6,7 @@ carries it through everything between them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 
 def first_order(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward`, but with value plus tangent in the place of each tensor that it gives."""
 
-    def predict(*inputs: Any) -> Any:
+    def predict(*args: Any, **kwargs: Any) -> Any:
         # Fused attention kernels have no tangents.
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             # Summed inside the dual level, used past it: inside, backward would carry tangents of its own (of ReLU's
             # saved result, say), three times the products and none of them of use.
-            return map_tensors(to_first_order, forward(*inputs))
+            return map_tensors(to_first_order, forward(*args, **kwargs))
 
     return predict
 
@@ -41,14 +43,21 @@ def to_first_order(output: Tensor) -> Tensor:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
-    """`function` of a tensor, or of each tensor in a tuple, list or dict, as models return them."""
-    if isinstance(outputs, Tensor):
-        return function(outputs)
-    if isinstance(outputs, dict):
-        return {key: map_tensors(function, value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
-        return type(outputs)(map_tensors(function, value) for value in outputs)
-    return outputs
+    """`function` of each tensor in what a model returns, which keeps its type: a tensor, or a container of any kind.
+
+    Containers are tuples (named ones too), lists, mappings, dataclasses and what else `torch.utils._pytree` knows of:
+    transformers tells it of its outputs.
+    """
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            fields = {f.name: map_tensors(function, getattr(leaf, f.name)) for f in dataclasses.fields(leaf) if f.init}
+            return dataclasses.replace(leaf, **fields)
+        return leaf
+
+    return tree_map(mapped, outputs)
 
 
 @contextmanager

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tune_stn.nn.conversion import Conversion
+from tune_stn.nn.first_order import first_order
 from tune_stn.nn.response import Responding
 from tune_stn.nn.slot import Slot
-from tune_stn.space.sample import Sample
+from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Constants, Tunable
 
 
 class SelfTuningModel(nn.Module):
     """A network whose layers read the current hyperparameter sample, and the hyperparameters themselves.
 
-    Made by `self_tuning`. Calling it outside `using` evaluates at the mean of the hyperparameters.
+    Made by `self_tuning`, and called as the user's network is. In training mode, a call draws a sample for its batch
+    where the response wants one (STN); in evaluation mode, and where nothing responds, it is at the mean. `using` is
+    for those who want another one. What it has not itself, such as `config`, is that of the user's network.
 
     Attributes:
         network: the converted copy of the user's network.
@@ -29,6 +34,8 @@ class SelfTuningModel(nn.Module):
             from the start (STN).
         response_origin: the response input of STN at the start values; None where it is the raw coordinate itself.
         shrink: what the response input of STN is divided by.
+        draws: whether a call in training mode, outside `using`, draws a sample for its batch, or is at the mean: at
+            first, where the response is that of STN.
     """
 
     def __init__(
@@ -57,16 +64,56 @@ class SelfTuningModel(nn.Module):
         gates_only = all(layer.size in ("gate", None) for layer in self.response_layers())
         self.shrink = math.sqrt(len(hyper.space)) if shrink_gates and gates_only else 1.0
         self.training = network.training
+        self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.slot.is_set:
-            return self.network(*args, **kwargs)
-        with self.using(self.mean_sample()):
-            return self.network(*args, **kwargs)
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The forward pass, with the signature of the user's own."""
 
-    def using(self, sample: Sample) -> AbstractContextManager[None]:
+        @functools.wraps(self.network.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            current = self.slot.current
+            if isinstance(current, Sample):
+                return self.network(*args, **kwargs)
+            sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
+            network = first_order(self.network) if sample.linearise else self.network
+            with self.using(sample):
+                return network(*args, **kwargs)
+
+        return forward
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network" or name.startswith("__"):  # it is not there yet; and a copy is of this class
+                raise
+            return getattr(self.network, name)
+
+    def using(self, sample: Sample | Draw) -> AbstractContextManager[None]:
         """Make `sample` the one that layers read inside the block."""
         return self.slot.using(sample)
+
+    def sample(self, rows: int) -> Sample:
+        """The sample that the network reads, or will read, for a batch of `rows` examples.
+
+        For augmentations and penalties of one's own, inside a closure of `SelfTuner` or a block of `using`; elsewhere
+        it is the mean.
+        """
+        current = self.slot.current
+        if current is None:
+            return self.mean_sample()
+        return current.of(rows) if isinstance(current, Draw) else current
+
+    def hyperparameters(self) -> dict[str, float]:
+        """The value of each hyperparameter: its mean, where it is perturbed."""
+        return self.hyper.mean_values()
+
+    def _own_sample(self, args: Any, kwargs: Any) -> Sample:
+        """What a call reads that nobody gave a sample: in training a draw, or the network does not learn to respond."""
+        if self.training and self.draws:
+            return self.perturbed_sample(examples(args, kwargs))
+        return self.mean_sample()
 
     def mean_sample(self, *, keep_graph: bool = False) -> Sample:
         """Everybody at the mean hyperparameters: one row, so that responses merge into plain layers.
@@ -78,6 +125,10 @@ class SelfTuningModel(nn.Module):
         if self.centred and not keep_graph:
             return self.hyper.constant_sample()  # an offset of zero: the base network itself
         return self._sample(self.hyper, self.hyper.raw[None], keep_graph=keep_graph)
+
+    def perturbed_draw(self, *, keep_graph: bool = False, linearise: bool = False) -> Draw:
+        """As `perturbed_sample`, for as many examples as the network will see."""
+        return Draw(functools.partial(self.perturbed_sample, keep_graph=keep_graph, linearise=linearise))
 
     def perturbed_sample(self, rows: int, *, keep_graph: bool = False, linearise: bool = False) -> Sample:
         """A draw around the mean for each of `rows` examples. Needs a tunable state."""
@@ -108,3 +159,18 @@ class SelfTuningModel(nn.Module):
         """Trainable parameters of the network proper, each once; frozen ones are not among them."""
         response = {id(parameter) for parameter in self.response_parameters()}
         return [p for p in self.network.parameters() if p.requires_grad and id(p) not in response]
+
+
+def examples(args: Any, kwargs: Any) -> int:
+    """The number of examples in what a network is called with: the first axis of the first tensor.
+
+    Raises:
+        ValueError: There is no tensor with an axis.
+    """
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    raise ValueError(
+        "the self-tuning network was called with no tensor that has an axis, so it cannot draw hyperparameters for "
+        "each example of the batch: give it one, or call it inside `with net.using(net.perturbed_sample(rows)):`"
+    )

@@ -8,40 +8,43 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tune_stn.space.sample import Sample
+from tune_stn.space.sample import Draw, Sample
 
 
 class Slot:
     """Holds the current sample of one network. Its layers share the slot, so no `forward` has to pass it on."""
 
     def __init__(self) -> None:
-        self._sample: Sample | None = None
+        self.current: Sample | Draw | None = None
 
     @property
     def is_set(self) -> bool:
-        return self._sample is not None
+        return self.current is not None
 
     @property
     def sample(self) -> Sample:
         """The current sample. Raises RuntimeError outside `using`."""
-        if self._sample is None:
-            raise RuntimeError("the network has no hyperparameter sample: call it inside `with model.using(sample):`")
-        return self._sample
+        if not isinstance(self.current, Sample):
+            raise RuntimeError(
+                "a layer of the self-tuning network has no hyperparameter sample: call the network itself, not a part "
+                "of it, or do that inside `with net.using(net.mean_sample()):`"
+            )
+        return self.current
 
     @contextmanager
-    def using(self, sample: Sample) -> Iterator[None]:
-        """Make `sample` current inside the block; blocks nest.
+    def using(self, sample: Sample | Draw) -> Iterator[None]:
+        """Make `sample` current inside the block; blocks nest. A draw is one as soon as the network is called.
 
         With a response, torch's inference path for transformer layers is off: it reads the parameters of a layer's
         children past their `forward`. Without one it is right, for base parameters keep their names.
         """
-        before, self._sample = self._sample, sample
+        before, self.current = self.current, sample
         fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(fast and sample.response_input is None)
+        torch.backends.mha.set_fastpath_enabled(fast and isinstance(sample, Sample) and sample.response_input is None)
         try:
             yield
         finally:
-            self._sample = before
+            self.current = before
             torch.backends.mha.set_fastpath_enabled(fast)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -36,3 +36,26 @@ class Sample:
 
         response_input = None if self.response_input is None else cut(self.response_input)
         return Sample({name: cut(value) for name, value in self.values.items()}, response_input, self.linearise)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A sample to be drawn once the number of examples is known: a loop of one's own does not say it beforehand.
+
+    Attributes:
+        make: Draws a sample for so many examples.
+        drawn: What was drawn, by the number of examples. So augmentation, network and penalties read the same sample.
+    """
+
+    make: Callable[[int], Sample]
+    drawn: dict[int, Sample] = field(default_factory=dict)
+
+    def of(self, rows: int) -> Sample:
+        """The sample for so many examples, the same whenever it is asked for."""
+        if rows not in self.drawn:
+            self.drawn[rows] = self.make(rows)
+        return self.drawn[rows]
+
+    def rows(self, part: slice) -> Draw:
+        """Of a part of the batch: a draw of its own, for its number of examples is not known either."""
+        return Draw(self.make)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,21 @@ from tune_stn.nn.model import SelfTuningModel
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
 from tune_stn.training.forward import call
+
+
+class Meter(Protocol):
+    """What an update rule charges."""
+
+    def step(self, kind: str) -> AbstractContextManager[None]:
+        """Charge one step of a kind, "train", "response" or "hyper", for the work inside the block."""
+        ...
+
+
+class NoMeter:
+    """Charges nothing: for a loop of one's own."""
+
+    def step(self, kind: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class CostMeter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward
 
-Objective = Callable[[Batch, Sample], Tensor]
-"""An objective of one network: the functions below, their first argument given."""
+Objective = Callable[[Any, Any], Tensor]
+"""An objective of one network, a function of a batch and a sample: those below, or those of closure.py, their first
+argument given."""
 
 
 def training_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -31,17 +31,25 @@ class Stepper:
     Args:
         optimizers: An optimizer for each group: "base", and where they exist "response" and "hyper".
         lr_schedules: The learning-rate schedules of some or all of them.
+        groups: The parameters of each group, where optimizers do not tell: several groups may share one optimizer, and
+            it may have parameters that are of none. By default, all parameters of its optimizer.
     """
 
     def __init__(
-        self, optimizers: Mapping[str, torch.optim.Optimizer], lr_schedules: Mapping[str, LRScheduler] | None = None
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        lr_schedules: Mapping[str, LRScheduler] | None = None,
+        groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
         self.optimizers = dict(optimizers)
+        self.groups = groups
         self.lr_schedules = dict(lr_schedules or {})
         self._recorded: dict[Any, Recorded] | None = None
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
         """The parameters of the groups of these names; a group that the run has not is empty."""
+        if self.groups is not None:
+            return [p for name in names for p in self.groups.get(name, ())]
         optimizers = [self.optimizers[name] for name in names if name in self.optimizers]
         return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
@@ -86,8 +94,14 @@ class Stepper:
 
     def step(self, *names: str) -> None:
         """Step the optimizers of some groups down the gradients that `backward` has set."""
-        for name in names:
-            self.optimizers[name].step()
+        optimizers = list(dict.fromkeys(self.optimizers[name] for name in names))
+        if self.groups is not None:
+            stepped = {id(p) for p in self.parameters(*names)}
+            for p in (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]):
+                if id(p) not in stepped:
+                    p.grad = None  # so an optimizer leaves it alone
+        for optimizer in optimizers:
+            optimizer.step()
 
     def record(self) -> None:
         """From now on replay backward passes, losses included, as CUDA graphs, where no state is carried."""

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import without_running_statistics
 from tune_stn.space.sample import Sample
 from tune_stn.training.rules.progress_ratio import ProgressRatio
-from tune_stn.training.rules.rule import Tools
+from tune_stn.training.rules.rule import AnyBatch, Tools
 
 # A dose is the difference between raw coordinates so far above and below the present one.
 DISTANCE = 0.5
@@ -35,7 +34,7 @@ class Auto(ProgressRatio):
         self.doses = torch.zeros(len(self.hyper.space), dtype=torch.float32)
         self.counts = [0] * len(self.hyper.space)
 
-    def direction(self, batch: Batch) -> Tensor:
+    def direction(self, batch: AnyBatch) -> Tensor:
         """min(1, median dose / dose), shape `(n,)`; the same for all until each dose has been measured."""
         self.measure(sum(self.counts) % len(self.counts), batch)
         above = self.doses[self.doses > 0]
@@ -47,9 +46,9 @@ class Auto(ProgressRatio):
         doses = self.doses.clamp(min=torch.finfo(torch.float32).tiny)
         return (middle / doses).clamp(max=1.0).to(self.hyper.raw)
 
-    def measure(self, index: int, batch: Batch) -> None:
+    def measure(self, index: int, batch: AnyBatch) -> None:
         """Measure one dose on a part of a training batch, with the same draws on both sides."""
-        part = batch.part(0, max(2, round(SHARE * len(batch)))).unread()  # of one example, batch norms make no mean
+        part = batch.share(SHARE, least=2).unread()  # of one example, batch norms make no mean
         losses = []
         for side in (DISTANCE, -DISTANCE):
             raw = self.hyper.raw.detach().clone()

@@ -6,16 +6,14 @@ input is the offset, so at the present hyperparameters the network is the base n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import Tensor
 
-from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import constants, without_running_statistics
 from tune_stn.nn.response import ResponseSize
-from tune_stn.training.rules.rule import Rule
+from tune_stn.training.rules.rule import AnyBatch, Rule
 
 
 class DeltaSTN(Rule):
@@ -27,35 +25,35 @@ class DeltaSTN(Rule):
     response: ClassVar[ResponseSize | None] = 8
     why = "as good as a full response in experiments/response_size.py and cheaper; gates alone did worse"
 
-    def base_losses(self, batch: Batch) -> Iterator[Tensor]:
+    def base_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda, w_0), in parts of the batch: that of a plain network."""
         sample = self.model.hyper.constant_sample()
         for part, share in batch.parts(self.training.accumulate):
             yield share * self.training_loss(part, sample)
 
-    def base_step(self, batch: Batch) -> Tensor:
+    def base_step(self, batch: AnyBatch) -> Tensor:
         """w_0 <- w_0 - alpha_1 d/dw_0 f(lambda, w_0)"""
         loss = self.stepper.backward(self.base_losses, batch, to=("base",), clip_norm=self.training.clip_norm)
         self.stepper.step("base")
         return loss
 
-    def response_losses(self, batch: Batch) -> Iterator[Tensor]:
+    def response_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda + eps, y(w_0) + J Theta eps), in parts of the batch."""
-        sample = self.model.perturbed_sample(len(batch), linearise=True)  # lambda + eps, eps ~ p(eps | sigma)
+        sample = self.perturbed(batch, linearise=True)  # lambda + eps, eps ~ p(eps | sigma)
         for part, share in batch.parts(self.training.accumulate):
             yield share * self.training_loss(part, sample.rows(part.rows))
 
-    def response_step(self, batch: Batch) -> None:
+    def response_step(self, batch: AnyBatch) -> None:
         """Theta <- Theta - alpha_2 d/dTheta f(lambda + eps, y(w_0) + J Theta eps), w_0 constant (eq. 9)
 
         The response is a regression of its own, with its own noise: a share of the batch is enough for it.
         """
-        some = batch.part(0, math.ceil(self.training.response_share * len(batch)))
+        some = batch.share(self.training.response_share)
         with constants(self.stepper.parameters("base")), without_running_statistics(self.model):
             self.stepper.backward(self.response_losses, some, to=("response",), clip_norm=self.training.clip_norm)
             self.stepper.step("response")
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: AnyBatch) -> Tensor:
         """A step of w_0, then one of Theta on the same batch."""
         with self.meter.step("train"):
             loss = self.base_step(batch)
@@ -63,7 +61,7 @@ class DeltaSTN(Rule):
             self.response_step(batch)
         return loss
 
-    def validation_losses(self, batch: Batch) -> Iterator[Tensor]:
+    def validation_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """F(lambda + eps, w_0 + Theta eps) - tau H, in parts of the batch; at eps = 0 if sigma is fixed.
 
         The network is not linearised here. The gradient reaches lambda through the offset alone, whose centre is held.
@@ -71,13 +69,13 @@ class DeltaSTN(Rule):
         tau = self.training.entropy_weight
         for part, share in batch.parts(self.training.accumulate):
             if self.training.tune_scales:
-                sample = self.model.perturbed_sample(len(part), keep_graph=True)
+                sample = self.perturbed(part, keep_graph=True)
                 loss = self.validation_loss(part, sample) - tau * self.hyper.entropy()
             else:
                 loss = self.validation_loss(part, self.model.mean_sample(keep_graph=True))
             yield share * loss
 
-    def hyper_step(self, batch: Batch) -> None:
+    def hyper_step(self, batch: AnyBatch) -> None:
         """lambda, sigma <- descent of F(lambda + eps, w_0 + Theta eps) - tau H[p(eps | sigma)]"""
         with self.meter.step("hyper"):
             clip_norm = self.training.hyper_clip_norm

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tune_stn.data.batches import Batch
 from tune_stn.nn.response import ResponseSize
-from tune_stn.training.rules.rule import Rule
+from tune_stn.training.rules.rule import AnyBatch, Rule
 
 
 class Fixed(Rule):
@@ -21,13 +20,13 @@ class Fixed(Rule):
     response: ClassVar[ResponseSize | None] = None
     why = ""
 
-    def losses(self, batch: Batch) -> Iterator[Tensor]:
+    def losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda, w), in parts of the batch."""
         sample = self.model.hyper.constant_sample()
         for part, share in batch.parts(self.training.accumulate):
             yield share * self.training_loss(part, sample)
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: AnyBatch) -> Tensor:
         """w <- w - alpha d/dw f(lambda, w)"""
         with self.meter.step("train"):
             loss = self.stepper.backward(self.losses, batch, to=("base",), clip_norm=self.training.clip_norm)

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.data.batches import Batch
 from tune_stn.training.rules.fixed import Fixed
-from tune_stn.training.rules.rule import Tools
+from tune_stn.training.rules.rule import AnyBatch, Tools
 
 # The averages of the weights look back over these shares of the run's training steps.
 FAST, SLOW = 0.02, 0.07
@@ -62,9 +61,9 @@ class ProgressRatio(Fixed):
         self.gains = torch.zeros(2, dtype=torch.float32)
         self.size = 0.0  # mean square of the gains
         self.gap = 0.0  # of the validation loss over the training loss, at the fast average
-        self.batch: Batch | None = None
+        self.batch: AnyBatch | None = None
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: AnyBatch) -> Tensor:
         """w <- w - alpha d/dw f(lambda, w), the step of a plain network; and the averages follow."""
         loss = super().train_step(batch)
         weights = [weight.detach() for weight in self.stepper.parameters("base")]
@@ -78,7 +77,7 @@ class ProgressRatio(Fixed):
     def due(self) -> bool:
         return self.since >= EVERY
 
-    def hyper_step(self, batch: Batch) -> None:
+    def hyper_step(self, batch: AnyBatch) -> None:
         """lambda <- lambda + speed * ((1 - trapped) * pressure * direction - 2 * trapped)"""
         self.since = 0
         assert self.batch is not None
@@ -88,7 +87,7 @@ class ProgressRatio(Fixed):
             self.hyper.raw.add_(self.speed * step)
             self.hyper.confine()
 
-    def pressure(self, valid: Batch, train: Batch) -> tuple[float, float]:
+    def pressure(self, valid: AnyBatch, train: AnyBatch) -> tuple[float, float]:
         """How much more regularisation is asked for, from -1 to 1, and how far the network is trapped, from 0 to 1.
 
         A gain is the fall of a loss from the slow average to the fast one, in proportion to that loss: so it tells
@@ -122,11 +121,11 @@ class ProgressRatio(Fixed):
         trapped = max(0.0, 1 - abs(train_gain) / TRAPPED_GAIN) * min(1.0, max(0.0, 1 - gap / TRAPPED_GAP))
         return max(-1.0, min(1.0, GAIN * asked)), trapped
 
-    def direction(self, batch: Batch) -> Tensor:
+    def direction(self, batch: AnyBatch) -> Tensor:
         """The relative steps of the raw coordinates, shape `(n,)`, from 0 to 1: here all the same."""
         return torch.ones_like(self.hyper.raw)
 
-    def clean(self, batch: Batch) -> Tensor:
+    def clean(self, batch: AnyBatch) -> Tensor:
         """The loss without any regularisation."""
         return self.clean_loss(batch, self.hyper.constant_sample())
 

@@ -11,11 +11,16 @@ from torch import Tensor
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.response import ResponseSize
+from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
-from tune_stn.training.cost import CostMeter
+from tune_stn.training.closure import Closure
+from tune_stn.training.cost import Meter
 from tune_stn.training.objectives import Objective
 from tune_stn.training.stepper import Stepper
+
+AnyBatch = Batch | Closure
+"""A batch of the built-in loop, or of a loop of one's own."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Tools:
     steps: int
     stepper: Stepper
     training: Training
-    meter: CostMeter
+    meter: Meter
 
 
 class Rule(Protocol):
@@ -73,7 +78,7 @@ class Rule(Protocol):
     steps: int
     stepper: Stepper
     training: Training
-    meter: CostMeter
+    meter: Meter
 
     def __init__(self, tools: Tools) -> None:
         self.model = tools.model
@@ -83,7 +88,7 @@ class Rule(Protocol):
         self.training = tools.training
         self.meter = tools.meter
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: AnyBatch) -> Tensor:
         """Step the weights on a batch of the training split; gives the training loss, detached."""
         ...
 
@@ -92,7 +97,7 @@ class Rule(Protocol):
         """Whether a hyper-step has something to do now; if not, no validation batch is drawn for it."""
         return True
 
-    def hyper_step(self, batch: Batch) -> None:
+    def hyper_step(self, batch: AnyBatch) -> None:
         """Step the hyperparameters on a batch of the validation split; called only if the rule tunes."""
         raise NotImplementedError(f"the rule {self.name!r} tunes no hyperparameters")
 
@@ -102,6 +107,12 @@ class Rule(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; it is this rule's to keep."""
+
+    def perturbed(self, batch: AnyBatch, *, keep_graph: bool = False, linearise: bool = False) -> Sample | Draw:
+        """lambda + eps, eps ~ p(eps | sigma), one for each example; of a closure, as soon as it calls the network."""
+        if isinstance(batch, Closure):
+            return self.model.perturbed_draw(keep_graph=keep_graph, linearise=linearise)
+        return self.model.perturbed_sample(len(batch), keep_graph=keep_graph, linearise=linearise)
 
     @property
     def hyper(self) -> Tunable:

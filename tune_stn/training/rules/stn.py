@@ -11,9 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tune_stn.data.batches import Batch
 from tune_stn.nn.response import ResponseSize
-from tune_stn.training.rules.rule import Rule
+from tune_stn.training.rules.rule import AnyBatch, Rule
 
 
 class STN(Rule):
@@ -25,13 +24,13 @@ class STN(Rule):
     response: ClassVar[ResponseSize | None] = "gate"
     why = "as good as a full response in experiments/response_size.py, at half the cost"
 
-    def training_losses(self, batch: Batch) -> Iterator[Tensor]:
+    def training_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda + eps, w_phi(lambda + eps)), in parts of the batch."""
-        sample = self.model.perturbed_sample(len(batch))  # lambda + eps, eps ~ p(eps | sigma), one for each example
+        sample = self.perturbed(batch)  # lambda + eps, eps ~ p(eps | sigma), one for each example
         for part, share in batch.parts(self.training.accumulate):
             yield share * self.training_loss(part, sample.rows(part.rows))
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: AnyBatch) -> Tensor:
         """phi <- phi - alpha_1 d/dphi f(lambda + eps, w_phi(lambda + eps))"""
         with self.meter.step("train"):
             phi = ("base", "response")
@@ -39,18 +38,18 @@ class STN(Rule):
             self.stepper.step(*phi)
         return loss
 
-    def validation_losses(self, batch: Batch) -> Iterator[Tensor]:
+    def validation_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """F(lambda + eps, w_phi(lambda + eps)) - tau H (eq. 16), in parts; at eps = 0 if sigma is fixed."""
         tau = self.training.entropy_weight
         for part, share in batch.parts(self.training.accumulate):
             if self.training.tune_scales:
-                sample = self.model.perturbed_sample(len(part), keep_graph=True)
+                sample = self.perturbed(part, keep_graph=True)
                 loss = self.validation_loss(part, sample) - tau * self.hyper.entropy()
             else:
                 loss = self.validation_loss(part, self.model.mean_sample(keep_graph=True))
             yield share * loss
 
-    def hyper_step(self, batch: Batch) -> None:
+    def hyper_step(self, batch: AnyBatch) -> None:
         """lambda, sigma <- descent of F(lambda + eps, w_phi(lambda + eps)) - tau H[p(eps | sigma)]"""
         with self.meter.step("hyper"):
             clip_norm = self.training.hyper_clip_norm

@@ -1,0 +1,127 @@
+"""A batch of a loop of one's own: a function that does forward and loss; and its objectives, functions like those of
+objectives.py.
+
+The loop's closures say nothing of augmentations, penalties and metrics, so what is evaluated is what they do in
+evaluation mode. Nor do they say how many examples they look at: the network draws a sample when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tune_stn.nn.first_order import batch_statistics
+from tune_stn.nn.model import SelfTuningModel, examples
+from tune_stn.space.sample import Draw, Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Closure:
+    """A batch as a loop of one's own has it. It has the methods of `Batch` that update rules use.
+
+    Attributes:
+        loss: A function that calls the network and returns the loss, of the tensors of the batch or of nothing.
+        tensors: What it takes: tensors, or containers of tensors, with the examples along the first axis; or nothing,
+            and then the batch has no parts.
+    """
+
+    loss: Callable[..., Tensor]
+    tensors: tuple[Any, ...] = ()
+
+    def __call__(self) -> Tensor:
+        """The loss.
+
+        Raises:
+            TypeError: It is not a tensor of one number.
+        """
+        loss = self.loss(*self.tensors)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"the closure gave {given}: it returns the loss of the network, a tensor of one number")
+        return loss.squeeze()
+
+    def part(self, start: int, stop: int) -> Closure:
+        """Consecutive examples, sharing memory with these; all of them where the tensors are not known."""
+        if not self.tensors:
+            return self
+        size = len(self)
+
+        def cut(leaf: Any) -> Any:
+            return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size else leaf
+
+        return replace(self, tensors=tree_map(cut, self.tensors))
+
+    def share(self, share: float, *, least: int = 1) -> Closure:
+        """The first examples, about this share of the batch, and not fewer than `least`; or all of them."""
+        return self.part(0, max(least, round(share * len(self)))) if self.tensors else self
+
+    def parts(self, count: int) -> Iterator[tuple[Closure, float]]:
+        """The batch in `count` parts of consecutive examples, each with its share of the batch; or as a whole."""
+        if not self.tensors:
+            yield self, 1.0
+            return
+        size = -(-len(self) // count)
+        for start in range(0, len(self), size):
+            part = self.part(start, start + size)
+            yield part, len(part) / len(self)
+
+    def unread(self) -> Closure:
+        """Itself: what a recurrent network carries is the loop's own affair."""
+        return self
+
+    def __len__(self) -> int:
+        return examples(self.tensors, {})
+
+    @property
+    def rows(self) -> slice:
+        """All rows: a part draws its own sample."""
+        return slice(None)
+
+
+def training_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
+    """The training objective f: what the closure gives at a sample, in training mode."""
+    with net.using(sample):
+        loss = checked(closure(), sample)
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "the loss of train_step has no gradient: the closure calls the network that self_tuning returned, outside "
+            "of torch.no_grad() and without detaching its outputs"
+        )
+    return loss
+
+
+def validation_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
+    """The validation objective F: what the closure gives at a sample, in evaluation mode."""
+    with evaluating(net), net.using(sample):
+        return checked(closure(), sample)
+
+
+def clean_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
+    """As the validation objective, but batch norms normalise by the batch."""
+    with evaluating(net), batch_statistics(net), net.using(sample):
+        return checked(closure(), sample)
+
+
+def checked(loss: Tensor, sample: Sample | Draw) -> Tensor:
+    """The loss, of a closure that has called the network."""
+    if isinstance(sample, Draw) and not sample.drawn:
+        raise ValueError("the closure did not call the self-tuning network: do forward and loss inside of it")
+    return loss
+
+
+@contextmanager
+def evaluating(net: SelfTuningModel) -> Iterator[None]:
+    """Inside the block, the network is in evaluation mode; after it, each module is in the mode that it had."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,234 @@
+"""The two calls by which a loop of one's own tunes hyperparameters, on the update rules of the built-in loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune_stn.nn.model import SelfTuningModel
+from tune_stn.space.tunable import Tunable
+from tune_stn.tasks.settings import Training
+from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
+from tune_stn.training.cost import NoMeter
+from tune_stn.training.rules import Tools, get_rule
+from tune_stn.training.stepper import HYPER, Stepper
+
+# The settings that are not the loop's own.
+SETTINGS = (
+    "accumulate",
+    "clip_norm",
+    "entropy_weight",
+    "hyper_clip_norm",
+    "hyper_lr",
+    "hyper_optimizer",
+    "hyper_optimizer_args",
+    "relative_hyper_lr",
+    "response_share",
+    "train_steps",
+    "tune_scales",
+)
+
+
+class SelfTuner:
+    """Training steps and hyper-steps of one network, for a training loop of one's own.
+
+    A closure calls the network and returns the loss, as that of `torch.optim.LBFGS` does. What it takes may be given
+    beside it, `tuner.train_step(loss, x, y)`: then a batch can go through the network in parts (`accumulate`), and
+    what needs a part of a batch alone is cheaper.
+
+    The loop calls `net.train()` and `net.eval()` as ever. In a hyper-step the closures are called in evaluation mode,
+    that of the last training step too for "auto" and "progress-ratio": augmentations, penalties and whatever else
+    regularises should ask for `net.training`. Inside a closure, `net.sample(len(x))` is the sample that the network
+    reads for a batch of that length, so augmentations and penalties can read it too.
+
+    Args:
+        net: What `self_tuning` has made.
+        optimizer: The optimizer of `net.parameters()`. It steps the weights and their response; hyperparameters have an
+            optimizer of their own, and are left alone by this one. Learning-rate schedules of it stay the loop's.
+        algorithm: The update rule: "auto", "progress-ratio", "stn" (the network needs a response), "delta-stn" (it
+            needs one of `self_tuning(..., centred=True)`), or "fixed".
+        steps: Training steps of the whole run. The time constants of "auto" and "progress-ratio" are shares of it, and
+            so is the step size of the hyperparameters.
+        settings: Settings of `Training` that are not the loop's own: accumulate, clip_norm, entropy_weight,
+            hyper_clip_norm, hyper_lr, hyper_optimizer, hyper_optimizer_args, relative_hyper_lr, response_share,
+            train_steps (training steps between hyper-steps, 5) and tune_scales.
+
+    Attributes:
+        net: The network.
+        steps_done: Training steps so far.
+
+    Raises:
+        TypeError: `net` is no self-tuning network, or a setting is the loop's own.
+        ValueError: The algorithm is unknown or needs another response, a setting is outside what it accepts, or the
+            optimizer does not hold the network's parameters.
+
+    Example:
+        >>> net = self_tuning(model, space, start=start, dropout={"head.3": "dropout"})
+        >>> tuner = SelfTuner(net, torch.optim.Adam(net.parameters(), 1e-3), steps=len(loader) * epochs)
+        >>> for step, (x, y) in enumerate(loader):
+        ...     tuner.train_step(lambda: F.cross_entropy(net(x), y))
+        ...     if step % 5 == 4:
+        ...         tuner.hyper_step(lambda: F.cross_entropy(net(xv), yv))
+    """
+
+    def __init__(
+        self,
+        net: SelfTuningModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        algorithm: str = "auto",
+        steps: int = 10_000,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(net, SelfTuningModel):
+            raise TypeError(f"net is a {type(net).__name__}: give what self_tuning(model, space, ...) returns")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps={steps!r}: accepted is an integer of 1 or more, the training steps of the run")
+        unknown = sorted(set(settings) - set(SETTINGS))
+        if unknown:
+            of_loop = unknown[0] in {field.name for field in dataclasses.fields(Training)}
+            reason = "the loop's own affair" if of_loop else "no setting"
+            raise TypeError(f"{unknown[0]}={settings[unknown[0]]!r} is {reason}: accepted are {', '.join(SETTINGS)}")
+        rule = get_rule(algorithm)
+        training = Training(**settings)
+        if rule.tunes and not isinstance(net.hyper, Tunable):
+            raise ValueError(f"{algorithm!r} tunes, and the network was made with self_tuning(..., tuned=False)")
+        if rule.response is not None:
+            _check_response(net, algorithm, centred=rule.centred)
+        self.net = net
+        self.steps_done = 0
+        self._stepper = _make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps)
+        self._rule = rule(
+            Tools(
+                model=net,
+                training_loss=partial(training_loss, net),
+                validation_loss=partial(validation_loss, net),
+                clean_loss=partial(clean_loss, net),
+                steps=steps,
+                stepper=self._stepper,
+                training=training,
+                meter=NoMeter(),
+            )
+        )
+        # So a call of the network between the steps is at what the rule trains with.
+        net.draws = rule.response is not None and not rule.centred
+
+    def train_step(self, closure: Callable[..., Tensor], *tensors: Any) -> Tensor:
+        """Step the weights on a training batch; gradients are set, not added to what is there.
+
+        Args:
+            closure: Calls the network and returns the loss; of `tensors`, or of nothing.
+            tensors: What it takes, with the examples along the first axis: tensors, or containers of tensors.
+
+        Returns:
+            The loss, detached.
+
+        Raises:
+            RuntimeError: The network is in evaluation mode.
+            ValueError: The closure did not call the network or its loss has no gradient; or a batch is to be
+                accumulated and its tensors are not given.
+        """
+        if not self.net.training:
+            raise RuntimeError("the network is in evaluation mode: call net.train() before train_step")
+        parts = self._rule.training.accumulate
+        if parts > 1 and not tensors:
+            raise ValueError(
+                f"accumulate={parts} takes a batch apart, which needs its tensors: tuner.train_step(closure, x, y), "
+                "with a closure of x and y"
+            )
+        loss = self._rule.train_step(Closure(closure, tensors))
+        self.steps_done += 1
+        return loss
+
+    def hyper_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
+        """Step the hyperparameters on a validation batch, which no training step has seen.
+
+        Where the rule has nothing to do yet, as "auto" within five training steps of the last time, the closure is not
+        called.
+
+        Args:
+            closure: Calls the network and returns the loss, as the one of `train_step`.
+            tensors: What it takes, as in `train_step`.
+
+        Raises:
+            RuntimeError: There was no training step yet.
+            ValueError: The rule tunes nothing; or the loss has no gradient with respect to any hyperparameter.
+        """
+        if not self._rule.tunes:
+            raise ValueError(f"algorithm={self._rule.name!r} tunes no hyperparameters: leave hyper_step out")
+        if self.steps_done == 0:
+            raise RuntimeError("hyper_step comes after a train_step: there was none yet")
+        if not self._rule.due:
+            return
+        hyper = self._rule.hyper
+        hyper.raw.grad = None
+        self._rule.hyper_step(Closure(closure, tensors))
+        if self._rule.response is not None and hyper.raw.grad is None:
+            raise ValueError(
+                "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
+                "network that self_tuning returned, outside of torch.no_grad() and without detaching its outputs"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds beside those of the network and its optimizer: tensors and plain values only."""
+        optimizers = self._stepper.optimizers
+        return {
+            "algorithm": self._rule.name,
+            "steps_done": self.steps_done,
+            "rule": self._rule.state_dict(),
+            "hyper_optimizer": optimizers[HYPER].state_dict() if HYPER in optimizers else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: It is of another algorithm.
+        """
+        if state["algorithm"] != self._rule.name:
+            raise ValueError(f"the state is of algorithm {state['algorithm']!r}, this tuner of {self._rule.name!r}")
+        self.steps_done = state["steps_done"]
+        self._rule.load_state_dict(state["rule"])
+        if HYPER in self._stepper.optimizers:
+            self._stepper.optimizers[HYPER].load_state_dict(state["hyper_optimizer"])
+
+
+def _check_response(net: SelfTuningModel, algorithm: str, *, centred: bool) -> None:
+    if not net.response_parameters():
+        left = "; ".join(f"{path} ({reason})" for path, reason in net.conversion.plain.items())
+        raise ValueError(
+            f"no layer of the network has a response, which {algorithm!r} learns: give self_tuning a response, or use "
+            f"algorithm='auto', which needs none; left plain: {left}"
+        )
+    if net.centred != centred:
+        raise ValueError(
+            f"{algorithm!r} needs a network of self_tuning(..., centred={centred}); this one has centred={net.centred}"
+        )
+
+
+def _make_stepper(
+    net: SelfTuningModel, optimizer: torch.optim.Optimizer, training: Training, *, responds: bool, steps: int
+) -> Stepper:
+    """The user's optimizer for the weights and their response, and another one for the hyperparameters."""
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    if not any(id(p) in held for p in net.base_parameters()):
+        raise ValueError(
+            "the optimizer holds no weight of the network: self_tuning returns a copy of the model, so make the "
+            "optimizer of net.parameters() after it"
+        )
+    others = {id(p) for p in (*net.response_parameters(), *net.hyper.parameters())}
+    groups = {"base": [p for p in held.values() if id(p) not in others]}  # with those of a loss of one's own
+    optimizers = {"base": optimizer}
+    if responds:
+        groups["response"], optimizers["response"] = net.response_parameters(), optimizer
+        if any(id(p) not in held for p in groups["response"]):
+            raise ValueError("the optimizer lacks parameters of the response: make it of net.parameters()")
+    if isinstance(net.hyper, Tunable):
+        groups[HYPER] = [net.hyper.raw, *([net.hyper.rho] if training.tune_scales else [])]
+        optimizers[HYPER] = training.make_hyper_optimizer(groups[HYPER], hyper_steps=steps // training.train_steps)
+    return Stepper(optimizers, groups=groups)
