@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray import tune
 
 from tune_stn import Schedule, get_task, load_results
@@ -47,6 +48,16 @@ def test_the_language_model_carries_its_state_and_trains() -> None:
 def test_the_conversion_by_hand_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block("print(net.conversion)"), "README.md", "exec"), {})
     assert "2: reads dropout" in capsys.readouterr().out
+
+
+def test_the_loop_of_ones_own_tunes_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    code, names = block("tuner.train_step("), dict[str, Any]()
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 40
+    assert names["net"].hyperparameters()["dropout"] > 0.3  # it overfits at .1
+    ours = [line for line in code.splitlines() if "tuner" in line or "self_tuning" in line]
+    assert len(ours) <= 6
 
 
 def test_the_tuner_can_be_made() -> None:
