@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.plain import remember
 from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize
 from tune_stn.nn.slot import Slot, check_rows
@@ -52,6 +53,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         )
         frozen = not base.out_proj.weight.requires_grad
         self.out_proj = ResponseLinear(base.out_proj, inputs, None if frozen else size, slot, generator)
+        remember(self.out_proj, base.out_proj)
         self.train(base.training)
 
     @classmethod
@@ -172,6 +174,20 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         if self.training and self.dropout_rate is not None:
             return cast(Tensor, UnitDropout(self.dropout_rate, self.slot)(weights))
         return F.dropout(weights, self.dropout, self.training)
+
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        weights, biases = [], []
+        for projection, base in zip(self.projections, self._base_projections(), strict=True):
+            assert isinstance(projection, ResponseProjection)
+            with projection.lent(*base):
+                of_one = projection.merged(response_input)
+            weights.append(of_one["weight"])
+            biases.append(of_one["bias"])
+        bias = None if self.in_proj_bias is None else torch.cat(cast(list[Tensor], biases))
+        if self._qkv_same_embed_dim:
+            return {"in_proj_weight": torch.cat(cast(list[Tensor], weights)), "in_proj_bias": bias}
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return {**dict(zip(names, weights, strict=True)), "in_proj_bias": bias}
 
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
         """Of the three input projections and of the added key and value, if any; `out_proj` counts for itself."""

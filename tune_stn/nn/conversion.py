@@ -11,6 +11,7 @@ from torch import nn
 
 from tune_stn.nn.norm import ResponseNorm
 from tune_stn.nn.patterns import Patterns
+from tune_stn.nn.plain import MEMORY, remember
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, drops_activations, drops_weights
 from tune_stn.nn.response import ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot
@@ -90,8 +91,7 @@ class Converter:
             "layer whose weights can be dropped", (p for p, m in modules.items() if drops_weights(m))
         )
         self.sizes.check_all_matched("module with parameters", [*self.conversion.responding, *self.conversion.plain])
-        _replace_everywhere(network, replaced)
-        return replaced.get(id(network), network)
+        return replace_everywhere(network, replaced)
 
     def convert(self, path: str, module: nn.Module, *, inside_opaque: bool) -> nn.Module | None:
         """The replacement of one module, or None; what is bound, and what is left plain, is noted."""
@@ -104,7 +104,11 @@ class Converter:
         bound = {path: rate, f"{path} (weights)": weight_rate}
         self.conversion.bound.update({place: name for place, name in bound.items() if name})
         if kind in DROPOUTS:
-            return DROPOUTS[kind].in_place_of(module, rate, self.slot) if rate else None
+            if not rate:
+                return None
+            dropout = DROPOUTS[kind].in_place_of(module, rate, self.slot)
+            remember(dropout, module)
+            return dropout
         if not list(module.parameters(recurse=False)):
             return None
         size = self.sizes.match(path)
@@ -115,6 +119,7 @@ class Converter:
             if not (rate or weight_rate or (kind is nn.LSTM and not stays and self.sizes.entries != {"*": None})):
                 return None
         new = RESPONSES[kind](module, len(self.space), None if plain else size, self.slot, self.generator)
+        remember(new, module)
         if not plain:
             words = size_in_words(new.size)
             self.conversion.responding[path] = f"{words} (automatic: {self.why})" if self.why else words
@@ -179,14 +184,19 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _replace_everywhere(network: nn.Module, replaced: Mapping[int, nn.Module]) -> None:
+def replace_everywhere(network: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
     """Put the new modules in the place of the old, by id, wherever a module holds one.
 
     That is among its children, as a plain attribute, or in a list, tuple or dict that is one.
+
+    Returns:
+        The network, or what is in its place.
     """
     for module in list(network.modules()):
         attributes = vars(module)
         for name, value in list(attributes.items()):
+            if name == MEMORY:
+                continue
             if id(value) in replaced:
                 attributes[name] = replaced[id(value)]
             elif isinstance(value, dict):  # torch's own, of the children, as well
@@ -195,3 +205,4 @@ def _replace_everywhere(network: nn.Module, replaced: Mapping[int, nn.Module]) -
                 value[:] = [replaced.get(id(item), item) for item in value]
             elif type(value) is tuple:
                 attributes[name] = tuple(replaced.get(id(item), item) for item in value)
+    return replaced.get(id(network), network)

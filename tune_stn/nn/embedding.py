@@ -65,6 +65,13 @@ class ResponseEmbedding(ResponseLayer):
             return outputs
         return outputs.masked_fill(inputs.eq(self.padding_idx)[..., None], 0)
 
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        weight = super().merged(response_input)["weight"]
+        assert weight is not None
+        if self.size == "gate" and self.padding_idx is not None:
+            weight[self.padding_idx] = self.weight[self.padding_idx]
+        return {"weight": weight}
+
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.embedding(inputs, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
 

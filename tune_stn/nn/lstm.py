@@ -168,6 +168,12 @@ class ResponseLSTM(Responding, nn.LSTM):
                 return _Side(kept, bias, unit, offset, (matrix if mask is None else matrix * mask,))
             return _Side(kept, bias, unit, offset, (projection.response_down, projection.response_up))
 
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        found: dict[str, Tensor | None] = {}
+        for name in self.projections:
+            found[f"weight_{name}"], found[f"bias_{name}"] = self._side(name, response_input).merged()
+        return found
+
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
         total = self._base("ih_l0")[0].new_zeros(1)
         for name, projection in self.projections.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tune_stn.nn.conversion import Conversion
+from tune_stn.nn.conversion import Conversion, replace_everywhere
 from tune_stn.nn.first_order import first_order
+from tune_stn.nn.plain import plain_modules
 from tune_stn.nn.response import Responding
 from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Draw, Sample
@@ -108,6 +110,18 @@ class SelfTuningModel(nn.Module):
     def hyperparameters(self) -> dict[str, float]:
         """The value of each hyperparameter: its mean, where it is perturbed."""
         return self.hyper.mean_values()
+
+    def to_plain(self) -> nn.Module:
+        """An ordinary module of the user's class, trained: what one deploys, saves or hands on.
+
+        It gives the outputs of this network in evaluation mode. Responses are merged into the weights at the tuned
+        hyperparameters, dropouts have their tuned rates, and the names of its `state_dict` are those of the user's
+        model. It is a copy, in the mode that the network is in. Where an embedding that responds shares its weight
+        with a decoder, the two no longer share it, since the embedding alone responds.
+        """
+        twin = copy.deepcopy(self)
+        plain = replace_everywhere(twin.network, plain_modules(twin.eval().network, twin.mean_sample()))
+        return plain.train(self.training)
 
     def _own_sample(self, args: Any, kwargs: Any) -> Sample:
         """What a call reads that nobody gave a sample: in training a draw, or the network does not learn to respond."""

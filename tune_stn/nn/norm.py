@@ -32,10 +32,10 @@ class ResponseNorm(ResponseLayer):
         """The normalised inputs, times `weight` plus `bias`."""
         raise NotImplementedError
 
-    def _merged(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
         scale, shift = self._response_of_affine(response_input)
         bias = None if self.bias is None or shift is None else self.bias + shift[0].view_as(self.bias)
-        return self.product(inputs, self.weight + scale[0].view_as(self.weight), bias)
+        return {"weight": self.weight + scale[0].view_as(self.weight), "bias": bias}
 
     def _per_example(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)

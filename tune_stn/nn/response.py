@@ -60,7 +60,7 @@ class Responding(nn.Module):
     slot: Slot
     size: ResponseSize | None
     weight_rate: str | None = None
-    dropout_rate: str | None
+    dropout_rate: str | None = None
 
     @classmethod
     def why_not(cls, base: nn.Module) -> str | None:
@@ -72,6 +72,10 @@ class Responding(nn.Module):
         for name, value in (vars(base) | base._parameters).items():
             if name not in vars(self):
                 setattr(self, name, value)
+
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        """The base's own parameters, by name, as they are at one response input, of shape `(1, n)`."""
+        raise NotImplementedError
 
     def response_parameters(self) -> Iterator[nn.Parameter]:
         """Own parameters that describe the response; a child that responds gives its own."""
@@ -201,11 +205,16 @@ class ResponseLayer(Responding):
 
     def _merged(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         """Everybody shares one response input: one product with merged weights, as dear as the base layer."""
+        merged = self.merged(response_input)
+        weight = merged["weight"]
+        assert weight is not None
+        return self.product(inputs, _masked(weight, mask), merged["bias"])
+
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
         unit, offset = self.gates(response_input)
         unit = self.as_weight(unit.view(-1, *[1] * (self.weight.dim() - 1)))
         weight = self.weight * (1 + unit) if self.size == "gate" else self.weight + unit * self.response_matrix()
-        bias = None if self.bias is None or offset is None else self.bias + offset[0]
-        return self.product(inputs, _masked(weight, mask), bias)
+        return {"weight": weight, "bias": None if self.bias is None or offset is None else self.bias + offset[0]}
 
     def _per_example(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)

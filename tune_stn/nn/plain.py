@@ -1,0 +1,55 @@
+"""The way back from a self-tuning network: an ordinary one, of the user's own classes.
+
+What `self_tuning` puts in the place of a module remembers that module, whose parameters are its own base parameters. So
+the way back is to give those the values that they have at the tuned hyperparameters, and to put the modules back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tune_stn.nn.dropout import UnitDropout
+from tune_stn.nn.response import Responding
+from tune_stn.space.sample import Sample
+
+MEMORY = "_in_place_of"
+
+
+def remember(new: nn.Module, base: nn.Module) -> None:
+    """Note in whose place a module is; in a tuple, for it is no child."""
+    setattr(new, MEMORY, (base,))
+
+
+@torch.no_grad()
+def plain_modules(network: nn.Module, sample: Sample) -> dict[int, nn.Module]:
+    """For each module of a converted network that replaced one, by its id, the one that it replaced.
+
+    The latter has its trained parameters, merged with its response at the sample, its buffers and its tuned rate.
+
+    Args:
+        network: The converted network, in evaluation mode, which is of no more use afterwards.
+        sample: A sample of one row.
+    """
+    found = {}
+    for module in network.modules():
+        if hasattr(module, MEMORY):
+            (base,) = getattr(module, MEMORY)
+            if isinstance(module, UnitDropout):
+                base.p = float(sample[module.rate])
+            elif isinstance(module, Responding):
+                _fill(base, module, sample)
+            base.train(module.training)
+            found[id(module)] = base
+    return found
+
+
+def _fill(base: nn.Module, module: Responding, sample: Sample) -> None:
+    if module.size is not None and sample.response_input is not None:
+        for name, value in module.merged(sample.response_input).items():
+            if value is not None:
+                needs_gradient = base.get_parameter(name).requires_grad
+                setattr(base, name, nn.Parameter(value, requires_grad=needs_gradient))
+    base._buffers.update({name: buffer for name, buffer in module._buffers.items() if name in base._buffers})
+    if module.dropout_rate is not None:
+        base.dropout = float(sample[module.dropout_rate])  # type: ignore[assignment]
