@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -127,17 +128,58 @@ def test_it_names_what_it_reads() -> None:
     assert float(WeightDecay("penalty")(network, sample, {}).detach()) > 0
 
 
+@pytest.mark.parametrize("only", ["same_fc.weight", "*.bias", "cnv.*", "norm", "con"])
+def test_a_penalty_on_nothing_is_refused(only: str) -> None:
+    """A shared module counts by its first path; biases and norms are never decayed."""
+    model = make("full")
+    weights = "mixture, conv.weight, fc.weight, plain.weight, embedding.weight"
+    with pytest.raises(
+        ValueError, match=f"{re.escape(repr(only))}\\) matches no weight of the network; it has {weights}$"
+    ):
+        WeightDecay("other", only=only)(model.network, Sample({"other": torch.tensor([0.4]).double()}), {})
+
+
+@pytest.mark.parametrize("size", ["full", 2, "gate", None])
+def test_a_penalty_on_a_part_of_a_layer_counts_that_part(size: ResponseSize | None) -> None:
+    """The sum over the parts is the whole; and the base of a part, where nothing responds, its plain square."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, num_layers=2)
+            self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+            self.other = nn.MultiheadAttention(4, 2, kdim=3, vdim=2)
+
+    torch.manual_seed(0)
+    model = self_tuning(Both(), SPACE, start=START, response=size).double()
+    for parameter in model.response_parameters():
+        nn.init.normal_(parameter)
+    rate, row = torch.ones(1).double(), torch.randn(1, 2).double()
+
+    def penalty(only: str, row: Tensor | None = row) -> Tensor:
+        return WeightDecay("other", only=only)(model.network, Sample({"other": rate}, row), {})
+
+    base = dict(Both().named_parameters())
+    paths = [path for path, parameter in base.items() if parameter.dim() >= 2]
+    assert len(paths) == 4 + 4 + 4
+    torch.testing.assert_close(torch.stack([penalty(path) for path in paths]).sum(0), penalty("*"))
+    for path in paths:
+        expected = model.network.get_parameter(path).square().sum()[None] / 2
+        torch.testing.assert_close(penalty(path, None), expected)
+        if size is not None and not path.endswith(("bias_k", "bias_v")):
+            assert not torch.allclose(penalty(path), expected)
+
+
 @pytest.mark.parametrize(
     ("only", "decayed"),
     [
         ("*", ["conv", "fc", "plain", "embedding", "mixture"]),
         ("conv.*", ["conv"]),
         ("fc.weight", ["fc"]),
-        ("same_fc.weight", []),  # a shared module counts by its first path
         ("plain*", ["plain"]),
         ("mixture", ["mixture"]),
-        ("*.bias", []),
         ("[cp]*", ["conv", "plain"]),
+        ("fc", ["fc"]),
     ],
 )
 def test_only_the_named_parameters_are_decayed(only: str, decayed: list[str]) -> None:

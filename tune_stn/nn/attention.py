@@ -192,13 +192,23 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
         """Of the three input projections and of the added key and value, if any; `out_proj` counts for itself."""
         total = self._base_projections()[0][0].new_zeros(1)
+        for norm in self.squared_norms(response_input).values():
+            total = total + norm
+        return total
+
+    def squared_norms(self, response_input: Tensor | None) -> dict[str, Tensor]:
+        each = []
         for projection, base in zip(self.projections, self._base_projections(), strict=True):
             assert isinstance(projection, ResponseProjection)
             with projection.lent(*base):
-                total = total + projection.squared_norm(response_input)
+                each.append(projection.squared_norm(response_input))
+        if self._qkv_same_embed_dim:
+            norms = {"in_proj_weight": each[0] + each[1] + each[2]}
+        else:
+            norms = dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), each, strict=True))
         if self.bias_k is not None and self.bias_v is not None:
-            total = total + self.bias_k.square().sum() + self.bias_v.square().sum()
-        return total
+            norms |= {"bias_k": self.bias_k.square().sum()[None], "bias_v": self.bias_v.square().sum()[None]}
+        return norms
 
     def response_parameters(self) -> Iterator[nn.Parameter]:
         """None of its own: the projections give theirs."""

@@ -175,12 +175,15 @@ class ResponseLSTM(Responding, nn.LSTM):
         return found
 
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
-        total = self._base("ih_l0")[0].new_zeros(1)
+        return torch.stack(list(self.squared_norms(response_input).values())).sum(0)
+
+    def squared_norms(self, response_input: Tensor | None) -> dict[str, Tensor]:
+        norms = {}
         for name, projection in self.projections.items():
             assert isinstance(projection, _GateProjection)
             with projection.lent(*self._base(name)):
-                total = total + projection.squared_norm(response_input)
-        return total
+                norms[f"weight_{name}"] = projection.squared_norm(response_input)
+        return norms
 
     def response_parameters(self) -> Iterator[nn.Parameter]:
         """None of its own: the projections give theirs."""

@@ -37,8 +37,11 @@ class WeightDecay:
 
     Attributes:
         rate: name of the strength.
-        only: path, or pattern such as `"encoder.*"`, of the parameters it is for; with several penalties each group of
-            parameters has a strength of its own.
+        only: path of a module or a parameter, or pattern such as `"encoder.*"`, of the parameters it is for; with
+            several penalties each group of parameters has a strength of its own.
+
+    Raises:
+        ValueError: when called, no weight matches `only`; the message lists those that there are.
     """
 
     rate: str = "weight_decay"
@@ -56,22 +59,34 @@ class WeightDecay:
         rate = sample[self.rate]
         total = rate.new_zeros(1)
         norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-        decayed = [
-            (path, parameter)
-            for path, parameter in network.named_parameters()
-            if parameter.dim() >= 2 and id(parameter) not in norms and fnmatchcase(path, self.only)
-        ]
+        layers = [module for module in network.modules() if isinstance(module, Responding)]
+        response = {id(parameter) for layer in layers for parameter in layer.response_parameters()}
+        weights = {
+            path: parameter
+            for path, parameter in network.named_parameters()  # a shared one by its first path
+            if parameter.dim() >= 2 and id(parameter) not in norms | response
+        }
+        decayed = {id(weight) for path, weight in weights.items() if self._matches(path)}
         responding: set[int] = set()
-        for module in network.modules():
-            if isinstance(module, Responding):
-                own = {id(parameter) for parameter in module.parameters(recurse=False)}
-                if any(id(parameter) in own for _, parameter in decayed):
-                    total = total + module.squared_norm(sample.response_input)
-                responding |= own
-        for _, parameter in decayed:
-            if id(parameter) not in responding:
-                total = total + parameter.square().sum()
+        for layer in layers:
+            own = dict(layer.named_parameters(recurse=False))
+            if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
+                for name, norm in layer.squared_norms(sample.response_input).items():
+                    if id(own[name]) in decayed:
+                        total = total + norm
+            responding |= {id(parameter) for parameter in own.values()}
+        for weight in weights.values():
+            if id(weight) in decayed - responding:
+                total = total + weight.square().sum()
+        if not decayed:
+            raise ValueError(
+                f"{type(self).__name__}({self.rate!r}, only={self.only!r}) matches no weight of the network; it has "
+                f"{', '.join(weights) or 'none'}"
+            )
         return rate / 2 * total
+
+    def _matches(self, path: str) -> bool:
+        return fnmatchcase(path, self.only) or path.startswith(f"{self.only}.")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,10 @@ class Responding(nn.Module):
         """Squared Frobenius norm of the own effective weights at each row of the response input: shape `(rows,)`."""
         raise NotImplementedError
 
+    def squared_norms(self, response_input: Tensor | None) -> dict[str, Tensor]:
+        """The same for each own weight of the base, by name, for a penalty on a part of a layer."""
+        return {"weight": self.squared_norm(response_input)}
+
     def weight_mask(self, like: Tensor) -> Tensor | None:
         """Which entries of a weight are kept, each with probability `1 - rate` and divided by it; None: all are.
 

@@ -24,6 +24,7 @@ from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
 from tune_stn.training.objectives import clean_loss, training_loss, validation_loss
+from tune_stn.training.reading import check_read
 from tune_stn.training.replay import Replay
 from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
@@ -57,8 +58,8 @@ class Trainer:
         schedule: the hyperparameters at the start and after each hyper-step, or at each change that was replayed.
 
     Raises:
-        ValueError: unknown algorithm or hyperparameter, a value outside its domain, or a schedule for an algorithm that
-            tunes.
+        ValueError: unknown algorithm or hyperparameter, a value outside its domain, a hyperparameter that nothing reads
+            in a training step, or a schedule for an algorithm that tunes.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Trainer:
                 meter=self.meter,
             )
         )
+        check_read(task, self.forward, self.splits.train)
         self.schedule = ScheduleBuffer()
         self.replay: Replay | None = None
         if schedule is None:

@@ -1,0 +1,87 @@
+"""What nothing reads is refused, whatever it is bound to; and looking leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tune_stn.data.splits import Split, Splits
+from tune_stn.nn.penalties import WeightDecay
+from tune_stn.space import SearchSpace, Uniform
+from tune_stn.tasks import Task, get_task
+from tune_stn.training import Trainer
+from tune_stn.training.forward import Forward
+from tune_stn.training.network import make_network
+from tune_stn.training.reading import check_read
+from tune_stn.training.rules import RULES
+
+
+class Leftover(nn.Module):
+    """A dropout module that is made, and a functional one that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.dropout = nn.Linear(4, 3), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), 0.5, self.training)
+
+
+class OneLayer(nn.Module):
+    """An LSTM of one layer has no place for its dropout."""
+
+    def __init__(self, layers: int = 1) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 5, num_layers=layers, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.out(self.lstm(x[:, None].expand(-1, 2, -1))[0][:, -1])
+        return outputs
+
+
+def task_of(model: Any, **more: Any) -> Task:
+    def data(seed: int) -> Splits:
+        x, y = torch.randn(30, 4), torch.randint(3, (30,))
+        return Splits(*(Split(a, b) for a, b in zip(x.split(10), y.split(10), strict=True)))
+
+    space = SearchSpace({"rate": Uniform(0, 0.9)})
+    return Task(name="mine", model=model, data=data, space=space, start={"rate": 0.1}, **more)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fixed", "stn", "delta-stn"])
+def test_a_module_that_is_never_called_is_told(algorithm: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"'rate' of task 'mine' was read by nothing .*: it is bound to 'dropout', which"
+    ):
+        Trainer(task_of(Leftover, dropout={"dropout": "rate"}), algorithm=algorithm)
+
+
+def test_the_dropout_of_an_lstm_of_one_layer_is_told() -> None:
+    with pytest.raises(ValueError, match="bound to 'lstm', which did not use it"):
+        Trainer(task_of(OneLayer, dropout={"lstm": "rate"}), algorithm="stn")
+    Trainer(task_of(lambda: OneLayer(2), dropout={"lstm": "rate"}), algorithm="stn")
+
+
+def test_a_penalty_on_nothing_is_told() -> None:
+    with pytest.raises(
+        ValueError, match=r"only='enocder.\*'\) matches no weight of the network; it has lstm.weight_ih_l0"
+    ):
+        Trainer(task_of(OneLayer, penalties=(WeightDecay("rate", only="enocder.*"),)), algorithm="stn")
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", "stn"])
+@pytest.mark.parametrize("network", ["batch-norm", "text"])
+def test_looking_leaves_no_trace(make_task: Any, network: str, algorithm: str) -> None:
+    text = {"hidden": 6, "vocabulary": 40, "train_tokens": 900, "window": 8, "batch_size": 5}
+    task = get_task("text-lstm", **text) if network == "text" else make_task(network)
+    net = make_network(task, RULES[algorithm], start=task.start, seed=0)
+    splits, before, random = task.data(0), {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    for training in (True, False):
+        check_read(task, Forward(task, net.train(training)), splits.train)
+        assert net.training == training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -1,0 +1,75 @@
+"""Which hyperparameters a training step reads, by observation: what nothing reads cannot be tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from tune_stn.data.splits import Examples
+from tune_stn.space.sample import Sample
+from tune_stn.tasks.task import Task
+from tune_stn.training.forward import Forward
+from tune_stn.training.objectives import training_loss
+
+
+class Noting(Mapping[str, Tensor]):
+    """Values that note which of them were read.
+
+    Attributes:
+        read: The names of those.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values_ = values
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+def check_read(task: Task, forward: Forward, train: Examples) -> None:
+    """Refuse a task of which a hyperparameter is read by nothing in a training step.
+
+    One step's loss is computed on a batch; no weight, running statistics or random stream notices.
+
+    Args:
+        task: The task.
+        forward: Its network.
+        train: Its training split.
+
+    Raises:
+        ValueError: A hyperparameter is not read; the message says what is bound to it.
+    """
+    batch = next(train.batches(task.training.batch_size, torch.Generator())).unread()
+    sample = forward.model.hyper.constant_sample()
+    values = Noting(sample.values)
+    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+    training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
+    forward.model.train()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        training_loss(forward, batch, Sample(values))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    forward.model.train(training)
+    unread = [name for name in task.space if name not in values.read]
+    if unread:
+        name = unread[0]
+        bindings = {**task.dropout, **{f"{path} (weights)": rate for path, rate in task.weight_dropout.items()}}
+        bound = [repr(path) for path, rate in bindings.items() if rate == name]
+        reason = (
+            f"it is bound to {', '.join(bound)}, which did not use it" if bound else "what it is bound to ignored it"
+        )
+        raise ValueError(
+            f"hyperparameter {name!r} of task {task.name!r} was read by nothing in a training step: {reason}. A "
+            "dropout module that the forward pass never calls, F.dropout in place of it, or the dropout of an LSTM of "
+            "one layer tunes nothing"
+        )
