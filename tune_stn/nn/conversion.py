@@ -53,6 +53,7 @@ class Converter:
         norms: bool,
         why: str,
         seed: int,
+        without_batch_axis: Mapping[str, str],
     ) -> None:
         self.space = space
         self.dropout = dropout
@@ -60,6 +61,7 @@ class Converter:
         self.sizes = sizes
         self.norms = norms
         self.why = why
+        self.without_batch_axis = without_batch_axis
         self.slot = Slot()
         self.conversion = Conversion()
         self.generator = torch.Generator().manual_seed(seed)
@@ -148,8 +150,8 @@ class Converter:
         """Why a module with parameters gets no response, or None if it gets one."""
         if size is None:
             return "no response asked for"
-        if stays:
-            return stays
+        if stays or path in self.without_batch_axis:
+            return stays or self.without_batch_axis[path]
         if issubclass(RESPONSES[type(module)], ResponseNorm) and not self.norms:
             return "norms=False: its affine part stays plain"
         for name, weight in module.named_parameters(recurse=False):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.modules import LockedDropout
 from tune_stn.nn.patterns import Patterns
+from tune_stn.nn.probe import without_batch_axis
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
@@ -34,6 +37,7 @@ def self_tuning(
     response_origin: float | None = -3.0,
     shrink_gates: bool = True,
     seed: int = 0,
+    inputs: Tensor | tuple[Any, ...] | None = None,
 ) -> SelfTuningModel:
     """A self-tuning copy of `model`; the original is untouched and its `forward` is used as it is.
 
@@ -64,27 +68,20 @@ def self_tuning(
         shrink_gates: Whether the response input of STN is divided by the square root of the number of hyperparameters
             if all responses are gates. False is the form of the papers. With `centred` it has no effect.
         seed: seeds the response parameters alone; the base parameters are those of `model`.
+        inputs: A batch as the model is called with, `model(*inputs)`, of any number of examples; on the model's device.
+            With it, two small batches go through the model, and layers whose first axis is not the batch (a table of
+            positions) get no response and are listed.
 
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
-            start value is outside its domain, a module to be bound cannot be replaced, or the model cannot be copied.
+            start value is outside its domain, a module to be bound cannot be replaced or its first axis is not the
+            batch, or the model cannot be copied.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)),
         ...                   SearchSpace({"rate": Uniform(0, 0.9)}), start={"rate": 0.2}, dropout={"2": "rate"})
     """
     sizes: Mapping[str, ResponseSize | None] = response if isinstance(response, Mapping) else {"*": response}
-    converter = Converter(
-        space,
-        dropout=_bindings("dropout", dropout, space),
-        weight_dropout=_bindings("weight_dropout", weight_dropout, space),
-        sizes=Patterns(
-            {path: None if size is None else check_response_size(size) for path, size in sizes.items()}, "response"
-        ),
-        norms=norms,
-        why=why,
-        seed=seed,
-    )
     for name in (weight_dropout or {}).values():
         if name not in space.per_batch and name not in space.held:
             raise ValueError(
@@ -98,6 +95,19 @@ def self_tuning(
             "the model cannot be copied because it holds a tensor with a graph, as pruning, an old-style weight norm "
             f"or a kept output leave it ({str(error).split(' at ')[0]}): convert it before, or use parametrizations"
         ) from error
+    dropouts = _bindings("dropout", dropout, space)
+    converter = Converter(
+        space,
+        dropout=dropouts,
+        weight_dropout=_bindings("weight_dropout", weight_dropout, space),
+        sizes=Patterns(
+            {path: None if size is None else check_response_size(size) for path, size in sizes.items()}, "response"
+        ),
+        norms=norms,
+        why=why,
+        seed=seed,
+        without_batch_axis=_without_batch_axis(network, inputs, space, dropouts) if tuned else {},
+    )
     network = converter.run(network)
     hyper = Tunable(space, start, scale=scale) if tuned else Constants(space, start)
     reference = next(network.parameters(), None)
@@ -112,6 +122,32 @@ def self_tuning(
         response_origin=response_origin,
         shrink_gates=shrink_gates,
     )
+
+
+def _without_batch_axis(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...] | None, space: SearchSpace, dropouts: Patterns[str]
+) -> dict[str, str]:
+    """Layers that cannot have a response for each example, by path, with the reason."""
+    per_example = space.keys() - space.per_batch
+    lazy = any(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
+    if inputs is None or lazy or not per_example:
+        return {}
+
+    def axis_of(module: nn.Module) -> int | None:
+        if type(module) not in RESPONSES and type(module) not in DROPOUTS:
+            return None
+        time_first = isinstance(module, (nn.LSTM, nn.MultiheadAttention, LockedDropout)) and not module.batch_first
+        return 1 if time_first else 0
+
+    found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), axis_of)
+    for path, reason in found.items():
+        rate = dropouts.match(path) if type(model.get_submodule(path)) in DROPOUTS else None
+        if rate in per_example:
+            raise ValueError(
+                f"the dropout {path!r} reads {rate!r}, which is drawn for each example, but {reason}: name the "
+                f"hyperparameter in SearchSpace(..., per_batch=[{rate!r}])"
+            )
+    return found
 
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.response import ResponseSize
@@ -15,7 +17,9 @@ from tune_stn.training.rules.rule import Rule
 from tune_stn.training.seeds import derive_seed
 
 
-def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], seed: int) -> SelfTuningModel:
+def make_network(
+    task: Task, rule: type[Rule], *, start: Mapping[str, float], seed: int, batch: Batch | None = None
+) -> SelfTuningModel:
     """The task's network as a rule wants it, on the CPU.
 
     Its base weights are those of the seed, whatever the rule is; responses have a random stream of their own.
@@ -25,6 +29,7 @@ def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], se
         rule: The update rule.
         start: The start values of the hyperparameters, or the constants.
         seed: The seed of the run.
+        batch: Some examples, by which layers are found whose first axis is not the batch; or None.
 
     Raises:
         ValueError: The hyperparameters are to be tuned, but no layer responds to them.
@@ -48,6 +53,7 @@ def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], se
         response_origin=task.training.response_origin,
         shrink_gates=task.training.shrink_gates,
         seed=derive_seed(seed, "response"),
+        inputs=None if batch is None or response is None else inputs_of(task, batch),
     )
     if rule.tunes and rule.response is not None and not model.response_parameters():
         left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())
@@ -56,6 +62,12 @@ def make_network(task: Task, rule: type[Rule], *, start: Mapping[str, float], se
             f"left plain: {left}"
         )
     return model
+
+
+def inputs_of(task: Task, batch: Batch) -> tuple[Any, ...]:
+    """What the task's network is called with, on the CPU."""
+    inputs = batch.inputs.cpu()
+    return (inputs, None) if task.recurrent else (inputs,)
 
 
 def response_size(task: Task, rule: type[Rule]) -> tuple[ResponseSize | Mapping[str, ResponseSize | None] | None, str]:
