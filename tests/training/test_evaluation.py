@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune_stn.data.splits import Splits
+from tune_stn.data.splits import Split, Splits
 from tune_stn.data.text import Text
 from tune_stn.nn import LockedDropout
 from tune_stn.space import SearchSpace, Uniform
-from tune_stn.tasks import Task, Training
+from tune_stn.tasks import Task, Training, get_task, mean_over_examples
 from tune_stn.tasks.language import PERPLEXITY, token_loss
+from tune_stn.tasks.task import OfMean
 from tune_stn.training import Trainer
 from tune_stn.training.evaluation import evaluate
 
@@ -90,3 +92,110 @@ def test_a_metric_that_is_the_loss_is_computed_once(make_task: Any) -> None:
     calls.clear()
     evaluate(trainer.forward, trainer.splits)
     assert sum(calls) == len(trainer.splits.valid) + len(trainer.splits.test)
+
+
+# What is no mean over examples ----------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    def __init__(self, contained: bool) -> None:
+        super().__init__()
+        self.fc, self.dropout, self.contained = nn.Linear(4, 2), nn.Dropout(), contained
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.fc(self.dropout(x))
+        return {"logits": logits, "hidden": (x, None)} if self.contained else logits
+
+
+def logits_of(outputs: Any) -> Tensor:
+    found: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs
+    return found
+
+
+def f1(outputs: Any, targets: Tensor) -> Tensor:
+    predicted = logits_of(outputs).argmax(1)
+    both = ((predicted == 1) & (targets == 1)).sum()
+    return 2 * both / ((predicted == 1).sum() + (targets == 1).sum()).clamp(min=1)
+
+
+def auc(outputs: Any, targets: Tensor) -> Tensor:
+    scores = logits_of(outputs).diff(dim=1).squeeze(1)
+    above = scores[targets == 1][:, None] > scores[targets == 0][None]
+    return above.float().mean() if above.numel() else torch.tensor(0.0)
+
+
+def weighted(outputs: Any, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits_of(outputs), targets, weight=torch.tensor([1.0, 20.0]), ignore_index=7)
+
+
+LOSSES: dict[str, Any] = {
+    "class weights": weighted,
+    "a module with class weights": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 20.0]), ignore_index=7),
+    "a mean": F.cross_entropy,
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 41, 500])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_and_metrics_are_those_of_the_whole_split(loss: str, size: int) -> None:
+    """Whatever the batches: of targets sorted by class, of which some are ignored."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(123, 4, generator=generator)
+    targets = (inputs[:, 0] > 0.8).long().sort().values
+    contained, ignored = loss == "class weights", -100 if loss == "a mean" else 7
+    targets[::5] = ignored
+    split = Split(inputs, targets)
+    task = Task(
+        name="classes",
+        model=lambda: Classifier(contained),
+        data=lambda seed: Splits(split, split, split),
+        space=SearchSpace({"rate": Uniform(0, 0.9)}),
+        start={"rate": 0.3},
+        loss=LOSSES[loss],
+        dropout={"dropout": "rate"},
+        metrics={"f1": f1, "auc": auc, "error": OfMean(f1, lambda value: 1 - value)},
+        training=Training(batch_size=20, eval_batch_size=size),
+    )
+    trainer = Trainer(task, algorithm="fixed")
+    report = evaluate(trainer.forward, trainer.splits)
+    with torch.no_grad():
+        outputs = trainer.model(inputs)
+    assert report["val_loss"] == pytest.approx(float(LOSSES[loss](outputs, targets)), rel=1e-5)
+    assert report["test_f1"] == pytest.approx(float(f1(outputs, targets)), rel=1e-5)
+    assert report["val_auc"] == pytest.approx(float(auc(outputs, targets)), rel=1e-5)
+    assert report["val_error"] == pytest.approx(1 - report["val_f1"])
+
+
+def test_outputs_that_cannot_be_put_together_or_kept_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Varying(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.dropout(x)) if len(x) > 5 else self.fc(self.dropout(x))[:, :1]
+
+    def mine(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.square().mean()
+
+    split = Split(torch.randn(13, 4), torch.zeros(13).long())
+    task = Task(
+        name="varying",
+        model=lambda: Varying(False),
+        data=lambda seed: Splits(split, split, split),
+        space=SearchSpace({"rate": Uniform(0, 0.9)}),
+        start={"rate": 0.3},
+        loss=mine,
+        dropout={"dropout": "rate"},
+        training=Training(batch_size=10, eval_batch_size=10),
+    )
+    trainer = Trainer(task, algorithm="fixed")
+    with pytest.raises(ValueError, match=r"mine of task 'varying' .* cannot be put together .*mean_over_examples"):
+        evaluate(trainer.forward, trainer.splits)
+    monkeypatch.setattr("tune_stn.training.evaluation.MOST_KEPT", 10)
+    with pytest.raises(ValueError, match=r"mine of task 'varying' .* more than 10 numbers: if it is a mean over"):
+        evaluate(trainer.forward, trainer.splits)
+    marked = replace(task, loss=mean_over_examples(mine))
+    trainer = Trainer(marked, algorithm="fixed")
+    assert evaluate(trainer.forward, trainer.splits)["val_loss"] > 0
+
+
+def test_a_metric_that_would_hide_the_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="metrics of task 'digits-mlp': 'loss' is the name of its loss"):
+        replace(get_task("digits-mlp"), metrics={"loss": f1})

@@ -70,8 +70,8 @@ class Batch:
         return self if self.carry is None else replace(self, carry=self.carry.unread())
 
     def weight(self) -> int:
-        """By how much a mean over this batch counts in a mean over all: examples, or in a text the predicted tokens."""
-        if self.targets.ndim == 1 or self.targets.is_floating_point():
+        """By how much a mean over this batch counts in a mean over all: examples, or targets that are not ignored."""
+        if self.targets.is_floating_point():
             return len(self)
         return int((self.targets != IGNORED).sum())
 

@@ -13,11 +13,12 @@ from tune_stn.data.corpus import Vocabulary
 from tune_stn.nn.modules import LockedDropout
 from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm
 from tune_stn.space import SearchSpace, Uniform
-from tune_stn.tasks.task import OfMean
+from tune_stn.tasks.task import OfMean, mean_over_examples
 
 State = list[tuple[Tensor, Tensor]]
 
 
+@mean_over_examples
 def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the tokens, in nats.
 

@@ -9,7 +9,7 @@ from tune_stn.data.splits import Split, Splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace
 from tune_stn.tasks.settings import Training
-from tune_stn.tasks.task import Task
+from tune_stn.tasks.task import Task, mean_over_examples
 
 
 def ridge(*, features: int = 20, train_examples: int = 40, noise: float = 1.0) -> Task:
@@ -40,6 +40,7 @@ def ridge(*, features: int = 20, train_examples: int = 40, noise: float = 1.0) -
     )
 
 
+@mean_over_examples
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean over examples of half the squared error; both `(batch, 1)`."""
     return (outputs - targets).square().mean() / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +14,35 @@ from tune_stn.data.splits import Splits
 from tune_stn.nn.penalties import Penalty
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.tasks.settings import Training
+
+Function = Callable[[Tensor, Tensor], Tensor]
+F_ = TypeVar("F_", bound=Function)
+# Losses of torch that are means over the examples, or over the targets that are not -100.
+MEANS: tuple[Function, ...] = (
+    F.cross_entropy,
+    F.nll_loss,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)
+
+
+def mean_over_examples(function: F_) -> F_:
+    """Mark a loss or metric as a mean over the examples of its batch, or in a text over the predicted tokens.
+
+    It is then evaluated batch by batch. Anything else is evaluated once on the outputs of a whole split: an F1 or a
+    class-weighted loss of the split is no mean of those of its batches.
+    """
+    function.of_examples = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_mean_over_examples(function: Function) -> bool:
+    """Whether it is marked as one, or one of torch's."""
+    return getattr(function, "of_examples", False) or function in MEANS
 
 
 @dataclass(frozen=True)
@@ -24,11 +54,11 @@ class OfMean:
         function: of the mean over the split.
     """
 
-    mean: Callable[[Tensor, Tensor], Tensor]
+    mean: Function
     function: Callable[[float], float]
 
 
-Metric = Callable[[Tensor, Tensor], Tensor] | OfMean
+Metric = Function | OfMean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +71,9 @@ class Task:
         data: seed -> splits; every method gets the same splits at a seed.
         space: the hyperparameters to be tuned.
         start: their start values; of `fixed`, the values.
-        loss: `(outputs, targets)` -> mean loss of the batch, a scalar.
+        loss: `(outputs, targets)` -> mean loss of the batch, a scalar. Over a split it is evaluated on the outputs of
+            the whole split, unless it is a mean over examples (`mean_over_examples`), as torch's functions without
+            class weights are.
         dropout: path (or pattern) of a dropout module of the model -> hyperparameter that is its rate.
         weight_dropout: path (or pattern) of a layer -> hyperparameter that is the rate at which its weights are
             dropped, one draw a batch: entries of a linear or convolution layer (DropConnect), hidden-to-hidden weights
@@ -51,8 +83,8 @@ class Task:
         label_augmentations: applied after them to inputs and targets (label smoothing, mixup); the loss must then
             accept what they make of the targets.
         penalties: added to the training loss.
-        metrics: name -> function of `(outputs, targets)` giving the batch mean, or an `OfMean`; reported as
-            `val_<name>` and `test_<name>`.
+        metrics: name -> function of `(outputs, targets)`, evaluated over a split as the loss is, or an `OfMean`;
+            reported as `val_<name>` and `test_<name>`.
         recurrent: whether the model is called as `model(inputs, state)` and gives `(outputs, state)`, as a recurrent
             language model is. The state is None at the beginning, and carried from batch to batch where the splits are
             a `Text`.
@@ -60,8 +92,8 @@ class Task:
         description: one sentence.
 
     Raises:
-        ValueError: a start value is missing or outside its domain, a binding names an unknown hyperparameter, or a
-            hyperparameter is read by nothing.
+        ValueError: a start value is missing or outside its domain, a binding names an unknown hyperparameter, a
+            hyperparameter is read by nothing, or a metric is called "loss".
     """
 
     name: str
@@ -69,7 +101,7 @@ class Task:
     data: Callable[[int], Splits]
     space: SearchSpace
     start: Mapping[str, float]
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    loss: Function = F.cross_entropy
     dropout: Mapping[str, str] = field(default_factory=dict)
     weight_dropout: Mapping[str, str] = field(default_factory=dict)
     norms: bool = False
@@ -83,6 +115,8 @@ class Task:
 
     def __post_init__(self) -> None:
         self.space.check_values(self.start)
+        if "loss" in self.metrics:
+            raise ValueError(f"metrics of task {self.name!r}: 'loss' is the name of its loss; give the metric another")
         read = {*self.dropout.values(), *self.weight_dropout.values()}
         read.update(*(reader.names for reader in self.augmentations))
         read.update(*(reader.names for reader in self.label_augmentations))
@@ -107,6 +141,7 @@ class Task:
         return replace(self, space=self.space.hold(held), start={name: self.start[name] for name in names})
 
 
+@mean_over_examples
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of examples whose largest output is the target class; outputs `(batch, classes)`."""
     return (outputs.argmax(-1) == targets).float().mean()

@@ -2,38 +2,91 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tune_stn.data.splits import Splits
 from tune_stn.space.tunable import Constants, Tunable
-from tune_stn.tasks.task import OfMean
+from tune_stn.tasks.task import Function, OfMean, Task, is_mean_over_examples
 from tune_stn.training.forward import Forward
+
+# Numbers in the outputs of a split that are kept, to be evaluated together: a gigabyte.
+MOST_KEPT = 2**28
 
 
 @torch.no_grad()
 def evaluate(forward: Forward, splits: Splits) -> dict[str, float]:
-    """Validation and test loss and metrics at the mean hyperparameters, each the mean over its whole split.
+    """Validation and test loss and metrics at the mean hyperparameters, each of its whole split.
+
+    Means over examples are added up batch by batch; anything else is computed once, from the outputs of all batches. Of
+    a recurrent network, whose batches go on one another, all are taken for means.
 
     Keys: `val_loss`, `test_loss`, `val_<metric>`, `test_<metric>`. Leaves the network in eval mode.
+
+    Raises:
+        ValueError: The outputs of a split are too many to be kept, or cannot be put together.
     """
     task, model = forward.task, forward.model
     model.eval()
     sample = model.mean_sample()
     metrics = {"loss": task.loss, **task.metrics}
-    averaged = {name: metric.mean if isinstance(metric, OfMean) else metric for name, metric in metrics.items()}
+    functions = {name: metric.mean if isinstance(metric, OfMean) else metric for name, metric in metrics.items()}
     report: dict[str, float] = {}
     for prefix, split in (("val", splits.valid), ("test", splits.test)):
-        totals = dict.fromkeys(averaged.values(), 0.0)  # each once: a metric may be a function of the loss
+        # Each once: a metric may be a function of the loss.
+        totals = {f: 0.0 for f in functions.values() if task.recurrent or is_mean_over_examples(f)}
+        others = {f for f in functions.values() if f not in totals}
+        kept: list[tuple[Any, Tensor]] = []
         weight = 0
         for batch in split.whole(task.training.eval_batch_size):
             outputs = forward.outputs(batch, sample)
             weight += (counts := batch.weight())
             for mean in totals:
-                totals[mean] += float(mean(outputs, batch.targets)) * counts
+                if counts:  # where all targets are ignored, a mean is none
+                    totals[mean] += float(mean(outputs, batch.targets)) * counts
+            if others:
+                kept.append((outputs, batch.targets))
+                _check_size(task, others, kept)
+        whole = {f: float(f(*_together(task, others, kept))) for f in others}
         for name, metric in metrics.items():
-            value = totals[averaged[name]] / weight
+            function = functions[name]
+            value = whole[function] if function in whole else totals[function] / weight if weight else math.nan
             report[f"{prefix}_{name}"] = metric.function(value) if isinstance(metric, OfMean) else value
     return report
+
+
+def _check_size(task: Task, functions: set[Function], kept: list[tuple[Any, Tensor]]) -> None:
+    """Refuse to keep more than fits, by the first batch and the number of batches so far."""
+    size = sum(leaf.numel() for leaf in tree_leaves(kept[0][0]) if isinstance(leaf, Tensor)) * len(kept)
+    if size > MOST_KEPT:
+        raise ValueError(
+            f"{_names(functions)} of task {task.name!r} is evaluated on the outputs of a whole split, and these are "
+            f"more than {MOST_KEPT} numbers: if it is a mean over examples, mark it with tune_stn.tasks.mean_over_examples"
+        )
+
+
+def _together(task: Task, functions: set[Function], kept: list[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    """Outputs and targets of all batches, in containers like those of one."""
+    if len(kept) == 1:
+        return kept[0]
+    leaves, (_, structure) = [tree_leaves(part) for part in kept], tree_flatten(kept[0])
+    try:
+        joined = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in zip(*leaves, strict=True)]
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{_names(functions)} of task {task.name!r} is evaluated on the outputs of a whole split, and those of its "
+            f"batches cannot be put together along the first axis ({error}): if it is a mean over examples, mark it "
+            "with tune_stn.tasks.mean_over_examples"
+        ) from error
+    return tree_unflatten(joined, structure)  # type: ignore[no-any-return]
+
+
+def _names(functions: set[Function]) -> str:
+    return ", ".join(sorted(getattr(function, "__name__", type(function).__name__) for function in functions))
 
 
 def hyper_report(hyper: Tunable | Constants) -> dict[str, float]:
