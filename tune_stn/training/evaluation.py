@@ -65,7 +65,8 @@ def _check_size(task: Task, functions: set[Function], kept: list[tuple[Any, Tens
     if size > MOST_KEPT:
         raise ValueError(
             f"{_names(functions)} of task {task.name!r} is evaluated on the outputs of a whole split, and these are "
-            f"more than {MOST_KEPT} numbers: if it is a mean over examples, mark it with tune_stn.tasks.mean_over_examples"
+            f"more than {MOST_KEPT} numbers: if it is a mean over examples, mark it with "
+            "tune_stn.tasks.mean_over_examples"
         )
 
 
