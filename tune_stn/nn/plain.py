@@ -51,5 +51,6 @@ def _fill(base: nn.Module, module: Responding, sample: Sample) -> None:
                 needs_gradient = base.get_parameter(name).requires_grad
                 setattr(base, name, nn.Parameter(value, requires_grad=needs_gradient))
     base._buffers.update({name: buffer for name, buffer in module._buffers.items() if name in base._buffers})
-    if module.dropout_rate is not None:
-        base.dropout = float(sample[module.dropout_rate])  # type: ignore[assignment]
+    rate = getattr(module, "dropout_rate", None)
+    if rate is not None:
+        base.dropout = float(sample[rate])  # type: ignore[assignment]

@@ -60,7 +60,7 @@ class Responding(nn.Module):
     slot: Slot
     size: ResponseSize | None
     weight_rate: str | None = None
-    dropout_rate: str | None = None
+    dropout_rate: str | None
 
     @classmethod
     def why_not(cls, base: nn.Module) -> str | None:

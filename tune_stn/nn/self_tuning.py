@@ -82,6 +82,8 @@ def self_tuning(
         ...                   SearchSpace({"rate": Uniform(0, 0.9)}), start={"rate": 0.2}, dropout={"2": "rate"})
     """
     sizes: Mapping[str, ResponseSize | None] = response if isinstance(response, Mapping) else {"*": response}
+    dropouts = _bindings("dropout", dropout, space)
+    weight_dropouts = _bindings("weight_dropout", weight_dropout, space)
     for name in (weight_dropout or {}).values():
         if name not in space.per_batch and name not in space.held:
             raise ValueError(
@@ -95,11 +97,10 @@ def self_tuning(
             "the model cannot be copied because it holds a tensor with a graph, as pruning, an old-style weight norm "
             f"or a kept output leave it ({str(error).split(' at ')[0]}): convert it before, or use parametrizations"
         ) from error
-    dropouts = _bindings("dropout", dropout, space)
     converter = Converter(
         space,
         dropout=dropouts,
-        weight_dropout=_bindings("weight_dropout", weight_dropout, space),
+        weight_dropout=weight_dropouts,
         sizes=Patterns(
             {path: None if size is None else check_response_size(size) for path, size in sizes.items()}, "response"
         ),
