@@ -47,7 +47,7 @@ class Split:
             bytes, a quarter of the memory. None if there is nothing to be done.
 
     Raises:
-        ValueError: There are no examples, or not as many targets as inputs.
+        ValueError: Inputs or targets are no tensor, there are no examples, or not as many targets as inputs.
     """
 
     inputs: Tensor
@@ -55,6 +55,9 @@ class Split:
     prepare: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            if not isinstance(given := getattr(self, name), Tensor):
+                raise ValueError(f"{name} of a split are a {type(given).__name__}: give a tensor, torch.as_tensor(...)")
         check_lengths(self.inputs, self.targets)
 
     def __len__(self) -> int:
@@ -84,11 +87,20 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Weights learn from `train`, hyperparameters and decisions from `valid`; `test` is only reported."""
+    """Weights learn from `train`, hyperparameters and decisions from `valid`; `test` is only reported.
+
+    Raises:
+        ValueError: One of them is no split.
+    """
 
     train: Examples
     valid: Examples
     test: Examples
+
+    def __post_init__(self) -> None:
+        for name, split in vars(self).items():
+            if not callable(getattr(split, "batches", None)) or not callable(getattr(split, "whole", None)):
+                raise ValueError(f"{name}={type(split).__name__}: give a Split(inputs, targets) or a Text")
 
     def to(self, device: torch.device | str) -> Splits:
         return Splits(self.train.to(device), self.valid.to(device), self.test.to(device))

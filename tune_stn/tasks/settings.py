@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -111,6 +113,9 @@ class Training:
     shrink_gates: bool = True
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            if isinstance(value := getattr(self, setting.name), np.generic):
+                object.__setattr__(self, setting.name, value.item())  # a number is a number, out of a data frame too
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps"):
             _check_integer(name, getattr(self, name), least=1)
         for name in ("warmup_epochs", "restarts"):
@@ -210,9 +215,14 @@ def _check_named(
         return
     found = _find(choice, module) if isinstance(choice, str) else None
     if not (isinstance(found, type) and issubclass(found, base)):
-        ours = "".join(f"{known}, " for known, kind in LR_SCHEDULES.items() if issubclass(kind, base))
+        ours = [known for known, kind in LR_SCHEDULES.items() if issubclass(kind, base)]
+        names = [*ours, *(known for known, kind in vars(module).items() if isinstance(kind, type))]
+        folded = {known.casefold(): known for known in names}
+        near = difflib.get_close_matches(str(choice).casefold(), folded, n=1)
+        meant = f"; did you mean {folded[near[0]]!r}?" if near else ""
+        accepted = "".join(f"{known}, " for known in ours)
         raise ValueError(
-            f"{name}={choice!r}: accepted is {ours}the name of a class in {module.__name__}, or a callable"
+            f"{name}={choice!r}: accepted is {accepted}the name of a class in {module.__name__}, or a callable{meant}"
         )
     _, *needed = inspect.signature(found.step).parameters.values()
     # The loop steps a schedule with nothing, and a plateau with the validation loss.

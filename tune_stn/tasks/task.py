@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from tune_stn.data.augment import Augmentation, LabelAugmentation
 from tune_stn.data.splits import Splits
 from tune_stn.nn.penalties import Penalty
 from tune_stn.space.search_space import SearchSpace
+from tune_stn.tasks.arguments import READERS, check_arguments
 from tune_stn.tasks.settings import Training
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -92,8 +93,8 @@ class Task:
         description: one sentence.
 
     Raises:
-        ValueError: a start value is missing or outside its domain, a binding names an unknown hyperparameter, a
-            hyperparameter is read by nothing, or a metric is called "loss".
+        ValueError: an argument is of the wrong kind, a start value is missing or outside its domain, a binding names an
+            unknown hyperparameter, a hyperparameter is read by nothing, or a metric is called "loss".
     """
 
     name: str
@@ -114,6 +115,9 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_arguments(self.name, {field.name: getattr(self, field.name) for field in fields(self)})
+        for readers in READERS:
+            object.__setattr__(self, readers, tuple(getattr(self, readers)))
         self.space.check_values(self.start)
         if "loss" in self.metrics:
             raise ValueError(f"metrics of task {self.name!r}: 'loss' is the name of its loss; give the metric another")

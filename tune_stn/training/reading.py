@@ -47,7 +47,7 @@ def check_read(task: Task, forward: Forward, train: Examples) -> None:
         train: Its training split.
 
     Raises:
-        ValueError: A hyperparameter is not read; the message says what is bound to it.
+        ValueError: A hyperparameter is not read; the message says what is bound to it. Or the loss is not one number.
     """
     batch = next(train.batches(task.training.batch_size, torch.Generator())).unread()
     sample = forward.model.hyper.constant_sample()
@@ -56,10 +56,15 @@ def check_read(task: Task, forward: Forward, train: Examples) -> None:
     training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
     forward.model.train()
     with torch.no_grad(), torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
-        training_loss(forward, batch, Sample(values))
+        loss = training_loss(forward, batch, Sample(values))
         for buffer, before in buffers:
             buffer.copy_(before)
     forward.model.train(training)
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss of task {task.name!r} gave a tensor of shape {tuple(loss.shape)} for a batch: it gives the mean "
+            "over the batch, one number; losses of torch do so with reduction='mean'"
+        )
     unread = [name for name in task.space if name not in values.read]
     if unread:
         name = unread[0]

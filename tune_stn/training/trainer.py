@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tune_stn.data.splits import Splits
 from tune_stn.space.tunable import Constants, Tunable
+from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.task import Task
 from tune_stn.training.best import Best
 from tune_stn.training.checkpoint import CheckpointError
@@ -82,11 +83,12 @@ class Trainer:
             if rule.tunes:
                 raise ValueError(f"{algorithm!r} makes a schedule of its own; one is replayed by the algorithm 'fixed'")
             schedule.check(task.space)
-        self.splits = (splits or task.data(seed)).to(self.device)
+        self.splits = check_splits(task.name, task.data(seed) if splits is None else splits).to(self.device)
         some = next(self.splits.train.batches(task.training.batch_size, torch.Generator()))
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
-        self.meter = make_meter(task, self.model, self.splits.train)
         self.forward = Forward(task, self.model)
+        check_read(task, self.forward, self.splits.train)
+        self.meter = make_meter(task, self.model, self.splits.train)
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
         if task.training.cuda_graphs and self.device.type == "cuda":
@@ -103,7 +105,6 @@ class Trainer:
                 meter=self.meter,
             )
         )
-        check_read(task, self.forward, self.splits.train)
         self.schedule = ScheduleBuffer()
         self.replay: Replay | None = None
         if schedule is None:

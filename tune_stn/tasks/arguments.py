@@ -1,0 +1,93 @@
+"""The arguments of a task, checked where they are given, each error in the words of the caller."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from tune_stn.data.splits import Splits
+from tune_stn.space.search_space import SearchSpace
+from tune_stn.tasks.settings import Training
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse what is of the wrong kind.
+
+    Args:
+        name: Of the task.
+        arguments: Its fields, by name.
+
+    Raises:
+        ValueError: An argument is of another kind than it should be; the message says what to give.
+    """
+    for argument, problem in (
+        ("model", _function_problem(arguments["model"], nn.Module, "model=lambda: MyNetwork(...)", seed=False)),
+        ("data", _function_problem(arguments["data"], Splits, "data=lambda seed: Splits(...)", seed=True)),
+        ("space", _kind_problem(arguments["space"], SearchSpace, "SearchSpace({'dropout': Uniform(0, 0.9)})")),
+        ("training", _kind_problem(arguments["training"], Training, "Training(epochs=20, lr=0.1)")),
+        ("start", _kind_problem(arguments["start"], Mapping, "a mapping, {'dropout': 0.1}")),
+        ("dropout", _kind_problem(arguments["dropout"], Mapping, "a mapping from path to hyperparameter")),
+        (
+            "weight_dropout",
+            _kind_problem(arguments["weight_dropout"], Mapping, "a mapping from path to hyperparameter"),
+        ),
+        ("metrics", _kind_problem(arguments["metrics"], Mapping, "a mapping from name to function")),
+        ("loss", _loss_problem(arguments["loss"])),
+        *((readers, _readers_problem(arguments[readers])) for readers in READERS),
+    ):
+        if problem:
+            raise ValueError(f"{argument} of task {name!r} {problem}")
+
+
+READERS = ("augmentations", "label_augmentations", "penalties")
+
+
+def check_splits(name: str, splits: object) -> Splits:
+    """What a task's data gave, if it is three splits.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(splits, Splits):
+        return splits
+    raise ValueError(
+        f"data of task {name!r} gave {_kind(splits)}: give Splits(train, valid, test), each of them a "
+        "Split(inputs, targets) or a Text"
+    )
+
+
+def _function_problem(given: object, made: type, example: str, *, seed: bool) -> str:
+    if isinstance(given, made) or not callable(given):
+        return f"is {_kind(given)}: give a function that makes one, so that every run has its own: {example}"
+    try:
+        inspect.signature(given).bind(*((0,) if seed else ()))
+    except TypeError as error:
+        called = "data(seed)" if seed else "model()"
+        return f"is called as {called}, which its signature does not allow ({error}): {example}"
+    except ValueError:  # of a function without a signature nothing is known
+        return ""
+    return ""
+
+
+def _kind_problem(given: object, kind: type, example: str) -> str:
+    return "" if isinstance(given, kind) else f"is {_kind(given)}: give {example}"
+
+
+def _loss_problem(given: object) -> str:
+    if isinstance(given, type):
+        return f"is the class {given.__name__}: give an instance, {given.__name__}()"
+    return "" if callable(given) else f"is {_kind(given)}: give a function of (outputs, targets)"
+
+
+def _readers_problem(given: object) -> str:
+    if not isinstance(given, (tuple, list)):
+        return f"is {_kind(given)}: give a tuple; of one thing, with a comma: (thing,)"
+    wrong: list[Callable[..., Any] | object] = [one for one in given if not (callable(one) and hasattr(one, "names"))]
+    return f"has {_kind(wrong[0])} in it, which reads no hyperparameter: it needs `names` and a call" if wrong else ""
+
+
+def _kind(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
