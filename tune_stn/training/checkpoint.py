@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-FORMAT = 5
+FORMAT = 6
 # A SHA-256 of all bytes before it ends the file: torch checks none, and reads a flipped bit as a weight.
 DIGEST_BYTES = hashlib.sha256().digest_size
 
