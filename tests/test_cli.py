@@ -17,6 +17,7 @@ import pytest
 import ray
 from click.testing import CliRunner, Result
 from ray import cloudpickle
+from safetensors.torch import load_file
 
 from tune_stn import compare
 from tune_stn.cli import main
@@ -241,6 +242,23 @@ def test_export_of_parquet_and_csv(study: Results, tmp_path: Path) -> None:
                 check_dtype=False,
             )
         assert json.loads(written[-1].read_text()) == study.study
+
+
+@pytest.mark.ray
+def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
+    done = tune_stn("export", str(study.path), "--to", str(tmp_path / "x"), "--model")
+    assert done.exit_code == 0
+    weights, values = (Path(line) for line in done.stdout.splitlines())
+    model = get_task("digits-mlp", train_images=100, hidden=16).model()
+    model.load_state_dict(load_file(weights))
+    found = json.loads(values.read_text())
+    assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)
+    for arguments, part in (
+        (["--model", "--method", "random"], "method='random': the study in"),
+        (["--method", "stn"], "--method and --seed choose a run for --model"),
+    ):
+        done = tune_stn("export", str(study.path), "--to", str(tmp_path / "y"), *arguments)
+        assert (done.exit_code, part in done.stderr) == (2, True)
 
 
 @pytest.mark.ray

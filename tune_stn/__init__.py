@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tune_stn.space.search_space import SearchSpace
     from tune_stn.study.compare import compare
     from tune_stn.study.results import load_results
+    from tune_stn.study.trained import load_model
     from tune_stn.tasks.registry import get_task
     from tune_stn.tasks.settings import Training
     from tune_stn.tasks.task import Task
@@ -47,6 +48,7 @@ _HOMES = {
     "Uniform": "tune_stn.space.domains",
     "compare": "tune_stn.study.compare",
     "get_task": "tune_stn.tasks.registry",
+    "load_model": "tune_stn.study.trained",
     "load_results": "tune_stn.study.results",
     "self_tuning": "tune_stn.nn.self_tuning",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "Uniform",
     "compare",
     "get_task",
+    "load_model",
     "load_results",
     "self_tuning",
 ]

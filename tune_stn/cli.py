@@ -174,10 +174,20 @@ def replay(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--to", "out", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
 @click.option("--format", "file_format", default="parquet", show_default=True, help="parquet or csv.")
-def export(directory: Path, out: Path, file_format: str) -> None:
-    """Export a study's tables."""
+@click.option("--model", is_flag=True, help="The best run's model.safetensors and hyperparameters.json, no tables.")
+@click.option("--method", help="With --model: of this method; default: the best of all.")
+@click.option("--seed", type=int, help="With --model: of this seed; default: the best of all.")
+def export(directory: Path, out: Path, file_format: str, model: bool, method: str | None, seed: int | None) -> None:
+    """Export a study's tables, or its trained model."""
     from tune_stn.study.results import export_results, load_results
+    from tune_stn.study.trained import export_model
 
+    if model:
+        for path in export_model(load_results(directory), out, method=method, seed=seed):
+            click.echo(path)
+        return
+    if method is not None or seed is not None:
+        raise click.UsageError("--method and --seed choose a run for --model; tables are exported whole")
     for path in export_results(load_results(directory), out, file_format):
         click.echo(path)
 

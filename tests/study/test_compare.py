@@ -13,9 +13,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+from torch import nn
 
-from tune_stn import compare
-from tune_stn.data.splits import Splits
+from tune_stn import compare, load_model
+from tune_stn.data.splits import Split, Splits
 from tune_stn.methods import get_method
 from tune_stn.space import Normal, SearchSpace
 from tune_stn.study.compare import run_study
@@ -96,6 +98,40 @@ def test_tables_have_the_binding_columns(study: Results) -> None:
         set(study.reports["method"]) == set(study.schedule["method"]) == set(study.incumbent["method"]) == set(METHODS)
     )
     pd.testing.assert_frame_equal(best_so_far(study.reports), study.incumbent)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trained_model_of_the_best_epoch_comes_out(study: Results, method: str) -> None:
+    """An ordinary network, with the loss that was reported and the rates that were found."""
+    best, reports = study.best(method), study.reports[study.reports["method"] == method]
+    assert best.metrics["val_loss"] == reports["val_loss"].min()
+    assert (best.task, best.method, best.seed) == ("digits-mlp", method, SEED)
+    model = load_model(study.path, method=method, seed=SEED)
+    assert isinstance(model, nn.Sequential)
+    assert not model.training
+    valid = get_task("digits-mlp", **SETTINGS).data(SEED).valid
+    assert isinstance(valid, Split)
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(model(valid.inputs), valid.targets))
+    assert loss == pytest.approx(best.metrics["val_loss"], rel=1e-5)
+    rates = [module.p for module in model if isinstance(module, nn.Dropout)]
+    assert rates == pytest.approx([best.hyperparameters[f"dropout_{name}"] for name in ("input", "1", "2")])
+    # The same from the checkpoint itself, in another place.
+    assert best.checkpoint is not None
+    again = load_model(best.checkpoint / "state.pt", task=get_task("digits-mlp", **SETTINGS))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.ray
+def test_the_best_of_all_and_what_there_is_not(study: Results, tmp_path: Path) -> None:
+    assert study.best().metrics["val_loss"] == study.reports["val_loss"].min()
+    with pytest.raises(ValueError, match=r"method='pbt': the study in .* has results of fixed, random, stn"):
+        study.best("pbt")
+    with pytest.raises(ValueError, match=rf"seed=7: the study in .* has results of {SEED}"):
+        load_model(study.path, seed=7)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*: give a study's directory, or a folder that"):
+        load_model(tmp_path)
 
 
 @pytest.mark.ray

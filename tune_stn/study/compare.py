@@ -125,7 +125,7 @@ def run_study(
         for method in ordered:
             at_seed[method.name] = Run(
                 task=resolved,
-                config={"task": task, **settings},
+                config={"task": task, "keep_best": True, **settings},
                 method=method,
                 seed=seed,
                 budget=budget,

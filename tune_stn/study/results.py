@@ -11,6 +11,7 @@ import pandas as pd
 
 from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.trained import Best, best_of
 from tune_stn.training.tables import (
     INCUMBENT,
     SCHEDULE,
@@ -49,6 +50,18 @@ class Results:
     def controls(self) -> pd.DataFrame:
         """How much of the gain of `auto` over the start values each of its controls has: see `control_shares`."""
         return control_shares(self.incumbent)
+
+    def best(self, method: str | None = None, seed: int | None = None) -> Best:
+        """The best epoch, by validation loss: trial, hyperparameters, metrics and checkpoint.
+
+        Args:
+            method: The name of one; default None for all.
+            seed: One of the seeds; default None for all.
+
+        Raises:
+            ValueError: There is no finite validation loss of it.
+        """
+        return best_of(self, method, seed)
 
 
 def load_results(directory: str | Path) -> Results:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 FORMAT = 6
+STATE_FILE = "state.pt"  # in the folder of a checkpoint
 # A SHA-256 of all bytes before it ends the file: torch checks none, and reads a flipped bit as a weight.
 DIGEST_BYTES = hashlib.sha256().digest_size
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from ray import tune
 
 from tune_stn.data.splits import Splits
 from tune_stn.tasks.registry import get_task
-from tune_stn.training.checkpoint import CheckpointError, load_state, save_state
+from tune_stn.training.checkpoint import STATE_FILE, CheckpointError, load_state, save_state
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
 from tune_stn.training.seeds import derive_seed
@@ -23,7 +25,6 @@ from tune_stn.tuning.device import claim, peak_memory
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.pt"
 # Where in a trial's config `STNScheduler` writes what a comparison of the population came to.
 POPULATION = "population"
 # Where the method PB2 keeps a trial's place in the scales of the domains.
@@ -106,6 +107,7 @@ class STNTrainable(tune.Trainable):
         """Write the state, and beside it the schedule so far as a Parquet file."""
         state = {
             "trainer": self.trainer.state_dict(),
+            "recipe": recipe(self.config),
             "trial_id": self.trial_id,
             "cost": self.trainer.meter.cost,
             "best_val_loss": self.best_val_loss,
@@ -205,6 +207,17 @@ class STNTrainable(tune.Trainable):
                 logger.warning("%s; going on from the older %s", error, candidate.path)
                 return state
             raise
+
+
+def recipe(config: Mapping[str, Any]) -> str | None:
+    """What makes the task again: its name and settings as JSON; None where they are objects of the user's."""
+    settings = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    if not isinstance(config.get("task"), str):
+        return None
+    try:
+        return json.dumps({"task": config["task"], "settings": settings})
+    except TypeError:
+        return None
 
 
 def _schedule(given: Schedule | str | Path | None) -> Schedule | None:
