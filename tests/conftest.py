@@ -117,3 +117,9 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     found = Replays()
     monkeypatch.setattr("tune_stn.nn.cuda_graph.capture", found.capture)
     return found
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: drawing those of a study takes over a second, and few tests look at them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **how: Path(file).touch())
