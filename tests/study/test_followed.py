@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,7 +122,8 @@ def test_a_run_that_follows_is_made_again_from_the_files_of_the_other(study: Res
 
 
 @pytest.mark.ray
-def test_without_a_result_to_follow_a_run_is_missing_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """And a run that would follow one of them is missing."""
     lines: list[str] = []
     settings = {**SETTINGS, "lr": 1e6, "clip_norm": None, "restarts": 0}
     found = compare(
@@ -129,6 +131,13 @@ def test_without_a_result_to_follow_a_run_is_missing_and_the_study_goes_on(clust
         cluster=cluster, say=lines.append,
     )  # fmt: skip
     assert set(found.reports["method"]) == {"auto", "fixed"}
+    assert set(found.reports.groupby("trial_id").last()["status"]) <= {"diverged", "stopped"}
+    diverged = found.reports[found.reports["status"] == "diverged"]
+    assert set(diverged["method"]) == {"auto", "fixed"}
+    assert (diverged["val_loss"] == math.inf).all()
+    assert not found.incumbent["best_val_loss"].isin([math.inf]).any()
+    assert any("diverged: the " in line and "loss became" in line for line in lines)
+
     (missing,) = found.study["missing"]
     reason = "the run of auto at seed 0, which it is made from, has no finite validation loss"
     assert missing == {"method": "replayed", "seed": 0, "reason": reason}
