@@ -53,7 +53,7 @@ def test_bfloat16_trains_and_all_that_is_kept_is_float32(make_task: Any, algorit
 
 @pytest.mark.parametrize(
     ("network", "algorithm", "size"),
-    # Each two of the three in each combination.
+    # Every two of network, rule and size meet.
     [
         (network, algorithm, ("full", "gate", 2)[(i + j) % 3])
         for i, network in enumerate(NETWORKS)
