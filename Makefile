@@ -30,7 +30,7 @@ lint: $(READY)
 
 # Tests that use Ray mostly wait for its processes: they share one of two processes, the others run beside them.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

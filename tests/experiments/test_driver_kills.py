@@ -14,7 +14,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "experiments" / "driver_kills.py"
 
 
-@pytest.mark.ray
+@pytest.mark.own_ray
 @pytest.mark.timeout(300)
 def test_smoke(run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("driver_kills.py", "--smoke-test", "--what", "tuner", "--results", str(tmp_path))

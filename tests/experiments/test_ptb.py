@@ -13,12 +13,13 @@ RunScript = Callable[..., None]
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
 def test_table_2(run_script: RunScript, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn,random"]
+    arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn,fixed"]
     run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
     folder = tmp_path / "results" / "text-lstm-smoke"
     table = pd.read_csv(folder / "table.csv")
-    assert set(table["method"]) == {"stn", "random"}
+    assert set(table["method"]) == {"stn", "fixed"}
     assert table["val_perplexity"].between(2, 50).all()
     schedules = pd.read_parquet(folder / "schedules.parquet")
     assert schedules["hp"].nunique() == 7
@@ -29,6 +30,7 @@ def test_table_2(run_script: RunScript, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
 def test_one_trial_to_its_end(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn", "--one-trial"]
     run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
@@ -37,6 +39,7 @@ def test_one_trial_to_its_end(run_script: RunScript, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
 def test_table_1(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1"]
     run_script("ptb_schedule.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))

@@ -13,6 +13,7 @@ from tune_stn.data.errors import DataError
 from tune_stn.training.schedule import Schedule
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = ("--smoke-test", "--seeds", "1", "--processes", "1", "--results")
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_smoke(run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("response_size.py", "--smoke-test", "--processes", "1", "--results", str(tmp_path))
     run_script(*arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -58,8 +60,17 @@ def frame(**changed: float | None) -> pd.DataFrame:
     return pd.DataFrame([row(arm, seed, gain) for arm, gain in gains.items() if gain is not None for seed in SEEDS])
 
 
-def test_smoke(run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_script("rules_tables.py", "--smoke-test", "--results", str(tmp_path))  # it runs `rules.py --smoke-test` first
+@pytest.mark.usefixtures("one_thread")
+def test_smoke(
+    run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+
+    def here(command: list[str], **settings: Any) -> Any:
+        return run_script(*command[1:]) if command[0] == sys.executable else run(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", here)  # of `rules.py --smoke-test`, which makes the runs first
+    run_script("rules_tables.py", "--smoke-test", "--results", str(tmp_path))
     runs = pd.read_parquet(tmp_path / "digits.parquet")
     assert {"plain", "auto", "auto/replayed", "auto/last", "auto/frozen", "random-23", "lr-0.2"} <= set(runs["arm"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

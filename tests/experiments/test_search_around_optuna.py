@@ -12,6 +12,7 @@ from tune_stn.tasks import get_task
 from tune_stn.training import Trainer
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_smoke(run_script: Callable[..., None], tmp_path: Path) -> None:
     out, results = tmp_path / "out", tmp_path / "results"
     arguments = ("--smoke-test", "--seeds", "2", "--processes", "1", "--out", str(out), "--results", str(results))

@@ -26,6 +26,7 @@ def has_fashion_mnist() -> bool:
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.skipif(CIFAR10 is None, reason="needs the real data: set TUNE_STN_CIFAR10 to its folder")
 def test_cifar10_tuning(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--smoke-test", "--methods", "stn,random", "--data-dir", str(CIFAR10)]
@@ -40,13 +41,14 @@ def test_cifar10_tuning(run_script: RunScript, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.skipif(not has_fashion_mnist(), reason="needs the real data: apt-get install dataset-fashion-mnist")
 def test_delta_stn(run_script: RunScript, tmp_path: Path) -> None:
-    arguments = ["--smoke-test", "--networks", "fashion-mnist-mlp", "--methods", "delta-stn,random"]
+    arguments = ["--smoke-test", "--networks", "fashion-mnist-mlp", "--methods", "delta-stn,fixed"]
     run_script("delta_stn.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
     folder = tmp_path / "results" / "fashion-mnist-mlp-smoke"
     table = pd.read_csv(folder / "table.csv").set_index("method")
-    assert set(table.index) == {"delta-stn", "random"}
+    assert set(table.index) == {"delta-stn", "fixed"}
     assert table["val_accuracy"].between(0, 1).all()
     assert (folder / "best_so_far.png").exists()
 

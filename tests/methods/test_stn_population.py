@@ -80,9 +80,12 @@ def small(folder: Path) -> Run:
     def plan(context: Context) -> Plan:
         return replace(STN_POPULATION.plan(context), samples=MEMBERS, scheduler=STNScheduler(interval=INTERVAL))
 
+    task = get_task("digits-mlp", **SETTINGS)
+    splits = task.data(1)  # which come along: a worker need not import what the digits are in
+    task = replace(task, data=lambda seed: splits)
     return Run(
-        task=get_task("digits-mlp", **SETTINGS),
-        config={"task": "digits-mlp", **SETTINGS},
+        task=task,
+        config={"task": task},
         method=replace(STN_POPULATION, plan=plan),
         seed=1,
         budget=BUDGET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,29 +32,27 @@ GEOMETRIES: list[tuple[Conv, dict[str, Any], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("kind", "settings", "extent"), GEOMETRIES, ids=str)
-@pytest.mark.parametrize("size", ["full", 2, "gate"])
-@pytest.mark.parametrize("mode", ["none", "merged", "per example"])
-def test_geometry_is_that_of_the_plain_layer(
-    kind: Conv, settings: dict[str, Any], extent: tuple[int, ...], size: ResponseSize, mode: str
-) -> None:
-    torch.manual_seed(0)
-    base = kind(4, 8, **settings, dtype=torch.float64)
-    layer = ResponseConv(base, 2, size, Slot(), torch.Generator().manual_seed(1))
-    nn.init.normal_(layer.gate)
-    x = torch.randn(3, 4, *extent, dtype=torch.float64)
-    rows = torch.randn(1 if mode == "merged" else 3, 2, dtype=torch.float64)
-    with torch.no_grad(), layer.slot.using(Sample({}, None if mode == "none" else rows)):
-        outputs = layer(x)
-    plain = kind(4, 8, **settings, dtype=torch.float64)
-    assert layer.bias is not None
-    for i in range(3):
-        gates = layer.gate @ (torch.zeros_like(rows[0]) if mode == "none" else rows[i % len(rows)])
-        offset = gates[8:] if size == "gate" else gates[8:] * layer.response_bias
-        unit = gates[:8].view(-1, *[1] * (layer.weight.dim() - 1))
-        with torch.no_grad():
-            plain.weight.copy_(layer.weight + unit * layer.response_matrix())
-            plain.bias.copy_(layer.bias + offset)  # type: ignore[union-attr]
-            torch.testing.assert_close(outputs[i : i + 1], plain(x[i : i + 1]), rtol=1e-10, atol=1e-11)
+def test_geometry_is_that_of_the_plain_layer(kind: Conv, settings: dict[str, Any], extent: tuple[int, ...]) -> None:
+    sizes: tuple[ResponseSize, ...] = ("full", 2, "gate")
+    for size, mode in itertools.product(sizes, ("none", "merged", "per example")):
+        torch.manual_seed(0)
+        base = kind(4, 8, **settings, dtype=torch.float64)
+        layer = ResponseConv(base, 2, size, Slot(), torch.Generator().manual_seed(1))
+        nn.init.normal_(layer.gate)
+        x = torch.randn(3, 4, *extent, dtype=torch.float64)
+        rows = torch.randn(1 if mode == "merged" else 3, 2, dtype=torch.float64)
+        with torch.no_grad(), layer.slot.using(Sample({}, None if mode == "none" else rows)):
+            outputs = layer(x)
+        plain = kind(4, 8, **settings, dtype=torch.float64)
+        assert layer.bias is not None
+        for i in range(3):
+            gates = layer.gate @ (torch.zeros_like(rows[0]) if mode == "none" else rows[i % len(rows)])
+            offset = gates[8:] if size == "gate" else gates[8:] * layer.response_bias
+            unit = gates[:8].view(-1, *[1] * (layer.weight.dim() - 1))
+            with torch.no_grad():
+                plain.weight.copy_(layer.weight + unit * layer.response_matrix())
+                plain.bias.copy_(layer.bias + offset)  # type: ignore[union-attr]
+                torch.testing.assert_close(outputs[i : i + 1], plain(x[i : i + 1]), rtol=1e-10, atol=1e-11)
 
 
 def test_low_rank_response_is_a_thin_convolution_and_a_mixture() -> None:

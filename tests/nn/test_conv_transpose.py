@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -25,39 +26,37 @@ GEOMETRIES: list[tuple[Conv, dict[str, Any], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("kind", "settings", "extent"), GEOMETRIES, ids=str)
-@pytest.mark.parametrize("size", ["full", 2, "gate"])
-@pytest.mark.parametrize("mode", ["none", "merged", "per example"])
-def test_geometry_is_that_of_the_plain_layer(
-    kind: Conv, settings: dict[str, Any], extent: tuple[int, ...], size: ResponseSize, mode: str
-) -> None:
+def test_geometry_is_that_of_the_plain_layer(kind: Conv, settings: dict[str, Any], extent: tuple[int, ...]) -> None:
     """Each unit's weights are formed one by one, as torch lays them out: `weight[in, out within its group]`."""
-    torch.manual_seed(0)
-    base = kind(4, 8, **settings, dtype=torch.float64)
-    layer = ResponseConvTranspose(base, 2, size, Slot(), torch.Generator().manual_seed(1))
-    nn.init.normal_(layer.gate)
-    x = torch.randn(3, 4, *extent, dtype=torch.float64)
-    rows = torch.randn(1 if mode == "merged" else 3, 2, dtype=torch.float64)
-    with torch.no_grad(), layer.slot.using(Sample({}, None if mode == "none" else rows)):
-        outputs = layer(x)
-    plain = kind(4, 8, **settings, dtype=torch.float64)
-    per_group, inputs_of_group = 8 // base.groups, 4 // base.groups
-    for i in range(3):
-        gates = layer.gate @ (torch.zeros_like(rows[0]) if mode == "none" else rows[i % len(rows)])
-        with torch.no_grad():
-            weight = layer.weight.clone()
-            for unit in range(8):
-                group, place = divmod(unit, per_group)
-                where = slice(group * inputs_of_group, (group + 1) * inputs_of_group), place
-                if size == 2:
-                    response = torch.einsum("r,ri...->i...", layer.response_up[unit], layer.response_down)
-                else:
-                    response = (layer.weight if size == "gate" else layer.response_weight)[where]
-                weight[where] += gates[unit] * response
-            plain.weight.copy_(weight)
-            if layer.bias is not None and plain.bias is not None:
-                offset = gates[8:] if size == "gate" else gates[8:] * layer.response_bias
-                plain.bias.copy_(layer.bias + offset)
-            torch.testing.assert_close(outputs[i : i + 1], plain(x[i : i + 1]), rtol=1e-10, atol=1e-11)
+    sizes: tuple[ResponseSize, ...] = ("full", 2, "gate")
+    for size, mode in itertools.product(sizes, ("none", "merged", "per example")):
+        torch.manual_seed(0)
+        base = kind(4, 8, **settings, dtype=torch.float64)
+        layer = ResponseConvTranspose(base, 2, size, Slot(), torch.Generator().manual_seed(1))
+        nn.init.normal_(layer.gate)
+        x = torch.randn(3, 4, *extent, dtype=torch.float64)
+        rows = torch.randn(1 if mode == "merged" else 3, 2, dtype=torch.float64)
+        with torch.no_grad(), layer.slot.using(Sample({}, None if mode == "none" else rows)):
+            outputs = layer(x)
+        plain = kind(4, 8, **settings, dtype=torch.float64)
+        per_group, inputs_of_group = 8 // base.groups, 4 // base.groups
+        for i in range(3):
+            gates = layer.gate @ (torch.zeros_like(rows[0]) if mode == "none" else rows[i % len(rows)])
+            with torch.no_grad():
+                weight = layer.weight.clone()
+                for unit in range(8):
+                    group, place = divmod(unit, per_group)
+                    where = slice(group * inputs_of_group, (group + 1) * inputs_of_group), place
+                    if size == 2:
+                        response = torch.einsum("r,ri...->i...", layer.response_up[unit], layer.response_down)
+                    else:
+                        response = (layer.weight if size == "gate" else layer.response_weight)[where]
+                    weight[where] += gates[unit] * response
+                plain.weight.copy_(weight)
+                if layer.bias is not None and plain.bias is not None:
+                    offset = gates[8:] if size == "gate" else gates[8:] * layer.response_bias
+                    plain.bias.copy_(layer.bias + offset)
+                torch.testing.assert_close(outputs[i : i + 1], plain(x[i : i + 1]), rtol=1e-10, atol=1e-11)
 
 
 class TestConvTranspose(ResponseLayerContract):

@@ -109,13 +109,13 @@ def test_transform_stays_inside_and_is_accepted_back(domain: Domain, raws: list[
 
 @each_bounded
 @each_dtype
-@pytest.mark.parametrize("raw", [1e4, math.inf, 40.0])
-def test_far_away_is_the_end(domain: Domain, dtype: torch.dtype, raw: float) -> None:
+def test_far_away_is_the_end(domain: Domain, dtype: torch.dtype) -> None:
     low, high = ends(domain)
-    assert at(domain, raw, dtype) == pytest.approx(high, rel=1e-6)
-    assert at(domain, -raw, dtype) == pytest.approx(low, rel=1e-6, abs=1e-12)
-    assert domain.contains(at(domain, raw, dtype))
-    assert domain.contains(at(domain, -raw, dtype))
+    for raw in (1e4, math.inf, 40.0):
+        assert at(domain, raw, dtype) == pytest.approx(high, rel=1e-6)
+        assert at(domain, -raw, dtype) == pytest.approx(low, rel=1e-6, abs=1e-12)
+        assert domain.contains(at(domain, raw, dtype))
+        assert domain.contains(at(domain, -raw, dtype))
 
 
 @each_bounded

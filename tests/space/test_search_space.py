@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -122,19 +120,6 @@ def test_wrong_value_is_refused_by_name(change: Mapping[str, object], message: s
 def test_missing_values_are_all_named() -> None:
     with pytest.raises(ValueError, match="no start value for rate, holes"):
         SPACE.check_values({"decay": 1e-3})
-
-
-def test_the_core_works_and_says_so_without_ray() -> None:
-    """Space, layers and tasks import with Ray absent; converting says what to install."""
-    script = (
-        "import sys; sys.modules['ray'] = None\n"
-        "import tune_stn.nn\n"
-        "from tune_stn.space import SearchSpace, Uniform\n"
-        "try: SearchSpace({'rate': Uniform(0, 1)}).to_tune()\n"
-        "except ImportError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install 'ray[tune]'" in done.stdout
 
 
 def test_some_are_held_and_the_others_tuned() -> None:

@@ -299,25 +299,6 @@ def test_a_task_object_and_a_trial_that_fails(
     assert "no data at this seed" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.ray
-def test_a_diverging_run_is_said_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    lines: list[str] = []
-    settings = {**SETTINGS, "lr": 1e6, "clip_norm": None, "restarts": 0}
-    found = compare(
-        "digits-mlp", ["fixed", "stn"], budget=6, seeds=1, out=tmp_path, settings=settings, cluster=cluster,
-        say=lines.append,
-    )  # fmt: skip
-    last = found.reports.groupby("trial_id", sort=False).last()
-    assert set(last["status"]) <= {"diverged", "stopped"}
-    assert (found.reports["status"] == "diverged").sum() >= 2
-    assert set(found.reports["method"]) == {"fixed", "stn"}
-    assert any("diverged: the " in line and "loss became" in line for line in lines)
-    diverged = found.reports[found.reports["status"] == "diverged"]
-    assert (diverged["val_loss"] == math.inf).all()
-    assert not found.incumbent["best_val_loss"].isin([math.inf]).any()
-    assert found.study["missing"] == []
-
-
 # Refused before anything starts -------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,7 @@ def test_one_page_that_needs_nothing_else(results: Results) -> None:
     assert not re.search(r"https?:|@import|url\(", path.read_text())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_says_what_the_terminal_says(results: Results) -> None:
     page = Page(write_report(results))
     for row in format_summary(summary(results)).splitlines()[3:]:
@@ -64,6 +65,7 @@ def test_it_says_what_the_terminal_says(results: Results) -> None:
         assert said in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_runs_and_diverged_trials_are_named(make_study: Callable[..., Path]) -> None:
     results = load_results(make_study(missing=[{"method": "pbt", "seed": 2, "reason": "worker died"}]))
     page = Page(write_report(results))
@@ -75,6 +77,7 @@ def test_missing_runs_and_diverged_trials_are_named(make_study: Callable[..., Pa
     assert "stn1no finite validation loss" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_everything_from_the_user_is_escaped(make_study: Callable[..., Path]) -> None:
     missing = [{"method": EVIL, "seed": 1, "reason": EVIL}]
     kinds = {EVIL: "constant", "stn": "self-tuned"}
@@ -88,6 +91,7 @@ def test_everything_from_the_user_is_escaped(make_study: Callable[..., Path]) ->
     assert page.text.count(EVIL) > 10
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("missing", [["pbt", "random"], ["pbt", "random", "stn"]])
 def test_a_study_of_which_little_is_left_is_reported(make_study: Callable[..., Path], missing: list[str]) -> None:
     gone = [{"method": method, "seed": seed, "reason": "killed"} for method in missing for seed in range(3)]

@@ -22,16 +22,22 @@ from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS, read_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+SEED = 1
 TIMES = ("wall_time_s", "device_time_s", "trial_id", "parent_trial_id", "segment")
 
 
 def make_run(folder: Path, task: Task, method: str, *, budget: float = math.inf, trials: int | None = None) -> Run:
     config = {"task": task}
-    return Run(task=task, config=config, method=get_method(method), seed=1, budget=budget, trials=trials, folder=folder)
+    return Run(
+        task=task, config=config, method=get_method(method), seed=SEED, budget=budget, trials=trials, folder=folder
+    )
 
 
 def small(**more: Any) -> Task:
-    return get_task(get_task("digits-mlp", train_images=100, hidden=16), **more)
+    """Its data comes along: a worker need not import what the digits are in."""
+    task = get_task(get_task("digits-mlp", train_images=100, hidden=16), **more)
+    splits = task.data(SEED)
+    return replace(task, data=lambda seed: splits)
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
@@ -136,11 +142,11 @@ def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(
         raise RuntimeError("this network cannot be made")
 
     run = make_run(tmp_path / "run", replace(plain, model=fails), "random", budget=40.0)
-    record = execute(run, cluster)
+    record = execute(run, replace(cluster, max_concurrent=1))
     assert record["hopeless"] is True
     assert record["trials"] == 0
     assert record["cost_total"] == 0
-    assert 2 <= len(record["failures"]) <= 4
+    assert len(record["failures"]) == 2
     assert all("this network cannot be made" in reason for reason in record["failures"].values())
     assert len(pd.read_parquet(run.folder / SCHEDULE)) == 0
 

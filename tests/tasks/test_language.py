@@ -162,7 +162,7 @@ def test_more_tokens_than_there_are_are_refused(tokens: int) -> None:
 @pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_one_trains(name: str, algorithm: str) -> None:
-    settings = {"warmup_epochs": 0, "eval_batch_size": 20}
+    settings = {"warmup_epochs": 0, "eval_batch_size": 200}
     trainer = Trainer(get_task(name, **SMALL[name], **settings), algorithm=algorithm)
     first, second = (trainer.run_epoch() for _ in range(2))
     assert second["val_loss"] < first["val_loss"]

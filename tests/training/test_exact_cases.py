@@ -351,8 +351,7 @@ def shallow_task(log_penalty: float, scale: float, nodes: int) -> Task:
     )
 
 
-@pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
-@pytest.mark.parametrize("log_penalty", [-1.0, 1.0])
+@pytest.mark.parametrize(("algorithm", "log_penalty"), [("stn", 1.0), ("delta-stn", -1.0)])
 def test_gate_only_response_learns_the_best_response(algorithm: str, log_penalty: float) -> None:
     """From random weights, at a small scale: beta and its slope within 2e-3 (STN, scale 0.1) or 1e-3 (Delta-STN, 0.05).
 

@@ -51,9 +51,15 @@ def test_bfloat16_trains_and_all_that_is_kept_is_float32(make_task: Any, algorit
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("size", ["full", "gate", 2])
+@pytest.mark.parametrize(
+    ("network", "algorithm", "size"),
+    # Every two of network, rule and size meet.
+    [
+        (network, algorithm, ("full", "gate", 2)[(i + j) % 3])
+        for i, network in enumerate(NETWORKS)
+        for j, algorithm in enumerate(ALGORITHMS)
+    ],
+)
 def test_bfloat16_gradients_are_those_of_float32_but_for_rounding(
     make_task: Any, stir: Stir, algorithm: str, network: str, size: Any
 ) -> None:
@@ -142,8 +148,9 @@ traces = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that
 
 
 @traces
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("network", ["mlp", "batch-norm"])
+@pytest.mark.parametrize(
+    ("network", "algorithm"), [*(("mlp", algorithm) for algorithm in ALGORITHMS), ("batch-norm", "delta-stn")]
+)
 def test_compiled_run_is_the_uncompiled_one(
     make_task: Any, traced: dict[str, int], algorithm: str, network: str
 ) -> None:

@@ -83,9 +83,15 @@ def compare(one: list[nn.Parameter], other: list[nn.Parameter]) -> None:
             assert (p.grad - q.grad).norm() <= 1e-12 * p.grad.norm()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
-@pytest.mark.parametrize("per_batch", PER_BATCH)
+@pytest.mark.parametrize(
+    ("algorithm", "network", "per_batch"),
+    # Each rule with each way to share values, each of both with either network.
+    [
+        (algorithm, ("mlp", "cnn")[(i + j) % 2], per_batch)
+        for i, algorithm in enumerate(ALGORITHMS)
+        for j, per_batch in enumerate(PER_BATCH)
+    ],
+)
 def test_weights_learn_as_from_the_whole_batch(
     task: Callable[..., Task], stir: Stir, algorithm: str, network: str, per_batch: str
 ) -> None:
@@ -108,9 +114,15 @@ def test_weights_learn_as_from_the_whole_batch(
             assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
-@pytest.mark.parametrize("tune_scales", [True, False])
-@pytest.mark.parametrize("per_batch", PER_BATCH)
+@pytest.mark.parametrize(
+    ("algorithm", "tune_scales", "per_batch"),
+    # Each rule with each way to share values, each of both with and without tuned scales.
+    [
+        (algorithm, (i + j) % 2 == 0, per_batch)
+        for i, algorithm in enumerate(("stn", "delta-stn"))
+        for j, per_batch in enumerate(PER_BATCH)
+    ],
+)
 def test_hyperparameters_learn_as_from_the_whole_batch(
     task: Callable[..., Task], stir: Stir, algorithm: str, tune_scales: bool, per_batch: str
 ) -> None:

@@ -120,29 +120,31 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    ("case", "algorithm"),
+    # Each setting with three rules, each rule with four settings or more.
+    [(case, ALGORITHMS[(i + j) % 5]) for i, case in enumerate(RESUMED) for j in (0, 1, 3)],
+)
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     make_task: Any, differences: Differences, tmp_path: Path, algorithm: str, case: str
 ) -> None:
-    """Killed after an epoch, loaded from its file into a fresh trainer, for two seeds."""
+    """Killed after an epoch, loaded from its file into a fresh trainer."""
     network, settings = RESUMED[case]
     epochs = 4
-    for seed in (0, 1):
 
-        def fresh(seed: int = seed) -> Trainer:
-            return Trainer(make_task(network, **settings), algorithm=algorithm, seed=seed)
+    def fresh() -> Trainer:
+        return Trainer(make_task(network, **settings), algorithm=algorithm, seed=1)
 
-        whole, reports = fresh(), []
-        for epoch in range(epochs):
-            save_state(whole.state_dict(), tmp_path / f"{epoch}.pt")
-            reports.append(comparable(whole.run_epoch()))
-        for killed in (1, 3):
-            torch.manual_seed(1000 + killed)
-            resumed = fresh()
-            resumed.load_state_dict(load_state(tmp_path / f"{killed}.pt"))
-            assert [comparable(resumed.run_epoch()) for _ in range(killed, epochs)] == reports[killed:]
-            assert differences(whole, resumed) == []
+    whole, reports = fresh(), []
+    for epoch in range(epochs):
+        save_state(whole.state_dict(), tmp_path / f"{epoch}.pt")
+        reports.append(comparable(whole.run_epoch()))
+    for killed in (1, 3):
+        torch.manual_seed(1000 + killed)
+        resumed = fresh()
+        resumed.load_state_dict(load_state(tmp_path / f"{killed}.pt"))
+        assert [comparable(resumed.run_epoch()) for _ in range(killed, epochs)] == reports[killed:]
+        assert differences(whole, resumed) == []
 
 
 def test_resume_test_can_fail(make_task: Any, differences: Differences, tmp_path: Path) -> None:

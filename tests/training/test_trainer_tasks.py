@@ -67,15 +67,19 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
-@pytest.mark.parametrize("shares", STARTS.values(), ids=STARTS)
-def test_no_start_value_makes_a_run_diverge(
-    fashion: tuple[Task, Splits], algorithm: str, shares: tuple[float, ...]
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    # The ends with both rules, what lies between by turns.
+    [
+        *((name, rule) for name in ("all at the lower end", "all at the upper end") for rule in ("stn", "delta-stn")),
+        *((name, ("stn", "delta-stn")[i % 2]) for i, name in enumerate(list(STARTS)[2:])),
+    ],
+)
+def test_no_start_value_makes_a_run_diverge(fashion: tuple[Task, Splits], name: str, algorithm: str) -> None:
     """Ten epochs with hyper-steps in nine: nothing restarts, and no loss is above that of guessing by a tenth."""
     task, splits = fashion
     tops = {"dropout_input": 0.95, "dropout_1": 0.95, "dropout_2": 0.95, "input_scale": 1.0}
-    start = {name: share * top for (name, top), share in zip(tops.items(), shares, strict=True)}
+    start = {name: share * top for (name, top), share in zip(tops.items(), STARTS[name], strict=True)}
     trainer = Trainer(task, algorithm=algorithm, hp=start, splits=splits)
     losses = [trainer.run_epoch()["val_loss"] for _ in range(10)]
     assert trainer.diverged is None
