@@ -22,6 +22,20 @@ def test_shapes_and_sizes() -> None:
     assert task.model().get_parameter("1.weight").shape == (16, 64)
 
 
+def test_the_images_are_those_of_scikit_learn() -> None:
+    """They are read from its file, without the time that its import takes."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    expected = torch.tensor(bunch.data, dtype=torch.float32) / 16 - 0.3
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(3))
+    splits = get_task("digits-mlp").data(3)
+    found = torch.cat([splits.train.inputs, splits.valid.inputs, splits.test.inputs])
+    assert torch.equal(found, expected[order])
+    targets = torch.cat([splits.train.targets, splits.valid.targets, splits.test.targets])
+    assert torch.equal(targets, torch.tensor(bunch.target)[order])
+
+
 def test_splits_follow_the_seed_and_share_no_image() -> None:
     task = get_task("digits-mlp")
     splits = task.data(0)

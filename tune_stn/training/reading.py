@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ def check_read(task: Task, forward: Forward, train: Examples) -> None:
     devices = [batch.inputs.device] if batch.inputs.is_cuda else []
     training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
     forward.model.train()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+    # A stance is set only where there is something to hold back: the compiler takes two seconds to import.
+    eager = torch.compiler.set_stance("force_eager") if task.training.compile else nullcontext()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), eager:
         loss = training_loss(forward, batch, Sample(values))
         for buffer, before in buffers:
             buffer.copy_(before)
