@@ -52,6 +52,9 @@ class ResponseScale(Responding):
     def squared_norm(self, response_input: Tensor | None) -> Tensor:
         return self.weight.new_zeros(1)  # weight decay spares vectors
 
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        return {"weight": self.weight * (1 + response_input @ self.gate)}
+
     def forward(self, inputs: Tensor) -> Tensor:
         outputs, sample = inputs * self.weight, self.slot.sample
         if sample.response_input is None or not hasattr(self, "gate"):
@@ -245,6 +248,11 @@ class NormOfTheBase(Linear):
         return super().squared_norm(None)
 
 
+class MergesNothing(ResponseLinear):
+    def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
+        return {"weight": self.weight, "bias": self.bias}
+
+
 class CopiesItsBase(Linear):
     def after(self, generator: torch.Generator) -> None:
         self.weight = nn.Parameter(self.weight.detach().clone())
@@ -354,6 +362,7 @@ MISTAKES: dict[type[Responding], str] = {
     ValueHoldsTheResponse: "test_tangent_is_the_derivative_along_the_response_input",
     TangentIsDetached: "test_gradient_of_a_linearised_step_is_the_derivative_of_the_gradient",
     NormOfTheBase: "test_squared_norm_is_that_of_the_effective_weights",
+    MergesNothing: "test_merged_parameters_make_a_plain_layer_of_the_same_outputs",
     CopiesItsBase: "test_base_parameters_are_taken_over_and_all_others_are_the_response",
     GivesParametersTwice: "test_base_parameters_are_taken_over_and_all_others_are_the_response",
     GivesTheBaseToo: "test_base_parameters_are_taken_over_and_all_others_are_the_response",

@@ -44,8 +44,14 @@ def plain_modules(network: nn.Module, sample: Sample) -> dict[int, nn.Module]:
     return found
 
 
+def _responds(module: Responding) -> bool:
+    """Whether it has a response: in itself or in its own projections, not in a child that replaced another module."""
+    own = [m for m in module.modules() if isinstance(m, Responding) and (m is module or not hasattr(m, MEMORY))]
+    return any(list(m.response_parameters()) for m in own)
+
+
 def _fill(base: nn.Module, module: Responding, sample: Sample) -> None:
-    if module.size is not None and sample.response_input is not None:
+    if sample.response_input is not None and _responds(module):
         for name, value in module.merged(sample.response_input).items():
             if value is not None:
                 needs_gradient = base.get_parameter(name).requires_grad

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tune_stn.nn.penalties import WeightDecay
-from tune_stn.nn.response import ResponseSize
+from tune_stn.nn.response import Responding, ResponseSize
 from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Sample
 from tune_stn.testing.case import Case, assert_close, gradients
@@ -285,6 +285,21 @@ class ResponseLayerContract:
         each = torch.cat([norms(row) for row in torch.split(case.rows, 1)])
         together = norms(case.rows)
         assert_close(together.expand_as(each), each)
+
+    # The way back ---------------------------------------------------------------------------------------------------
+
+    def test_merged_parameters_make_a_plain_layer_of_the_same_outputs(self, size: ResponseSize) -> None:
+        """At one row, as `SelfTuningModel.to_plain` puts them back into the plain layer."""
+        case = self.case(size, training=False)
+        for row in torch.split(case.rows[:2], 1):
+            plain = copy.deepcopy(case.base).eval()
+            places = dict(plain.named_modules())
+            for path, module in case.layer.named_modules():
+                if isinstance(module, Responding) and path in places:
+                    for name, value in module.merged(row).items():
+                        if value is not None:
+                            setattr(places[path], name, nn.Parameter(value.detach()))
+            assert_close(replace(case, base=plain).plain(), case(row.expand(BATCH, -1)))
 
     # Parameters and state -------------------------------------------------------------------------------------------
 
