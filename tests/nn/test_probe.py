@@ -67,6 +67,24 @@ def test_a_table_of_positions_is_left_plain(one_row: bool, batch: int, time: int
     assert batch == 1 or not torch.equal(outputs[0][1:], outputs[1][1:])
 
 
+@pytest.mark.parametrize("one_row", [False, True])
+def test_without_a_batch_it_is_found_when_training_begins(one_row: bool) -> None:
+    """Here as many positions as examples, so no shape would tell."""
+    net, ids = (
+        self_tuning(Positions(one_row), SPACE, start=START, dropout={"dropout": "rate"}),
+        torch.randint(30, (6, 6)),
+    )
+    with pytest.raises(
+        ValueError, match=r"'positions' is to have hyperparameters for each example, but its first axis"
+    ):
+        net.train()(ids)
+    net = self_tuning(
+        Positions(one_row), SPACE, start=START, response={"positions": None, "flat": None, "*": "gate"}
+    ).train()
+    assert net(ids=ids).shape == (6, 2)
+    assert net(ids).shape == (6, 2)  # it looks once
+
+
 def test_layers_that_have_the_batch_second_respond() -> None:
     inputs = torch.randn(4, 5, 3)
     net = self_tuning(TimeFirst(), SPACE, start=START, dropout={"locked": "rate"}, inputs=(inputs,))

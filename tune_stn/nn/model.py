@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tune_stn.nn.conversion import Conversion, replace_everywhere
+from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.first_order import first_order
 from tune_stn.nn.plain import plain_modules
+from tune_stn.nn.probe import without_batch_axis
 from tune_stn.nn.response import Responding
 from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Draw, Sample
@@ -66,6 +68,7 @@ class SelfTuningModel(nn.Module):
         gates_only = all(layer.size in ("gate", None) for layer in self.response_layers())
         self.shrink = math.sqrt(len(hyper.space)) if shrink_gates and gates_only else 1.0
         self.training = network.training
+        self._looked = False  # whether any layer's first axis is not the batch
         self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
 
     @property
@@ -78,6 +81,8 @@ class SelfTuningModel(nn.Module):
             if isinstance(current, Sample):
                 return self.network(*args, **kwargs)
             sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
+            if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
+                self._check_batch_axes(args, kwargs)
             network = first_order(self.network) if sample.linearise else self.network
             with self.using(sample):
                 return network(*args, **kwargs)
@@ -122,6 +127,31 @@ class SelfTuningModel(nn.Module):
         twin = copy.deepcopy(self)
         plain = replace_everywhere(twin.network, plain_modules(twin.eval().network, twin.mean_sample()))
         return plain.train(self.training)
+
+    def _check_batch_axes(self, args: Any, kwargs: Any) -> None:
+        """Refuse, once, layers that would take something else for the examples.
+
+        Raises:
+            ValueError: There is one; the message names it.
+        """
+
+        def axis_of(module: nn.Module) -> int | None:
+            if isinstance(module, (nn.LSTM, nn.MultiheadAttention)) and isinstance(module, Responding):
+                return 0 if module.batch_first else 1
+            if isinstance(module, Responding):
+                return 0 if list(module.response_parameters()) else None
+            return module.batch_axis if isinstance(module, UnitDropout) else None
+
+        with self.using(self.hyper.constant_sample()):
+            found = without_batch_axis(self.network, args, kwargs, axis_of)
+        if found:
+            path, reason = next(iter(found.items()))
+            raise ValueError(
+                f"{path!r} is to have hyperparameters for each example, but {reason}. Give the conversion a batch, "
+                "self_tuning(..., inputs=batch), and it leaves such layers plain; or name it: "
+                f"response={{{path!r}: None, '*': 'gate'}}"
+            )
+        self._looked = True
 
     def _own_sample(self, args: Any, kwargs: Any) -> Sample:
         """What a call reads that nobody gave a sample: in training a draw, or the network does not learn to respond."""

@@ -20,22 +20,26 @@ SIZES = (2, 3)
 
 @torch.no_grad()
 def without_batch_axis(
-    network: nn.Module, args: tuple[Any, ...], axis_of: Callable[[nn.Module], int | None]
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    axis_of: Callable[[nn.Module], int | None],
 ) -> dict[str, str]:
     """Modules whose first axis is not the batch, by path, with what was seen; of modules that are called.
 
     The network is called twice in evaluation mode, on two and on three examples.
 
     Args:
-        network: An ordinary network.
+        network: The network.
         args: What it is called with: the first axis of the first tensor is the batch, and of the others where they are
             as long.
+        kwargs: The same, by keyword.
         axis_of: Gives the axis of a module's input that is to be the batch, or None for a module that does not matter.
 
     Raises:
         ValueError: No tensor among the arguments has an axis.
     """
-    count = next((len(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0), 0)
+    count = next((len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0), 0)
     if count == 0:
         raise ValueError("inputs: needs a tensor whose first axis is the batch, with one example or more")
     seen: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)
@@ -63,7 +67,8 @@ def without_batch_axis(
                 batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
                 return leaf[rows.to(leaf.device)] if batch else leaf
 
-            network(*tree_map(some, args))
+            few_args, few_kwargs = tree_map(some, (args, kwargs))
+            network(*few_args, **few_kwargs)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -70,7 +70,8 @@ def self_tuning(
         seed: seeds the response parameters alone; the base parameters are those of `model`.
         inputs: A batch as the model is called with, `model(*inputs)`, of any number of examples; on the model's device.
             With it, two small batches go through the model, and layers whose first axis is not the batch (a table of
-            positions) get no response and are listed.
+            positions) get no response and are listed. Without it, the network looks for them when it is first trained,
+            and refuses to go on if there are any.
 
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
@@ -140,7 +141,7 @@ def _without_batch_axis(
         time_first = isinstance(module, (nn.LSTM, nn.MultiheadAttention, LockedDropout)) and not module.batch_first
         return 1 if time_first else 0
 
-    found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), axis_of)
+    found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, axis_of)
     for path, reason in found.items():
         rate = dropouts.match(path) if type(model.get_submodule(path)) in DROPOUTS else None
         if rate in per_example:
