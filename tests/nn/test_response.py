@@ -303,7 +303,7 @@ def test_a_rate_for_each_example_is_refused() -> None:
 
 def test_a_layer_outside_a_sample_says_what_to_do() -> None:
     case = make_case(FAMILIES["linear"], "full")
-    with pytest.raises(RuntimeError, match=r"with model\.using\(sample\)"):
+    with pytest.raises(RuntimeError, match=r"call the network itself"):
         case.layer(case.inputs)
 
 

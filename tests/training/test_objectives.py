@@ -122,7 +122,7 @@ def test_augmentations_come_in_their_order(make_task: Any) -> None:
         label_augmentations=(Labels("three"), Labels("four")),
         penalties=(WeightDecay("decay"), WeightDecay("input_scale")),
     )
-    trainer = Trainer(task, algorithm="fixed")
+    trainer = Trainer(make_task(), algorithm="fixed")
     batch = trainer.splits.train.take(torch.arange(8))
     after = augmented(task, batch, trainer.model.mean_sample())
     assert order == ["one", "two", "three", "four"]

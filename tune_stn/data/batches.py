@@ -54,10 +54,6 @@ class Batch:
             rows=slice(first + start, first + stop),
         )
 
-    def share(self, share: float, *, least: int = 1) -> Batch:
-        """The first examples, about this share of the batch, and not fewer than `least`."""
-        return self.part(0, max(least, round(share * len(self))))
-
     def parts(self, count: int) -> Iterator[tuple[Batch, float]]:
         """The batch in `count` parts of consecutive examples, each with its share of the batch."""
         size = -(-len(self) // count)

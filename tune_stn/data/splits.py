@@ -99,7 +99,7 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, split in vars(self).items():
-            if not callable(getattr(split, "batches", None)) or not callable(getattr(split, "whole", None)):
+            if not callable(getattr(split, "whole", None)):
                 raise ValueError(f"{name}={type(split).__name__}: give a Split(inputs, targets) or a Text")
 
     def to(self, device: torch.device | str) -> Splits:

@@ -273,7 +273,9 @@ class ResponseLayerContract:
 
         def norms(rows: Tensor | None) -> Tensor:
             two = {"decay": torch.tensor([2.0], dtype=torch.float64)}
-            return WeightDecay("decay")(case.layer, Sample(two, rows), {}).detach()
+            with_zero = nn.ModuleList([case.layer, nn.Linear(1, 1).double()])  # a penalty of no weight is refused
+            nn.init.zeros_(with_zero[1].weight)  # type: ignore[arg-type]
+            return WeightDecay("decay")(with_zero, Sample(two, rows), {}).detach()
 
         plain = _squared_norm(parameter for parameter in case.base.parameters() if parameter.dim() >= 2)
         assert_close(norms(None), plain[None])

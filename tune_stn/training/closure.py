@@ -57,10 +57,6 @@ class Closure:
 
         return replace(self, tensors=tree_map(cut, self.tensors))
 
-    def share(self, share: float, *, least: int = 1) -> Closure:
-        """The first examples, about this share of the batch, and not fewer than `least`; or all of them."""
-        return self.part(0, max(least, round(share * len(self)))) if self.tensors else self
-
     def parts(self, count: int) -> Iterator[tuple[Closure, float]]:
         """The batch in `count` parts of consecutive examples, each with its share of the batch; or as a whole."""
         if not self.tensors:
@@ -76,7 +72,8 @@ class Closure:
         return self
 
     def __len__(self) -> int:
-        return examples(self.tensors, {})
+        """The number of examples; 1 where nobody knows, for the batch has one part."""
+        return examples(self.tensors, {}) if self.tensors else 1
 
     @property
     def rows(self) -> slice:

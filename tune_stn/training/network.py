@@ -53,7 +53,7 @@ def make_network(
         response_origin=task.training.response_origin,
         shrink_gates=task.training.shrink_gates,
         seed=derive_seed(seed, "response"),
-        inputs=None if batch is None or response is None else inputs_of(task, batch),
+        inputs=None if batch is None or response is None or batch.inputs.is_meta else inputs_of(task, batch),
     )
     if rule.tunes and rule.response is not None and not model.response_parameters():
         left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())

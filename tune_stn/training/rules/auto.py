@@ -48,7 +48,7 @@ class Auto(ProgressRatio):
 
     def measure(self, index: int, batch: AnyBatch) -> None:
         """Measure one dose on a part of a training batch, with the same draws on both sides."""
-        part = batch.share(SHARE, least=2).unread()  # of one example, batch norms make no mean
+        part = batch.part(0, max(2, round(SHARE * len(batch)))).unread()  # of one example, batch norms make no mean
         losses = []
         for side in (DISTANCE, -DISTANCE):
             raw = self.hyper.raw.detach().clone()

@@ -6,6 +6,7 @@ input is the offset, so at the present hyperparameters the network is the base n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -48,7 +49,7 @@ class DeltaSTN(Rule):
 
         The response is a regression of its own, with its own noise: a share of the batch is enough for it.
         """
-        some = batch.share(self.training.response_share)
+        some = batch.part(0, math.ceil(self.training.response_share * len(batch)))
         with constants(self.stepper.parameters("base")), without_running_statistics(self.model):
             self.stepper.backward(self.response_losses, some, to=("response",), clip_norm=self.training.clip_norm)
             self.stepper.step("response")
