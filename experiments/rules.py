@@ -107,6 +107,7 @@ SETTINGS: Mapping[str, Setting] = {
         CIFAR | {"train_images": 640, "valid_images": 640, "batch_size": 64, "epochs": 30},
         folder="cifar-10-batches-py",
         lrs=(0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04),
+        lr=0.0025,
     ),
     "vgg": Setting(
         "cifar10-vgg16",

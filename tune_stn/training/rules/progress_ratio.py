@@ -37,9 +37,11 @@ GAIN = 2.0
 EVERY = 5
 # A mean speed of a third crosses a domain, from a twentieth to nineteen twentieths of it, in one run.
 SPEED = 3.0
-# A network is trapped where training gains less than this, and validation and training losses differ by less than that,
-# both in proportion to the loss; hyperparameters then fall at so many times the speed.
-TRAPPED_GAIN, TRAPPED_GAP, ESCAPE = 0.2, 0.1, 2.0
+# A network is trapped where training has gained less than this since the beginning, gains less than this now, and
+# validation and training losses differ by less than this, each in proportion to the loss.
+TRAPPED_PROGRESS, TRAPPED_GAIN, TRAPPED_GAP = 0.5, 0.2, 0.1
+# Then hyperparameters fall, at so many times the speed.
+ESCAPE = 2.0
 # In runs of fewer measurements than 60, though, a step that has not been seen to be too long is not taken.
 FASTEST = 0.3
 
@@ -55,21 +57,27 @@ class ProgressRatio(Fixed):
         weights = self.stepper.parameters("base")
         self.fast = [weight.detach().clone() for weight in weights]
         self.slow = [weight.detach().clone() for weight in weights]
+        self.done = 0  # training steps
         self.measured = 0
         self.since = 0
         # Of validation and of training, from the slow average to the fast one; on the CPU, whatever the network is on.
         self.gains = torch.zeros(2, dtype=torch.float32)
         self.size = 0.0  # mean square of the gains
         self.gap = 0.0  # of the validation loss over the training loss, at the fast average
+        self.first: float | None = None  # training loss before the first step
         self.batch: AnyBatch | None = None
 
     def train_step(self, batch: AnyBatch) -> Tensor:
         """w <- w - alpha d/dw f(lambda, w), the step of a plain network; and the averages follow."""
+        if self.first is None:
+            with torch.no_grad():
+                self.first = float(self.clean(batch.unread()))
         loss = super().train_step(batch)
         weights = [weight.detach() for weight in self.stepper.parameters("base")]
         torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
         torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
         self.batch = batch
+        self.done += 1
         self.since += 1
         return loss
 
@@ -97,8 +105,8 @@ class ProgressRatio(Fixed):
         that costs validation is too much.
 
         A network may be regularised so strongly that it learns nothing. Then neither loss moves, so the gains say
-        nothing, and nothing is learned by heart, so the two losses are the same: that is what tells it from the end of
-        training.
+        nothing; both are what they were in the beginning, and the same, for nothing is learned by heart. That tells it
+        from the end of training.
         """
         with self.at(self.fast):
             after = torch.stack([self.clean(valid), self.clean(train.unread())])
@@ -117,9 +125,15 @@ class ProgressRatio(Fixed):
         v, t = valid_gain / size, train_gain / size
         moving = min(1.0, 3 * abs(t))  # where training stands still, the sign of t is chance
         asked = moving * (TARGET * t - min(v, t) if t > 0 else v)
+        pressure = max(-1.0, min(1.0, GAIN * asked))
         gap = self.gap / (1 - keep**self.measured)
-        trapped = max(0.0, 1 - abs(train_gain) / TRAPPED_GAIN) * min(1.0, max(0.0, 1 - gap / TRAPPED_GAP))
-        return max(-1.0, min(1.0, GAIN * asked)), trapped
+        if self.done < 2 * self.window(SLOW, self.steps):
+            return pressure, 0.0  # the averages still hold the initial weights
+        assert self.first is not None
+        progress = difference(torch.tensor(self.first), after[1].cpu()).nan_to_num(1.0)
+        trapped = share_below(TRAPPED_PROGRESS, float(progress))
+        trapped *= share_below(TRAPPED_GAIN, abs(train_gain)) * share_below(TRAPPED_GAP, gap)
+        return pressure, trapped
 
     def direction(self, batch: AnyBatch) -> Tensor:
         """The relative steps of the raw coordinates, shape `(n,)`, from 0 to 1: here all the same."""
@@ -157,12 +171,15 @@ class ProgressRatio(Fixed):
         return max(1.0, share * of)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("fast", "slow", "measured", "since", "gains", "size", "gap")}
+        return {
+            name: getattr(self, name)
+            for name in ("fast", "slow", "done", "measured", "since", "gains", "size", "gap", "first")
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("fast", "slow"):
             torch._foreach_copy_(getattr(self, name), state[name])
-        for name in ("measured", "since", "size", "gap"):
+        for name in ("done", "measured", "since", "size", "gap", "first"):
             setattr(self, name, state[name])
         self.gains = state["gains"].cpu()  # a checkpoint comes to the device of the run
 
@@ -170,3 +187,8 @@ class ProgressRatio(Fixed):
 def difference(one: Tensor, other: Tensor) -> Tensor:
     """How much less the other loss is, in proportion to the mean size of the two; on the CPU."""
     return (2 * (one - other) / (one.abs() + other.abs())).float().cpu()
+
+
+def share_below(bound: float, value: float) -> float:
+    """1 at 0 and below, 0 at the bound and above, straight in between."""
+    return min(1.0, max(0.0, 1 - value / bound))
