@@ -252,31 +252,49 @@ def test_losses_that_say_nothing_leave_no_trace(make_task: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("losses", "trapped"),
+    ("losses", "first", "trapped"),
     [
-        # Validation after and before, training after and before: all the same; validation is even better.
-        ((2.3, 2.3, 2.3, 2.3), 1.0),
-        ((2.2, 2.2, 2.3, 2.3), 1.0),
+        # Validation after and before, training after and before: all as in the beginning; validation is even better.
+        ((2.3, 2.3, 2.3, 2.3), 2.3, 1.0),
+        ((2.2, 2.2, 2.3, 2.3), 2.3, 1.0),
         # A gap of .05, of .1 and of more: here ends a training that has learned something.
-        ((1.025, 1.025, 0.975, 0.975), 0.5),
-        ((1.05, 1.05, 0.95, 0.95), 0.0),
-        ((0.6, 0.6, 0.1, 0.1), 0.0),
+        ((1.025, 1.025, 0.975, 0.975), 0.975, 0.5),
+        ((1.05, 1.05, 0.95, 0.95), 0.95, 0.0),
+        ((0.6, 0.6, 0.1, 0.1), 0.1, 0.0),
         # Training gains .1 and .2: it goes on; or is undone as fast.
-        ((0.95, 1.05, 0.95, 1.05), 0.5),
-        ((0.9, 1.1, 0.9, 1.1), 0.0),
-        ((1.1, 0.9, 1.1, 0.9), 0.0),
+        ((0.95, 1.05, 0.95, 1.05), 0.95, 0.5),
+        ((0.9, 1.1, 0.9, 1.1), 0.9, 0.0),
+        ((1.1, 0.9, 1.1, 0.9), 1.1, 0.0),
+        # It has gained .25 and .5 since the beginning, as language models soon do, or lost.
+        ((0.875, 0.875, 0.875, 0.875), 1.125, 0.5),
+        ((0.75, 0.75, 0.75, 0.75), 1.25, 0.0),
+        ((1.2, 1.2, 1.2, 1.2), 1.0, 1.0),
     ],
 )
 def test_a_trapped_network_by_hand(
-    make_task: Any, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], trapped: float
+    make_task: Any, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], first: float, trapped: float
 ) -> None:
     trainer = Trainer(make_task(epochs=1000), algorithm="progress-ratio")
     rule, batch = rule_of(trainer), next(trainer.splits.train.batches(8, torch.Generator()))
     valid_after, valid_before, train_after, train_before = losses
+    rule.first, rule.done = first, 421  # of 3,000 steps: more than twice 7 %
     script = cycle([torch.tensor(loss) for loss in (valid_after, train_after, valid_before, train_before)])
     monkeypatch.setattr(rule, "clean", lambda batch: next(script))
     for _ in range(200):
         assert rule.pressure(batch, batch)[1] == pytest.approx(trapped, abs=1e-4)
+    rule.done = 419  # the averages still hold the initial weights
+    assert rule.pressure(batch, batch)[1] == 0.0
+
+
+def test_the_first_loss_is_that_of_the_initial_weights(make_task: Any) -> None:
+    trainer = Trainer(make_task("batch-norm", epochs=100), algorithm="progress-ratio")
+    rule = rule_of(trainer)
+    batch = next(trainer.splits.train.batches(8, torch.Generator()))
+    expected = float(rule.clean(batch))
+    for _ in range(2):
+        rule.train_step(batch)
+        assert rule.first == expected
+    assert rule.done == 2
 
 
 def test_a_trapped_network_is_freed(make_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
