@@ -19,6 +19,9 @@ from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize
 from tune_stn.nn.slot import Slot, check_rows
 
+# Torch's names of the weights of query, key and value projection where they are not packed into one.
+SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
 
 class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose four projections respond; called exactly as the plain module is.
@@ -128,18 +131,20 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            weights = tuple(getattr(self, name) for name in SEPARATE)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         return list(zip(weights, biases, strict=True))
 
     def _projected(self, *inputs: Tensor) -> list[Tensor]:
         """Query, key and value of the heads, each `(batch, length, embed_dim)`."""
-        outputs = []
-        for projection, base, given in zip(self.projections, self._base_projections(), inputs, strict=True):
+        return [projection(given) for projection, given in zip(self._lent(), inputs, strict=True)]
+
+    def _lent(self) -> Iterator[ResponseProjection]:
+        """The three projections, one after the other, each with its weight and bias until the next is asked for."""
+        for projection, base in zip(self.projections, self._base_projections(), strict=True):
             assert isinstance(projection, ResponseProjection)
             with projection.lent(*base):
-                outputs.append(projection(given))
-        return outputs
+                yield projection
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, is_causal: bool, need_weights: bool
@@ -176,36 +181,20 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         return F.dropout(weights, self.dropout, self.training)
 
     def merged(self, response_input: Tensor) -> dict[str, Tensor | None]:
-        weights, biases = [], []
-        for projection, base in zip(self.projections, self._base_projections(), strict=True):
-            assert isinstance(projection, ResponseProjection)
-            with projection.lent(*base):
-                of_one = projection.merged(response_input)
-            weights.append(of_one["weight"])
-            biases.append(of_one["bias"])
+        each = [projection.merged(response_input) for projection in self._lent()]
+        weights, biases = ([one[name] for one in each] for name in ("weight", "bias"))
         bias = None if self.in_proj_bias is None else torch.cat(cast(list[Tensor], biases))
         if self._qkv_same_embed_dim:
             return {"in_proj_weight": torch.cat(cast(list[Tensor], weights)), "in_proj_bias": bias}
-        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        return {**dict(zip(names, weights, strict=True)), "in_proj_bias": bias}
-
-    def squared_norm(self, response_input: Tensor | None) -> Tensor:
-        """Of the three input projections and of the added key and value, if any; `out_proj` counts for itself."""
-        total = self._base_projections()[0][0].new_zeros(1)
-        for norm in self.squared_norms(response_input).values():
-            total = total + norm
-        return total
+        return {**dict(zip(SEPARATE, weights, strict=True)), "in_proj_bias": bias}
 
     def squared_norms(self, response_input: Tensor | None) -> dict[str, Tensor]:
-        each = []
-        for projection, base in zip(self.projections, self._base_projections(), strict=True):
-            assert isinstance(projection, ResponseProjection)
-            with projection.lent(*base):
-                each.append(projection.squared_norm(response_input))
+        """Of the three input projections and of the added key and value, if any; `out_proj` counts for itself."""
+        each = [projection.squared_norm(response_input) for projection in self._lent()]
         if self._qkv_same_embed_dim:
             norms = {"in_proj_weight": each[0] + each[1] + each[2]}
         else:
-            norms = dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), each, strict=True))
+            norms = dict(zip(SEPARATE, each, strict=True))
         if self.bias_k is not None and self.bias_v is not None:
             norms |= {"bias_k": self.bias_k.square().sum()[None], "bias_v": self.bias_v.square().sum()[None]}
         return norms

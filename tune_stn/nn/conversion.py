@@ -150,8 +150,8 @@ class Converter:
         """Why a module with parameters gets no response, or None if it gets one."""
         if size is None:
             return "no response asked for"
-        if stays or path in self.without_batch_axis:
-            return stays or self.without_batch_axis[path]
+        if reason := stays or self.without_batch_axis.get(path):
+            return reason
         if issubclass(RESPONSES[type(module)], ResponseNorm) and not self.norms:
             return "norms=False: its affine part stays plain"
         for name, weight in module.named_parameters(recurse=False):

@@ -74,6 +74,18 @@ def constants(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside the block, the network is in evaluation mode; after it, each module is in the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Inside the block, batch norms normalise by the batch, as in training, and do not count it."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]

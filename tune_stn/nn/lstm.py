@@ -174,9 +174,6 @@ class ResponseLSTM(Responding, nn.LSTM):
             found[f"weight_{name}"], found[f"bias_{name}"] = self._side(name, response_input).merged()
         return found
 
-    def squared_norm(self, response_input: Tensor | None) -> Tensor:
-        return torch.stack(list(self.squared_norms(response_input).values())).sum(0)
-
     def squared_norms(self, response_input: Tensor | None) -> dict[str, Tensor]:
         norms = {}
         for name, projection in self.projections.items():

@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from tune_stn.nn.conversion import Conversion, replace_everywhere
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.first_order import first_order
 from tune_stn.nn.plain import plain_modules
-from tune_stn.nn.probe import without_batch_axis
+from tune_stn.nn.probe import batch_axis, without_batch_axis
 from tune_stn.nn.response import Responding
+from tune_stn.nn.rows import count_rows
 from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Constants, Tunable
@@ -136,11 +136,11 @@ class SelfTuningModel(nn.Module):
         """
 
         def axis_of(module: nn.Module) -> int | None:
-            if isinstance(module, (nn.LSTM, nn.MultiheadAttention)) and isinstance(module, Responding):
-                return 0 if module.batch_first else 1
-            if isinstance(module, Responding):
-                return 0 if list(module.response_parameters()) else None
-            return module.batch_axis if isinstance(module, UnitDropout) else None
+            if isinstance(module, UnitDropout):
+                return module.batch_axis
+            holds_responses = isinstance(module, (nn.LSTM, nn.MultiheadAttention))  # their parameters are in children
+            responds = isinstance(module, Responding) and (holds_responses or list(module.response_parameters()))
+            return batch_axis(module) if responds else None
 
         with self.using(self.hyper.constant_sample()):
             found = without_batch_axis(self.network, args, kwargs, axis_of)
@@ -206,14 +206,14 @@ class SelfTuningModel(nn.Module):
 
 
 def examples(args: Any, kwargs: Any) -> int:
-    """The number of examples in what a network is called with: the first axis of the first tensor.
+    """The number of examples in what a network is called with.
 
     Raises:
         ValueError: There is no tensor with an axis.
     """
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
+    count = count_rows((args, kwargs))
+    if count is not None:
+        return count
     raise ValueError(
         "the self-tuning network was called with no tensor that has an axis, so it cannot draw hyperparameters for "
         "each example of the batch: give it one, or call it inside `with net.using(net.perturbed_sample(rows)):`"

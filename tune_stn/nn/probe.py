@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
+
+from tune_stn.nn.first_order import evaluating
+from tune_stn.nn.modules import LockedDropout
+from tune_stn.nn.rows import count_rows, take_rows
 
 SIZES = (2, 3)
 
@@ -39,8 +43,8 @@ def without_batch_axis(
     Raises:
         ValueError: No tensor among the arguments has an axis.
     """
-    count = next((len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0), 0)
-    if count == 0:
+    count = count_rows((args, kwargs))
+    if not count:
         raise ValueError("inputs: needs a tensor whose first axis is the batch, with one example or more")
     seen: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)
 
@@ -55,23 +59,14 @@ def without_batch_axis(
     watched = {path: axis for path, module in network.named_modules() if (axis := axis_of(module)) is not None}
     modules = dict(network.named_modules())
     hooks = [modules[path].register_forward_pre_hook(watch(path), with_kwargs=True) for path in watched]
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        for size in SIZES:
-            for path in watched:
-                seen[path].append([])
-            rows = torch.arange(size) % count
-
-            def some(leaf: Any, rows: Tensor = rows) -> Any:
-                batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
-                return leaf[rows.to(leaf.device)] if batch else leaf
-
-            few_args, few_kwargs = tree_map(some, (args, kwargs))
-            network(*few_args, **few_kwargs)
+        with evaluating(network):
+            for size in SIZES:
+                for path in watched:
+                    seen[path].append([])
+                few_args, few_kwargs = take_rows((args, kwargs), torch.arange(size) % count)
+                network(*few_args, **few_kwargs)
     finally:
-        for module, mode in modes:
-            module.training = mode
         for hook in hooks:
             hook.remove()
     found = {}
@@ -81,6 +76,13 @@ def without_batch_axis(
                 which = "first" if axis == 0 else "second"
                 found[path] = f"its {which} axis is not the batch: it sees {small} of {SIZES[0]} examples"
     return found
+
+
+def batch_axis(module: nn.Module) -> int:
+    """The axis of a layer's input that is the batch, as its own settings say."""
+    if isinstance(module, (nn.LSTM, nn.MultiheadAttention, LockedDropout)):
+        return 0 if module.batch_first else 1
+    return 0
 
 
 def _is_batch(small: tuple[int, ...], large: tuple[int, ...], axis: int) -> bool:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
-from tune_stn.nn.modules import LockedDropout
 from tune_stn.nn.patterns import Patterns
-from tune_stn.nn.probe import without_batch_axis
+from tune_stn.nn.probe import batch_axis, without_batch_axis
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
@@ -138,8 +137,7 @@ def _without_batch_axis(
     def axis_of(module: nn.Module) -> int | None:
         if type(module) not in RESPONSES and type(module) not in DROPOUTS:
             return None
-        time_first = isinstance(module, (nn.LSTM, nn.MultiheadAttention, LockedDropout)) and not module.batch_first
-        return 1 if time_first else 0
+        return batch_axis(module)
 
     found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, axis_of)
     for path, reason in found.items():

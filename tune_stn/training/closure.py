@@ -8,16 +8,15 @@ evaluation mode. Nor do they say how many examples they look at: the network dra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from tune_stn.nn.first_order import batch_statistics
+from tune_stn.nn.first_order import batch_statistics, evaluating
 from tune_stn.nn.model import SelfTuningModel, examples
+from tune_stn.nn.rows import take_rows
 from tune_stn.space.sample import Draw, Sample
 
 
@@ -48,14 +47,7 @@ class Closure:
 
     def part(self, start: int, stop: int) -> Closure:
         """Consecutive examples, sharing memory with these; all of them where the tensors are not known."""
-        if not self.tensors:
-            return self
-        size = len(self)
-
-        def cut(leaf: Any) -> Any:
-            return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size else leaf
-
-        return replace(self, tensors=tree_map(cut, self.tensors))
+        return replace(self, tensors=take_rows(self.tensors, slice(start, stop))) if self.tensors else self
 
     def parts(self, count: int) -> Iterator[tuple[Closure, float]]:
         """The batch in `count` parts of consecutive examples, each with its share of the batch; or as a whole."""
@@ -110,15 +102,3 @@ def checked(loss: Tensor, sample: Sample | Draw) -> Tensor:
     if isinstance(sample, Draw) and not sample.drawn:
         raise ValueError("the closure did not call the self-tuning network: do forward and loss inside of it")
     return loss
-
-
-@contextmanager
-def evaluating(net: SelfTuningModel) -> Iterator[None]:
-    """Inside the block, the network is in evaluation mode; after it, each module is in the mode that it had."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

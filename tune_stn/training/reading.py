@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tune_stn.data.splits import Examples
+from tune_stn.data.batches import Batch
 from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward
@@ -37,20 +37,20 @@ class Noting(Mapping[str, Tensor]):
         return len(self.values_)
 
 
-def check_read(task: Task, forward: Forward, train: Examples) -> None:
+def check_read(task: Task, forward: Forward, batch: Batch) -> None:
     """Refuse a task of which a hyperparameter is read by nothing in a training step.
 
-    One step's loss is computed on a batch; no weight, running statistics or random stream notices.
+    One step's loss is computed; no weight, running statistics or random stream notices.
 
     Args:
         task: The task.
         forward: Its network.
-        train: Its training split.
+        batch: Some training examples.
 
     Raises:
         ValueError: A hyperparameter is not read; the message says what is bound to it. Or the loss is not one number.
     """
-    batch = next(train.batches(task.training.batch_size, torch.Generator())).unread()
+    batch = batch.unread()
     sample = forward.model.hyper.constant_sample()
     values = Noting(sample.values)
     devices = [batch.inputs.device] if batch.inputs.is_cuda else []

@@ -87,7 +87,7 @@ class Trainer:
         some = next(self.splits.train.batches(task.training.batch_size, torch.Generator()))
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
         self.forward = Forward(task, self.model)
-        check_read(task, self.forward, self.splits.train)
+        check_read(task, self.forward, some)
         self.meter = make_meter(task, self.model, self.splits.train)
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
