@@ -47,6 +47,7 @@ import torch
 
 from tune_stn.data import Batch, Splits
 from tune_stn.data.splits import Examples
+from tune_stn.space import SearchSpace
 from tune_stn.space.quantile import quantile
 from tune_stn.tasks import Task, get_task
 from tune_stn.testing import placebo
@@ -277,7 +278,7 @@ def tpe(run: Run, setting: Setting, data_dir: Path | None) -> list[dict[str, Any
         trial = study.ask()
         lr = trial.suggest_float("lr", setting.lrs[0], setting.lrs[-1], log=True)
         shares = {name: trial.suggest_float(name, 1e-6, 1 - 1e-6) for name in space}
-        hp = {name: domain.nearest(quantile(domain, shares[name])) for name, domain in space.items()}
+        hp = values_at(space, shares)
         made += rows(replace(run, arm=f"{run.arm}-{number}", changes={"lr": lr}, hp=hp, tpe=False), setting, data_dir)
         study.tell(trial, made[-1]["val_loss"])
     return made
@@ -344,11 +345,12 @@ def random_values(task: Task, count: int, seed: int) -> list[dict[str, float]]:
     """Values drawn evenly from each domain on its own scale, the same at a seed whatever else is drawn."""
     generator = np.random.default_rng(seed)
     shares = generator.random((count, len(task.space)))
-    drawn = []
-    for row in shares:
-        values = {name: quantile(domain, share) for (name, domain), share in zip(task.space.items(), row, strict=True)}
-        drawn.append({name: domain.nearest(values[name]) for name, domain in task.space.items()})
-    return drawn
+    return [values_at(task.space, dict(zip(task.space, row, strict=True))) for row in shares]
+
+
+def values_at(space: SearchSpace, shares: Mapping[str, float]) -> dict[str, float]:
+    """The values that these shares of random draws lie below."""
+    return {name: domain.nearest(quantile(domain, shares[name])) for name, domain in space.items()}
 
 
 def keep(file: Path, made: list[dict[str, Any]]) -> None:

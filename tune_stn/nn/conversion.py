@@ -33,6 +33,11 @@ class Conversion:
     bound: dict[str, str] = field(default_factory=dict)
     plain: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def left_plain(self) -> str:
+        """What is plain and why, in one line."""
+        return "; ".join(f"{path} ({reason})" for path, reason in self.plain.items())
+
     def __str__(self) -> str:
         lines = [f"{path or 'the model itself'}: response {size}" for path, size in self.responding.items()]
         lines += [f"{path or 'the model itself'}: reads {name}" for path, name in self.bound.items()]

@@ -108,13 +108,7 @@ def load_model(
 
     path = Path(path)
     if (path / "study.json").is_file():
-        best = best_of(load_results(path), method, seed)
-        if best.checkpoint is None:
-            raise FileNotFoundError(
-                f"the best trial of the study in {path}, {best.trial_id} of {best.method}, has no checkpoint there: "
-                "give the path of one, if they are kept elsewhere"
-            )
-        path = best.checkpoint
+        path = _checkpoint(best_of(load_results(path), method, seed), path)
     file = path / STATE_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
@@ -124,6 +118,16 @@ def load_model(
     if "trainer" not in state:
         raise CheckpointError(f"checkpoint {file} is none of STNTrainable")
     return _model(state, task, file)
+
+
+def _checkpoint(best: Best, study: Path) -> Path:
+    """The checkpoint of a study's best trial. Raises FileNotFoundError where there is none."""
+    if best.checkpoint is None:
+        raise FileNotFoundError(
+            f"the best trial of the study in {study}, {best.trial_id} of {best.method}, has no checkpoint there: "
+            "give the path of one, if they are kept elsewhere"
+        )
+    return best.checkpoint
 
 
 def _model(state: dict[str, Any], task: Task | str | None, file: Path) -> nn.Module:
@@ -152,7 +156,7 @@ def export_model(results: Results, out: str | Path, *, method: str | None, seed:
         FileNotFoundError, CheckpointError, ValueError: As from `load_model`.
     """
     best = best_of(results, method, seed)
-    model = load_model(results.path, method=best.method, seed=best.seed)
+    model = load_model(_checkpoint(best, results.path))
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     with whole_file(directory / MODEL) as temporary:

@@ -56,10 +56,9 @@ def make_network(
         inputs=None if batch is None or response is None or batch.inputs.is_meta else inputs_of(task, batch),
     )
     if rule.tunes and rule.response is not None and not model.response_parameters():
-        left = "; ".join(f"{path} ({reason})" for path, reason in model.conversion.plain.items())
         raise ValueError(
             f"no layer of the model of task {task.name!r} has a response, so its hyperparameters have no gradient; "
-            f"left plain: {left}"
+            f"left plain: {model.conversion.left_plain}"
         )
     return model
 

@@ -200,10 +200,9 @@ class SelfTuner:
 
 def _check_response(net: SelfTuningModel, algorithm: str, *, centred: bool) -> None:
     if not net.response_parameters():
-        left = "; ".join(f"{path} ({reason})" for path, reason in net.conversion.plain.items())
         raise ValueError(
             f"no layer of the network has a response, which {algorithm!r} learns: give self_tuning a response, or use "
-            f"algorithm='auto', which needs none; left plain: {left}"
+            f"algorithm='auto', which needs none; left plain: {net.conversion.left_plain}"
         )
     if net.centred != centred:
         raise ValueError(
