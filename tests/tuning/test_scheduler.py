@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_stn.tuning.scheduler import STNScheduler, exploits
+from tune_stn.tuning.scheduler import STNScheduler, _record, exploits
 from tune_stn.tuning.trainable import POPULATION
 
 losses = st.dictionaries(
@@ -399,6 +399,20 @@ def test_configs_that_tune_takes_back_are_those_of_the_reports() -> None:
         controller.step()
     for trial in controller.trials:
         trial.config = {"task": "digits-mlp", "start": trial.number}
+    controller.restore(STNScheduler(interval=4.0))
+    assert controller.run().outcome() == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_restore_before_all_have_reported_since_a_comparison(seed: int) -> None:
+    """Tune brings back first who reported last: the others must not take its place in the comparisons for theirs."""
+    expected = population(5, slots=1).run().outcome()
+    controller = population(5, slots=1)
+    while len({_record(trial.last_result.get("config", {}))["round"] for trial in controller.trials}) < 2:
+        controller.step()
+    for trial in controller.trials:
+        trial.config = {"task": "digits-mlp", "start": trial.number}
+    controller.random = random.Random(seed)
     controller.restore(STNScheduler(interval=4.0))
     assert controller.run().outcome() == expected
 

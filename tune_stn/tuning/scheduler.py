@@ -122,8 +122,10 @@ class STNScheduler(TrialScheduler):
                 "none: use on_loss='stop', or population-based training"
             )
         reported = trial.last_result.get("config", {}) if trial.has_reported_at_least_once else {}
-        if _record(reported)["round"] > _record(trial.config)["round"]:
+        unknown = POPULATION in reported and POPULATION not in trial.config
+        if unknown or _record(reported)["round"] > _record(trial.config)["round"]:
             # Tune restores the first config of a trial where that holds objects (a Task): reports have the latest.
+            # A trial is then where its own report says, although others may have come further since.
             trial.set_config(reported)
         if POPULATION not in trial.config:
             newest = _newest(tune_controller.get_trials())
