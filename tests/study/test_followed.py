@@ -125,7 +125,7 @@ def test_a_run_that_follows_is_made_again_from_the_files_of_the_other(study: Res
     again = compare(
         tiny(), ASKED, budget=BUDGET, seeds=[SEED], out=study.path, resume=True, cluster=cluster, say=lines.append
     )
-    assert [line.split(", seed")[0] for line in lines if "finished before" not in line] == ["[4/5] replayed"]
+    assert [line.split(", seed")[0] for line in lines if " done: " in line] == ["[4/5] replayed"]
     for name in ("reports", "schedule", "incumbent"):
         before, after = (getattr(found, name).drop(columns=TIMES, errors="ignore") for found in (study, again))
         pd.testing.assert_frame_equal(before, after, check_exact=True)
