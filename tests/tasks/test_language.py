@@ -131,7 +131,7 @@ def test_ptb_is_in_the_settings_of_the_authors_code() -> None:
     assert [(layer.input_size, layer.hidden_size) for layer in network.layers] == [(650, 650)] * 2
     training = task.training
     assert (training.optimizer, training.lr, training.clip_norm, training.batch_size) == ("SGD", 30.0, 0.25, 40)
-    assert (training.hyper_optimizer, training.hyper_lr) == ("Adam", 0.01)
+    assert (training.hyper_optimizer, training.step_size(200 * 168 // 2)) == ("Adam", 0.01)  # a run of that length
     assert (training.train_steps, training.valid_steps, training.warmup_epochs) == (2, 1, 1)
     assert (training.scale, training.tune_scales, training.response) == (1.0, False, "full")
     assert (training.lr_schedule, dict(training.lr_schedule_args)) == ("NonMonotone", {"factor": 0.25, "window": 5})

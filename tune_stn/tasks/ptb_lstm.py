@@ -46,7 +46,6 @@ def ptb_lstm(
             patience=20,
             eval_batch_size=10,
             hyper_optimizer="Adam",
-            hyper_lr=0.01,
             train_steps=2,
             warmup_epochs=1,
             scale=1.0,

@@ -31,7 +31,6 @@ def text_lstm(
             clip_norm=0.25,
             eval_batch_size=20,
             hyper_optimizer="Adam",
-            hyper_lr=0.01,
             train_steps=2,
             warmup_epochs=1,
             scale=1.0,

@@ -77,7 +77,6 @@ def text_transformer(
             clip_norm=1.0,
             eval_batch_size=32,
             hyper_optimizer="Adam",
-            hyper_lr=0.01,
             train_steps=2,
             warmup_epochs=1,
             scale=0.5,
