@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,13 @@ def _says_ray(node: ast.AST) -> bool:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the shared Ray is started in: its workers find there what modules a test has of its own."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator[Any]:
     """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on.
 
     Raises:
@@ -73,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     if "PYTEST_XDIST_WORKER" in os.environ:
         (tmp_path_factory.getbasetemp().parent / "cluster").mkdir()
-    with _environment(_ENVIRONMENT):  # which Ray's processes inherit
+    with _environment(_ENVIRONMENT), chdir(modules):  # which Ray's processes inherit
         _start_local(cpus=2)
     found = Cluster()
     with found.session():
