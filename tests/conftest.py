@@ -88,6 +88,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def tuned(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one self-tuned run of three epochs of three steps, as the command `run` leaves it."""
+    from click.testing import CliRunner
+
+    from tune_stn.cli import main
+
+    out = tmp_path_factory.mktemp("tuned") / "study"
+    settings = ("train_images=300", "hidden=16", "batch_size=100", "warmup_epochs=0", "hyper_lr=0.01")
+    command = ["run", "--task", "digits-mlp", "--algorithm", "stn", "--epochs", "3", "--out", str(out), "--quiet"]
+    done = CliRunner().invoke(
+        main, [*command, *(part for one in settings for part in ("--set", one))], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "replay" not in done.stdout
+    return out
+
+
 class Replays:
     """Does what a CUDA graph does, on a CPU: works on the very tensors it was recorded with, and counts.
 

@@ -18,7 +18,6 @@ import ray
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from tune_stn import compare
 from tune_stn.cli import main
 from tune_stn.methods import METHODS
 from tune_stn.study.results import Results, load_results
@@ -212,10 +211,8 @@ def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    settings = {"epochs": 2, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
-    out = tmp_path_factory.mktemp("cli") / "study"
-    return compare("digits-mlp", ["stn"], budget=2, seeds=1, out=out, settings=settings, cluster=cluster)
+def study(tuned: Path) -> Results:
+    return load_results(tuned)
 
 
 @pytest.mark.ray
@@ -248,7 +245,7 @@ def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
     done = tune_stn("export", str(study.path), "--to", str(tmp_path / "x"), "--model")
     assert done.exit_code == 0
     weights, values = (Path(line) for line in done.stdout.splitlines())
-    model = get_task("digits-mlp", train_images=100, hidden=16).model()
+    model = get_task("digits-mlp", hidden=16).model()
     model.load_state_dict(load_file(weights))
     found = json.loads(values.read_text())
     assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)

@@ -137,7 +137,7 @@ def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_
     lines: list[str] = []
     settings = {"lr": 1e6, "clip_norm": None, "restarts": 0}
     found = compare(
-        tiny(), ["replayed", "auto", "fixed"], budget=2, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
+        tiny(), ["replayed", "auto", "fixed"], budget=1, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
         say=lines.append,
     )  # fmt: skip
     assert set(found.reports["method"]) == {"auto", "fixed"}
