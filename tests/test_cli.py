@@ -351,6 +351,7 @@ def timeless(frame: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
     here: Path, cluster: Cluster, modules: Path
 ) -> None:

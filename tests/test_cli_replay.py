@@ -73,6 +73,7 @@ def test_bad_input_is_one_line_and_starts_nothing(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_follows_the_schedule_of_another(tuned: Path, here: Path) -> None:
     schedule = str(tuned / "schedule.parquet")
     for arguments in (
