@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _says_ray(node: ast.AST) -> bool:
 
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the shared Ray is started in: its workers find there what modules a test has of its own."""
+    """A folder on the path of the shared Ray's workers, for the modules that a test has of its own."""
     return tmp_path_factory.mktemp("modules")
 
 
@@ -80,7 +79,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator
 
     if "PYTEST_XDIST_WORKER" in os.environ:
         (tmp_path_factory.getbasetemp().parent / "cluster").mkdir()
-    with _environment(_ENVIRONMENT), chdir(modules):  # which Ray's processes inherit
+    path = [str(modules), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with _environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}):  # which Ray's processes inherit
         _start_local(cpus=2)
     found = Cluster()
     with found.session():
