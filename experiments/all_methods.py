@@ -37,7 +37,7 @@ from tune_stn.tuning.cluster import Cluster
 SIZES: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
     "digits-mlp": {
         "cpu": (1000, 10, {}),
-        "smoke": (12, 2, {"epochs": 3, "warmup_epochs": 1}),
+        "smoke": (5, 2, {"epochs": 3, "warmup_epochs": 1}),
     },
     "fashion-mnist-cnn": {
         # Batches of 64, so that 2,500 images give as many steps in 30 epochs as the 5,000 of other experiments here.

@@ -32,7 +32,7 @@ NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
     "fashion-mnist-mlp": {
         "cpu": (100, 3, {**FASHION, "hidden": 300}),
         "full": (3000, 3, {}),
-        "smoke": (6, 1, {**TINY, "hidden": 16}),
+        "smoke": (3, 1, {**TINY, "hidden": 16}),
     },
     "fashion-mnist-cnn": {
         "cpu": (100, 3, FASHION),

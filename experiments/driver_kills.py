@@ -37,7 +37,7 @@ METHODS = "stn,delta-stn,fixed,random"
 # between them, between methods and while tables are written.
 SETTINGS = {"epochs": 30, "warmup_epochs": 2, "train_images": 200, "response": "gate"}
 BUDGET, TRIALS = 90, 4
-SMOKE: dict[str, Any] = {"methods": "stn", "budget": 12, "trials": 2, "kills": 1}
+SMOKE: dict[str, Any] = {"methods": "stn", "budget": 12, "trials": 1, "kills": 1}
 SMOKE_SETTINGS = {"epochs": 8, "warmup_epochs": 0, "train_images": 100, "hidden": 16, "response": "gate"}
 
 GONE_AFTER_S = 5.0  # what Ray's processes get to end by themselves when their driver is gone

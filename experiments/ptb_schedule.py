@@ -30,11 +30,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from ptb_tuning import PTB_SMALL, SEEDS, SMALL, SMOKE
+from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
 from tune_stn.methods import get_method
-from tune_stn.methods.method import Context, Method, Plan
-from tune_stn.methods.replay import replay
+from tune_stn.methods.method import Context, Method, Plan, start_point
 from tune_stn.study.compare import run_study
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval, paired_difference
@@ -86,7 +86,10 @@ def main() -> None:
             out=arguments.out / name / part,
             resume=True,
             settings={},
-            cluster=Cluster(gpus_per_trial=arguments.gpus_per_trial),
+            # One trial at a time keeps to one process, whose start takes longer than a trial of a smoke test.
+            cluster=Cluster(
+                gpus_per_trial=arguments.gpus_per_trial, max_concurrent=1 if arguments.smoke_test else None
+            ),
             say=print,
         )
 
@@ -98,24 +101,29 @@ def main() -> None:
         int(seed): Schedule.from_frame(rows) for seed, rows in stn.schedule.groupby("seed") if int(seed) in seeds
     }
     last = {seed: round(schedule.at(int(schedule.times[-1]))[STUDIED], 4) for seed, schedule in schedules.items()}
-    noisy = {
+    followed = {
+        FINAL: lambda seed: Schedule.constant({STUDIED: last[seed]}),
         GAUSSIAN: lambda seed: around(
             best, task, lambda step: NOISE_STD * np.random.default_rng(seed).normal(size=len(step))
         ),
         SINUSOID: lambda seed: around(best, task, lambda step: AMPLITUDE * np.sin(2 * np.pi * step / period(task))),
         REPLAYED: lambda seed: schedules[seed],
     }
-    methods = [
-        constants(FINAL, lambda seed: [last[seed]]),
-        *(replayed(label, schedule) for label, schedule in noisy.items()),
-    ]
-    others = run("replays", methods, 1)
+
+    def files(seed: int) -> list[str]:
+        paths = [(arguments.out / name / f"schedule-{seed}-{row}.parquet").resolve() for row in range(len(followed))]
+        for path, schedule in zip(paths, followed.values(), strict=True):
+            schedule(seed).to_parquet(path)
+        return [str(path) for path in paths]
+
+    others = run("schedules", [replays(files)], len(followed))
 
     runs = pd.concat(
         [
             fixed[fixed["rate"] == best].assign(row=FIXED),
             trials_of(stn).assign(row=STN),
-            *(rows.assign(row=label) for label, rows in trials_of(others).groupby("method")),
+            # Tune numbers the trials of a run in the order of their schedules.
+            *(rows.assign(row=list(followed)) for _, rows in trials_of(others).groupby("seed")),
         ]
     )
     folder = arguments.results / name
@@ -134,7 +142,7 @@ def main() -> None:
     print(written.to_string(index=False, float_format="%.4f"))
 
 
-# Methods of one trial each -----------------------------------------------------------------------------------------
+# Methods of plain trials -----------------------------------------------------------------------------------------
 
 
 def constants(name: str, rates: Callable[[int], Sequence[float]]) -> Method:
@@ -148,14 +156,20 @@ def constants(name: str, rates: Callable[[int], Sequence[float]]) -> Method:
     return Method(name, "plain trials at fixed rates", "fixed", plan)
 
 
-def replayed(name: str, schedule: Callable[[int], Schedule]) -> Method:
-    """A plain trial that follows a schedule, which may be another one at each seed."""
-    return Method(
-        name,
-        "a plain trial that follows a schedule",
-        "fixed",
-        lambda context: replay(schedule(context.seed)).plan(context),
-    )
+def replays(files: Callable[[int], Sequence[str]]) -> Method:
+    """Plain trials that follow the schedule of a file each, which may be others at each seed."""
+
+    def plan(context: Context) -> Plan:
+        found = files(context.seed)
+        points = [{"schedule": file} for file in found]
+        return Plan(
+            search_alg=BasicVariantGenerator(points_to_evaluate=points, max_concurrent=context.slots),
+            samples=len(points),
+            hp=start_point(context.task),
+            config={"schedule": tune.choice(found)},
+        )
+
+    return Method("replays", "plain trials that follow schedules", "fixed", plan)
 
 
 def around(rate: float, task: Task, disturbance: Callable[[Any], Any]) -> Schedule:

@@ -43,7 +43,7 @@ SMOKE: dict[str, Any] = {"hidden": 8, "batch_size": 10, "vocabulary": 50, "train
 SIZES: dict[str, tuple[float, int, dict[str, Any]]] = {
     "cpu": (200, 3, {**SMALL, "epochs": 30}),
     "full": (2000, 3, {}),
-    "smoke": (8, 2, {**SMOKE, "warmup_epochs": 0}),
+    "smoke": (2, 2, {**SMOKE, "warmup_epochs": 0}),
 }
 
 

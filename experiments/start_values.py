@@ -43,7 +43,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "epochs": 30,
     },
 }
-SMOKE: dict[str, dict[str, Any]] = {"digits-mlp": {"epochs": 2, "warmup_epochs": 1}}
+SMOKE: dict[str, dict[str, Any]] = {"digits-mlp": {"epochs": 2, "warmup_epochs": 1, "train_images": 200, "hidden": 16}}
 # Shares of the domain, in the order of the space.
 CORNERS = [
     (0.0, 0.0, 0.0, 0.0),

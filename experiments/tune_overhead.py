@@ -29,19 +29,16 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 import torch
 
 from tune_stn.data.splits import Split, Splits
-from tune_stn.methods import get_method
-from tune_stn.study.run import Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
-from tune_stn.tuning.cluster import Cluster
 
 BATCH = 128
 PROBED = 10 * BATCH  # images, to find how many an epoch wants
@@ -139,6 +136,11 @@ class Loop:
 
 def under_tune(count: int, epochs: int, threads: int) -> list[dict[str, Any]]:
     """Rows of a trial and of the plain loop beside it."""
+    # Here, for the processes of plain loops are to know nothing of Ray.
+    from tune_stn.methods import get_method
+    from tune_stn.study.run import Run, execute
+    from tune_stn.tuning.cluster import Cluster
+
     rows: list[dict[str, Any]] = []
     task = images(count, epochs)
     began = time.perf_counter()
@@ -195,7 +197,7 @@ def summarise(epochs: pd.DataFrame, count: int, threads: int) -> pd.DataFrame:
     apart = epochs[epochs["epoch"] == 0].groupby("side")["seconds"].median()
     row |= {f"{side.replace(' ', '_').lower()}_s": seconds for side, seconds in apart.items()}
     row |= {"images": count, "threads": threads, "load": os.getloadavg()[0], "cpus": os.cpu_count()}
-    row |= {"machine": platform.machine(), "torch": torch.__version__, "ray": ray.__version__}
+    row |= {"machine": platform.machine(), "torch": torch.__version__, "ray": metadata.version("ray")}
     return pd.DataFrame([row])
 
 

@@ -61,7 +61,13 @@ def _says_ray(node: ast.AST) -> bool:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder on the path of the shared Ray's workers, for the modules that a test has of its own."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator[Any]:
     """A local Ray with two CPUs, started once for all tests that are marked `ray`; gives the `Cluster` to run on.
 
     Raises:
@@ -73,12 +79,31 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     if "PYTEST_XDIST_WORKER" in os.environ:
         (tmp_path_factory.getbasetemp().parent / "cluster").mkdir()
-    with _environment(_ENVIRONMENT):  # which Ray's processes inherit
+    path = [str(modules), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with _environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}):  # which Ray's processes inherit
         _start_local(cpus=2)
     found = Cluster()
     with found.session():
         yield found
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tuned(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one self-tuned run of three epochs of three steps, as the command `run` leaves it."""
+    from click.testing import CliRunner
+
+    from tune_stn.cli import main
+
+    out = tmp_path_factory.mktemp("tuned") / "study"
+    settings = ("train_images=300", "hidden=16", "batch_size=100", "warmup_epochs=0", "hyper_lr=0.01")
+    command = ["run", "--task", "digits-mlp", "--algorithm", "stn", "--epochs", "3", "--out", str(out), "--quiet"]
+    done = CliRunner().invoke(
+        main, [*command, *(part for one in settings for part in ("--set", one))], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "replay" not in done.stdout
+    return out
 
 
 class Replays:

@@ -16,13 +16,11 @@ import pandas as pd
 import pytest
 import ray
 from click.testing import CliRunner, Result
-from ray import cloudpickle
 from safetensors.torch import load_file
 
-from tune_stn import compare
 from tune_stn.cli import main
 from tune_stn.methods import METHODS
-from tune_stn.study.results import Results
+from tune_stn.study.results import Results, load_results
 from tune_stn.tasks import TASKS, get_task
 from tune_stn.tuning.cluster import Cluster
 
@@ -213,10 +211,8 @@ def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    settings = {"epochs": 2, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
-    out = tmp_path_factory.mktemp("cli") / "study"
-    return compare("digits-mlp", ["stn"], budget=2, seeds=1, out=out, settings=settings, cluster=cluster)
+def study(tuned: Path) -> Results:
+    return load_results(tuned)
 
 
 @pytest.mark.ray
@@ -249,7 +245,7 @@ def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
     done = tune_stn("export", str(study.path), "--to", str(tmp_path / "x"), "--model")
     assert done.exit_code == 0
     weights, values = (Path(line) for line in done.stdout.splitlines())
-    model = get_task("digits-mlp", train_images=100, hidden=16).model()
+    model = get_task("digits-mlp", hidden=16).model()
     model.load_state_dict(load_file(weights))
     found = json.loads(values.read_text())
     assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)
@@ -346,15 +342,6 @@ def cut_off(out: Path, here: Path, end: signal.Signals, lines: int, *more: str) 
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def finish(out: Path, here: Path) -> str:
-    done = subprocess.run(
-        [*TUNE_STN, *CUT_OFF, "--out", str(out), "--resume"], cwd=here, capture_output=True, text=True, check=False,
-        timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def timeless(frame: pd.DataFrame) -> pd.DataFrame:
     """Without clock times; trials by number instead of by Tune's names."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(frame["trial_id"]))}
@@ -364,8 +351,12 @@ def timeless(frame: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(here: Path, cluster: Cluster) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
+    here: Path, cluster: Cluster, modules: Path
+) -> None:
     """An own task of the working directory, on workers; killed once, then interrupted, against an untouched run."""
+    shutil.copy(here / "own_cli_task.py", modules)
     out = here / "cut"
     killed = cut_off(out, here, signal.SIGKILL, 25)
     assert killed.returncode == -signal.SIGKILL
@@ -378,17 +369,18 @@ def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(here:
     assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
     study = json.loads((out / "study.json").read_text())
     assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; go on with --resume"}]
-    assert "fixed, seed 0: finished before, skipped" in finish(out, here)
+    finished = tune_stn(*CUT_OFF, "--out", str(out), "--resume")
+    assert finished.exit_code == 0, finished.stderr
+    assert "fixed, seed 0: finished before, skipped" in finished.stdout
     assert (out / "state" / "fixed-seed0" / "done.json").stat().st_mtime_ns == before
 
-    task = get_task("own_cli_task:make", width=12)
-    cloudpickle.register_pickle_by_value(sys.modules["own_cli_task"])  # these workers live elsewhere
-    whole = compare(
-        task, ["fixed", "stn"], budget=BUDGET, seeds=1, out=here / "whole", settings={"epochs": 60}, cluster=cluster
-    )
-    cloudpickle.unregister_pickle_by_value(sys.modules["own_cli_task"])
+    assert tune_stn(*but(CUT_OFF, "--methods", "stn"), "--out", str(here / "whole")).exit_code == 0
+    found, whole = load_results(out), load_results(here / "whole")
     for name in ("reports", "schedule", "incumbent"):
+        table = getattr(found, name)
+        assert set(table["method"]) == {"fixed", "stn"}
         pd.testing.assert_frame_equal(
-            timeless(pd.read_parquet(out / f"{name}.parquet")), timeless(getattr(whole, name)), check_exact=True
+            timeless(table[table["method"] == "stn"]), timeless(getattr(whole, name)), check_exact=True
         )
-    assert len(set(whole.reports.query("method == 'stn'")["trial_id"])) == 2
+    assert found.reports.query("method == 'fixed'")["epoch"].tolist() == list(range(1, 61))
+    assert whole.reports["trial_id"].nunique() == 2

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from tune_stn.cli import main
 from tune_stn.study.results import load_results
 from tune_stn.training.schedule import Schedule
-from tune_stn.tuning.cluster import Cluster
 
-SMALL = ("--task", "digits-mlp", "--set", "train_images=300", "--set", "batch_size=100", "--set", "warmup_epochs=0")
+SMALL = ("--task", "digits-mlp", "--set", "train_images=300", "--set", "batch_size=100", "--set", "warmup_epochs=0",
+         "--set", "hidden=16")  # fmt: skip
 
 
 def tune_stn(*arguments: str) -> Result:
@@ -73,18 +73,19 @@ def test_bad_input_is_one_line_and_starts_nothing(
 
 
 @pytest.mark.ray
-def test_a_study_follows_the_schedule_of_another(cluster: Cluster, here: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_follows_the_schedule_of_another(tuned: Path, here: Path) -> None:
+    schedule = str(tuned / "schedule.parquet")
     for arguments in (
-        ("run", *SMALL, "--algorithm", "stn", "--epochs", "3", "--out", "tuned", "--quiet", "--set", "hyper_lr=0.01"),
-        ("replay", "tuned/schedule.parquet", *SMALL, "--epochs", "4", "--out", "steps"),
-        ("replay", "tuned/schedule.parquet", "--per-epoch", *SMALL, "--epochs", "3", "--out", "epochs", "--quiet"),
+        ("replay", schedule, *SMALL, "--epochs", "4", "--out", "steps"),
+        ("replay", schedule, "--per-epoch", *SMALL, "--epochs", "3", "--out", "epochs", "--quiet"),
     ):
         done = tune_stn(*arguments)
         assert done.exit_code == 0, done.stderr
-        assert ("replay" in done.stdout) == (arguments[0] == "replay" and "--quiet" not in arguments)
+        assert ("replay" in done.stdout) == ("--quiet" not in arguments)
 
-    tuned, steps, epochs = (load_results(name) for name in ("tuned", "steps", "epochs"))
-    found = Schedule.from_frame(tuned.schedule)
+    steps, epochs = (load_results(name) for name in ("steps", "epochs"))
+    found = Schedule.from_frame(load_results(tuned).schedule)
     assert steps.study["methods"] == ["replay"]
     assert set(steps.schedule["method"]) == set(steps.schedule["source"]) == {"replay"}
     assert Schedule.from_frame(steps.schedule) == found
@@ -99,7 +100,7 @@ def test_a_study_follows_the_schedule_of_another(cluster: Cluster, here: Path) -
     other = tune_stn("replay", "good.parquet", *again)
     assert other.exit_code == 2
     assert "was begun with method_settings" in other.stderr
-    same = tune_stn("replay", "tuned/schedule.parquet", *again)
+    same = tune_stn("replay", schedule, *again)
     assert same.exit_code == 0
     assert "finished before, skipped" in same.stdout
     assert json.loads((here / "steps" / "study.json").read_text())["method_settings"]["replay"]["schedule"] == repr(

@@ -23,7 +23,7 @@ def test_smoke(run_script: Callable[..., None], tmp_path: Path, capsys: pytest.C
     assert row["equal"]
     assert row["same_reports"]
     assert row["same_schedule"]
-    assert (row["reports"], row["lost"], row["doubled"]) == (16, 0, 0)
+    assert (row["reports"], row["lost"], row["doubled"]) == (8, 0, 0)
     assert "1 of 1 killed runs ended with the tables of the run left alone" in capsys.readouterr().out
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tune_stn.study.results import load_results
+
 RunScript = Callable[..., None]
 
 
@@ -20,6 +22,7 @@ def test_table_2(run_script: RunScript, tmp_path: Path, capsys: pytest.CaptureFi
     folder = tmp_path / "results" / "text-lstm-smoke"
     table = pd.read_csv(folder / "table.csv")
     assert set(table["method"]) == {"stn", "fixed"}
+    assert table.set_index("method")["cost"].min() >= 2  # the budget, which STN has spent in its first epoch
     assert table["val_perplexity"].between(2, 50).all()
     schedules = pd.read_parquet(folder / "schedules.parquet")
     assert schedules["hp"].nunique() == 7
@@ -35,6 +38,7 @@ def test_one_trial_to_its_end(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn", "--one-trial"]
     run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
     assert pd.read_csv(tmp_path / "results" / "text-lstm-smoke-one" / "table.csv")["trials"].tolist() == [1]
+    assert load_results(tmp_path / "text-lstm-smoke-one").reports["epoch"].tolist() == [1, 2]  # whatever they cost
 
 
 @pytest.mark.ray
@@ -47,7 +51,11 @@ def test_table_1(run_script: RunScript, tmp_path: Path) -> None:
     table = pd.read_csv(folder / "table.csv")
     assert len(table) == 6
     assert table["cost"].max() == table.set_index("row")["cost"]["STN"]
-    assert set(pd.read_parquet(folder / "schedules.parquet")["hp"]) == {"dropout_output"}
+    schedules = pd.read_parquet(folder / "schedules.parquet")
+    assert set(schedules["hp"]) == {"dropout_output"}
+    rates = table.set_index("row")["rate"]  # each row is the trial that it names
+    assert rates["fixed at STN's last rate"] == round(schedules["value"].iloc[-1], 4)
+    assert rates[["fixed at STN's last rate", "with Gaussian noise", "with sinusoid noise"]].nunique() == 3
     assert (folder / "schedules.png").exists()
 
 

@@ -99,6 +99,7 @@ def test_start_point_is_the_tasks_with_integers_as_such() -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("undrawn")
 def test_baselines_spend_the_budget_and_try_the_start_values_first(cluster: Cluster, tmp_path: Path) -> None:
     methods, budget = ["grid", "tpe", "asha", "median", "pb2"], 14.0
     task = get_task("digits-mlp", epochs=4, train_images=100, hidden=16)

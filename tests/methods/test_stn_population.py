@@ -24,7 +24,7 @@ from tune_stn.tuning.scheduler import STNScheduler
 TIMES = ["wall_time_s", "device_time_s"]
 SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
 # Epochs cost 2.5 to 3.2: three to the first comparison, and the budget ends with the last report before the second.
-MEMBERS, INTERVAL, BUDGET = 4, 6.0, 58.0
+MEMBERS, INTERVAL, BUDGET = 3, 6.0, 43.5
 
 
 def scheduler(plan: Plan) -> STNScheduler:
@@ -75,7 +75,7 @@ def test_checkpoints_last_for_an_interval() -> None:
 
 
 def small(folder: Path) -> Run:
-    """Four members of six epochs, the last of which are not paid."""
+    """Three members of six epochs, the last of which are not paid."""
 
     def plan(context: Context) -> Plan:
         return replace(STN_POPULATION.plan(context), samples=MEMBERS, scheduler=STNScheduler(interval=INTERVAL))

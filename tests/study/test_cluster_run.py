@@ -111,6 +111,7 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_node_changes_no_schedule(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = tmp_path / "modules"
     modules.mkdir()

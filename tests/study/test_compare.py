@@ -224,6 +224,7 @@ def test_progress_names_every_run(study: Results, said: list[str]) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("undrawn")
 def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> None:
     state = {path: path.stat().st_mtime_ns for path in (study.path / "state").rglob("*") if path.is_file()}
     lines: list[str] = []
@@ -273,6 +274,7 @@ def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> N
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_object_and_a_trial_that_fails(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

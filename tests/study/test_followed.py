@@ -118,6 +118,7 @@ def test_the_frozen_run_is_one_trial_that_tunes_nothing(study: Results) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_follows_is_made_again_from_the_files_of_the_other(study: Results, cluster: Cluster) -> None:
     """As after a crash between the two, or where the controls are asked for later."""
     shutil.rmtree(study.path / "state" / f"replayed-seed{SEED}")
@@ -132,12 +133,13 @@ def test_a_run_that_follows_is_made_again_from_the_files_of_the_other(study: Res
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """And a run that would follow one of them is missing."""
     lines: list[str] = []
     settings = {"lr": 1e6, "clip_norm": None, "restarts": 0}
     found = compare(
-        tiny(), ["replayed", "auto", "fixed"], budget=2, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
+        tiny(), ["replayed", "auto", "fixed"], budget=1, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
         say=lines.append,
     )  # fmt: skip
     assert set(found.reports["method"]) == {"auto", "fixed"}

@@ -49,8 +49,11 @@ def schedule(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / SCHEDULE).drop(columns=["trial_id", "parent_trial_id"])
 
 
-def test_a_killed_worker_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    """Killed twice: before the first checkpoint, and between two. No report is lost or doubled; same bits."""
+def test_killed_workers_and_ctrl_c_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed before the first checkpoint, and between two; then Ctrl-C. No report is lost or doubled; same bits.
+
+    Tune calls an interrupted trial terminated, and there is no other that would be missing: yet the run is unfinished.
+    """
     pids = tmp_path / "pids"
     plain = small(epochs=45, warmup_epochs=0)
     network = plain.model
@@ -70,9 +73,17 @@ def test_a_killed_worker_changes_nothing(cluster: Cluster, tmp_path: Path) -> No
             killed.append(int(pids.read_text().split()[-1]))
             os.kill(killed[-1], signal.SIGKILL)
 
-    record = execute(make_run(tmp_path / "killed", task, "stn", trials=1), cluster, kill)
+        if report["epoch"] == 36:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = make_run(tmp_path / "killed", task, "stn", trials=1)
+    with pytest.raises(Interrupted):
+        execute(run, cluster, kill)
+    assert run.done is None
+    assert 36 <= len(timeless(run.folder)) < 45
+    record = execute(run, cluster, kill)
     assert len(set(killed)) == 2
-    assert len(pids.read_text().split()) == 4  # one of the whole run, and three of this
+    assert len(pids.read_text().split()) == 5  # one of the whole run, and four of this
     assert record["failures"] == {}
     assert record["trials"] == 1
     found = timeless(tmp_path / "killed")
@@ -111,24 +122,6 @@ def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluste
     last = schedule(run.folder).query("step == step.max()").set_index("hp")["value"].to_dict()
     assert last == pytest.approx({k.removeprefix("hp/"): v for k, v in reports[-1].items() if k.startswith("hp/")})
     assert run.done == record == json.loads((run.folder / DONE).read_text())
-
-
-def test_ctrl_c_in_the_only_trial_of_a_run_leaves_it_to_be_resumed(cluster: Cluster, tmp_path: Path) -> None:
-    """Tune calls such a trial terminated, and there is no other that would be missing."""
-    run = make_run(tmp_path / "cut", small(epochs=60), "fixed", budget=100.0)
-
-    def press(report: Mapping[str, Any], cost_total: float) -> None:
-        if report["epoch"] == 20:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        execute(run, cluster, press)
-    assert run.done is None
-    assert 20 <= len(timeless(run.folder)) < 60
-    record = execute(run, cluster)
-    assert (record["trials"], record["cost_total"], record["failures"]) == (1, 60.0, {})
-    execute(make_run(tmp_path / "whole", small(epochs=60), "fixed", budget=100.0), cluster)
-    assert timeless(run.folder) == timeless(tmp_path / "whole")
 
 
 def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(
