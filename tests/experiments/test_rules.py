@@ -30,6 +30,12 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("rules_tables")
 
 
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    return importlib.import_module("rules_verdicts")
+
+
 def row(arm: str, seed: int, gain: float) -> dict[str, Any]:
     val = 1 + 0.01 * seed - gain
     return {
@@ -83,8 +89,8 @@ def test_smoke(
     assert "Losses" in capsys.readouterr().out
 
 
-def test_a_setting_that_holds(tables: ModuleType) -> None:
-    verdict = tables.judge(frame())
+def test_a_setting_that_holds(verdicts: ModuleType) -> None:
+    verdict = verdicts.judge(frame())
     assert verdict.words == "yes"
     assert verdict.cost == pytest.approx(1.3)
     assert verdict.shares == pytest.approx({"replayed": 0.8, "last": 0.5, "frozen": 0.1})
@@ -111,52 +117,52 @@ def test_a_setting_that_holds(tables: ModuleType) -> None:
         ({"plain": None}, "open, not run: plain"),
     ],
 )
-def test_demands(tables: ModuleType, changed: dict[str, float | None], words: str) -> None:
-    assert tables.judge(frame(**changed)).words == words
+def test_demands(verdicts: ModuleType, changed: dict[str, float | None], words: str) -> None:
+    assert verdicts.judge(frame(**changed)).words == words
 
 
-def test_demands_on_cost_and_seeds(tables: ModuleType) -> None:
+def test_demands_on_cost_and_seeds(verdicts: ModuleType) -> None:
     runs = frame()
     runs.loc[runs["arm"] == "auto", "cost"] = 140.0
-    assert tables.judge(runs).words == "yes"
+    assert verdicts.judge(runs).words == "yes"
     runs.loc[runs["arm"] == "auto", "cost"] = 141.0
-    assert tables.judge(runs).words == "no: cost 1.41 > 1.4"
+    assert verdicts.judge(runs).words == "no: cost 1.41 > 1.4"
     few = frame()
-    words = tables.judge(few[few["seed"] < 5]).words
+    words = verdicts.judge(few[few["seed"] < 5]).words
     assert "not told from the best of 16 (p = 0.062, 5 seeds cannot give less)" in words
-    assert tables.judge(few[few["arm"] != "auto"]) is None
+    assert verdicts.judge(few[few["arm"] != "auto"]) is None
     few.loc[(few["arm"] == "auto") & (few["seed"] == 0), "val_loss"] = math.nan
-    assert "no loss at 1 seed(s)" in tables.judge(few).words
+    assert "no loss at 1 seed(s)" in verdicts.judge(few).words
 
 
-def test_no_gain_is_no_share(tables: ModuleType) -> None:
-    verdict = tables.judge(frame(auto=-0.1))
+def test_no_gain_is_no_share(verdicts: ModuleType) -> None:
+    verdict = verdicts.judge(frame(auto=-0.1))
     assert all(math.isnan(share) for share in verdict.shares.values())
     assert "no gain over plain" in verdict.words
-    assert tables.percent(verdict.shares["replayed"]) == "no gain"
-    assert tables.percent(None) == "not run"
+    assert verdicts.percent(verdict.shares["replayed"]) == "no gain"
+    assert verdicts.percent(None) == "not run"
 
 
-def test_share_is_of_the_means_over_common_seeds(tables: ModuleType) -> None:
+def test_share_is_of_the_means_over_common_seeds(verdicts: ModuleType) -> None:
     plain = pd.Series({0: 1.0, 1: 2.0, 2: 9.0})
     auto = pd.Series({0: 0.5, 1: 1.0, 2: 1.0})
     # Seed 2 is not common: (1.5 - 1.2) / (1.5 - .75); the mean of the ratios would be .45.
-    assert tables.share(plain, auto, pd.Series({1: 1.5, 0: 0.9})) == pytest.approx(0.4)
-    assert tables.share(plain, auto, pd.Series(dtype=float)) is None
-    assert tables.share(plain, auto, pd.Series({0: 1.1})) == pytest.approx(-0.2)
+    assert verdicts.share(plain, auto, pd.Series({1: 1.5, 0: 0.9})) == pytest.approx(0.4)
+    assert verdicts.share(plain, auto, pd.Series(dtype=float)) is None
+    assert verdicts.share(plain, auto, pd.Series({0: 1.1})) == pytest.approx(-0.2)
 
 
-def test_best_of_the_random_settings(tables: ModuleType) -> None:
+def test_best_of_the_random_settings(verdicts: ModuleType) -> None:
     runs = frame()
     runs.loc[(runs["arm"] == "random-15") & (runs["seed"] == 1), "test_loss"] = 7.0
     runs.loc[(runs["arm"] == "random-4") & (runs["seed"] == 2), ["val_loss", "test_loss"]] = [0.5, 0.6]
     runs = runs[~((runs["arm"] == "random-3") & (runs["seed"] == 5))]
-    best = tables.best_of(runs, 16)
+    best = verdicts.best_of(runs, 16)
     assert best.to_dict() == pytest.approx({0: 0.965, 1: 0.975, 2: 0.5, 3: 0.995, 4: 1.005})  # not all 16 at seed 5
-    assert tables.best_of(runs, 16, "test_loss").to_dict() == pytest.approx(
+    assert verdicts.best_of(runs, 16, "test_loss").to_dict() == pytest.approx(
         {0: 1.165, 1: 7.0, 2: 0.6, 3: 1.195, 4: 1.205}
     )
-    assert tables.best_of(runs, 24)[0] == pytest.approx(0.94)
+    assert verdicts.best_of(runs, 24)[0] == pytest.approx(0.94)
 
 
 def test_the_best_run_that_fits_into_the_cost_of_sixteen_plain_runs(tables: ModuleType) -> None:
