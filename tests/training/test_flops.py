@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import flop_counter
 
+from tune_stn.training import Trainer
 from tune_stn.training.flops import FORMULAS, FlopCounter
 
 
@@ -57,3 +59,46 @@ def test_the_fused_lstm_of_a_gpu_counts_likewise() -> None:
     assert FORMULAS[aten._cudnn_rnn](*shapes, 2, None) == once
     assert FORMULAS[aten._cudnn_rnn_backward](*shapes, 2, [True, True, True, False]) == once
     assert FORMULAS[aten._cudnn_rnn_backward](*shapes, 2, [True, True, True, True]) == 2 * once
+
+
+@torch.library.custom_op("tune_stn_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+twice.register_autograd(lambda context, gradient: twice(gradient))
+
+
+class Twice(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return twice(super().forward(input))  # type: ignore[no-any-return]
+
+
+def test_operators_without_a_formula_are_named_unless_they_are_cheap() -> None:
+    layer, inputs = Twice(5, 3), torch.randn(4, 5)
+    with FlopCounter() as counter:
+        F.dropout(layer(inputs).relu(), 0.5).sum().backward()
+    assert counter.unknown == {"tune_stn_tests.twice"}
+    with FlopCounter() as counter:
+        torch.fft.rfft(inputs)
+        torch.linalg.eigh(inputs.T @ inputs)
+    assert len(counter.unknown) == 2
+    with FlopCounter() as counter:
+        torch.linalg.vector_norm(inputs)
+        torch.linalg.inv(inputs.T[:4])  # which checks for errors, too
+    assert counter.unknown == {"aten.linalg_inv_ex"}
+
+
+def test_a_run_names_them_once_and_takes_a_formula(
+    make_task: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_task()
+    task = make_task(model=lambda: nn.Sequential(plain.model(), Twice(3, 3)), dropout={"0.3": "dropout"})
+    Trainer(task, algorithm="fixed")
+    (message,) = caplog.messages
+    assert "tune_stn_tests.twice" in message
+    assert "register_flop_formula" in message
+    caplog.clear()
+    monkeypatch.setitem(flop_counter.flop_registry, torch.ops.tune_stn_tests.twice, lambda *_, out_val, **__: 7)
+    Trainer(task, algorithm="fixed")
+    assert not caplog.messages

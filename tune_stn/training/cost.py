@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from tune_stn.nn.model import SelfTuningModel
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
 from tune_stn.training.forward import call
+
+logger = logging.getLogger(__name__)
 
 
 class Meter(Protocol):
@@ -97,6 +100,13 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Batch) -> int:
         outputs, _ = call(task, plain, batch)
         loss = task.loss(outputs, batch.targets)
         torch.autograd.grad(loss, parameters, allow_unused=True)
+    if counter.unknown:
+        logger.warning(
+            "task %r: the cost leaves out %s, for which torch's counter has no formula; give it one by "
+            "torch.utils.flop_counter.register_flop_formula",
+            task.name,
+            ", ".join(sorted(counter.unknown)),
+        )
     return int(counter.get_total_flops())
 
 

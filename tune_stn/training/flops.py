@@ -51,13 +51,35 @@ FORMULAS: dict[Any, Any] = {
 }
 
 
+# Namespaces of torch's own operators: what has no formula there moves or maps elements, but for a few.
+OWN = ("aten", "prim", "prims", "rngprims", "profiler", "c10d", "_c10d_functional")
+DECOMPOSITIONS = ("_fft_", "_linalg_", "linalg_qr", "linalg_inv", "linalg_lu", "linalg_cholesky", "_cdist_")
+CHECKS = ("_linalg_check_errors",)
+
+
 class FlopCounter(FlopCounterMode):
-    """Counts products, convolutions and fused layers inside the block, forward and backward, in total only."""
+    """Counts products, convolutions and fused layers inside the block, forward and backward, in total only.
+
+    Attributes:
+        unknown: Names of the operators that may be expensive and have no formula, so that they count as free. The
+            user's way to give one is `torch.utils.flop_counter.register_flop_formula`.
+    """
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=FORMULAS)
+        self.unknown: set[str] = set()
         # Its own tracker of modules fails where a module takes a parameter as its input, as parametrisations do.
         self.mod_tracker = _NoModules()  # type: ignore[assignment]
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if func_packet not in self.flop_registry and _may_be_expensive(str(func_packet)):
+            self.unknown.add(str(func_packet))
+        return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def _may_be_expensive(operator: str) -> bool:
+    namespace, _, name = operator.partition(".")
+    return namespace not in OWN or (name.startswith(DECOMPOSITIONS) and name not in CHECKS)
 
 
 class _NoModules:
