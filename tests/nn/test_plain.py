@@ -163,3 +163,16 @@ def test_a_network_in_double_precision_or_elsewhere_comes_back_so() -> None:
     plain = net.double().to_plain()
     assert {tensor.dtype for tensor in plain.state_dict().values()} == {torch.float64, torch.int64}
     torch.testing.assert_close(plain.eval()(inputs.double()), net.eval()(inputs.double()))
+
+
+def test_a_plain_network_that_is_given_a_self_tuning_state_is_told_of_to_plain() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.Linear(3, 2))
+
+    net, other = (self_tuning(make(), SPACE, start=START, dropout={"1": "rate"}) for _ in range(2))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*a plain one loads that of net\.to_plain\(\)"):
+        make().load_state_dict(net.state_dict())
+    other.load_state_dict(net.state_dict())
+    whole, again = nn.ModuleList([net]), nn.ModuleList([other])
+    again.load_state_dict(whole.state_dict())
+    make().load_state_dict(net.to_plain().state_dict())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tune_stn.nn.conversion import Conversion, replace_everywhere
@@ -70,6 +71,8 @@ class SelfTuningModel(nn.Module):
         self.training = network.training
         self._looked = False  # whether any layer's first axis is not the batch
         self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
+        self.register_state_dict_post_hook(_add_advice)
+        self.register_load_state_dict_pre_hook(_leave_advice_out)
 
     @property
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
@@ -203,6 +206,18 @@ class SelfTuningModel(nn.Module):
         """Trainable parameters of the network proper, each once; frozen ones are not among them."""
         response = {id(parameter) for parameter in self.response_parameters()}
         return [p for p in self.network.parameters() if p.requires_grad and id(p) not in response]
+
+
+# A plain network that is given the state of a self-tuning one names the entries that it does not expect: this one too.
+ADVICE = "(the state of a self-tuning network: a plain one loads that of net.to_plain())"
+
+
+def _add_advice(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    state[prefix + ADVICE] = torch.empty(0)
+
+
+def _leave_advice_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.pop(prefix + ADVICE, None)
 
 
 def examples(args: Any, kwargs: Any) -> int:
