@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,10 +80,6 @@ def test_what_is_known_only_when_it_is_called() -> None:
         trainer(data=lambda seed: (data(seed).train, data(seed).valid, data(seed).test))
     with pytest.raises(ValueError, match=r"loss of task 'mine' gave a tensor of shape \(10,\) for a batch"):
         trainer(loss=nn.CrossEntropyLoss(reduction="none"))
-    with pytest.raises(ValueError, match="inputs of a split are a ndarray: give a tensor"):
-        Split(np.zeros((3, 2)), torch.zeros(3))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"valid=DataLoader: give a Split\(inputs, targets\) or a Text"):
-        replace(data(0), valid=torch.utils.data.DataLoader(torch.zeros(3)))  # type: ignore[arg-type,type-var]
 
 
 def test_lists_of_readers_do_as_well_as_tuples() -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tune_stn.data.carry import Carry
+from tune_stn.nn.rows import take_rows
 
 # Torch's losses leave such a target out: what pads the last batch of a text.
 IGNORED = -100
@@ -24,8 +27,8 @@ class Batch:
     """`n > 0` examples as a network takes them, on one device.
 
     Attributes:
-        inputs: The prepared inputs, of shape `(n, ...)`.
-        targets: The targets, of shape `(n, ...)`.
+        inputs: The prepared inputs: a tensor of shape `(n, ...)`, or a dict, tuple or list of such tensors.
+        targets: The targets: a tensor of shape `(n, ...)`, or a container of such tensors.
         carry: What a recurrent network remembers, if the batch goes on where the batch before it ended; else None.
         rows: Which rows of the whole batch these are; all of them, unless this is a part of it.
 
@@ -33,8 +36,8 @@ class Batch:
         ValueError: There are no examples, or not as many targets as inputs.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
     carry: Carry | None = None
     rows: slice = field(default_factory=lambda: slice(None))
 
@@ -42,15 +45,21 @@ class Batch:
         check_lengths(self.inputs, self.targets)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return count_examples(self.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs."""
+        device: torch.device = tensors_in(self.inputs)[0].device
+        return device
 
     def part(self, start: int, stop: int) -> Batch:
         """Consecutive examples, sharing memory with these."""
         first, stop = self.rows.start or 0, min(stop, len(self))
         return replace(
             self,
-            inputs=self.inputs[start:stop],
-            targets=self.targets[start:stop],
+            inputs=take_rows(self.inputs, slice(start, stop)),
+            targets=take_rows(self.targets, slice(start, stop)),
             rows=slice(first + start, first + stop),
         )
 
@@ -67,19 +76,34 @@ class Batch:
 
     def weight(self) -> int:
         """By how much a mean over this batch counts in a mean over all: examples, or targets that are not ignored."""
-        if self.targets.is_floating_point():
+        if not isinstance(self.targets, Tensor) or self.targets.is_floating_point():
             return len(self)
         return int((self.targets != IGNORED).sum())
 
 
-def check_lengths(inputs: Tensor, targets: Tensor) -> None:
-    """Refuse inputs and targets that do not hold the same number of examples, at least one."""
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors of inputs or targets: itself, or those of a container."""
+    return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def count_examples(tree: Any) -> int:
+    """The number of examples in inputs or targets that `check_lengths` has let pass."""
+    return len(tensors_in(tree)[0])
+
+
+def check_lengths(inputs: Any, targets: Any) -> None:
+    """Refuse inputs and targets of which not every tensor holds the same number of examples, at least one."""
+    of_inputs, of_targets = tensors_in(inputs), tensors_in(targets)
+    for name, tensors, given in (("inputs", of_inputs, inputs), ("targets", of_targets, targets)):
+        if not tensors:
+            raise ValueError(f"{name} are a {type(given).__name__} without a tensor: examples are along the first axis")
+    lengths = {len(tensor) if tensor.ndim else None for tensor in of_inputs + of_targets}
+    if len(lengths) > 1 or None in lengths:
+        shapes = [", ".join(str(tuple(t.shape)) for t in tensors) for tensors in (of_inputs, of_targets)]
         raise ValueError(
-            f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)} "
-            "do not hold the same number of examples"
+            f"inputs of shape {shapes[0]} and targets of shape {shapes[1]} do not hold the same number of examples"
         )
-    if len(inputs) == 0:
+    if len(of_inputs[0]) == 0:
         raise ValueError("a split needs at least one example")
 
 

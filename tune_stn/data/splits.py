@@ -1,15 +1,28 @@
-"""Examples held as one tensor, and the three splits that a task trains, tunes and tests on."""
+"""Examples in memory, and the three splits that a task trains, tunes and tests on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
-from tune_stn.data.batches import Batch, check_lengths, cycled_batches, epoch_batches, steps_per_epoch
+from tune_stn.data.batches import (
+    Batch,
+    check_lengths,
+    count_examples,
+    cycled_batches,
+    epoch_batches,
+    steps_per_epoch,
+    tensors_in,
+)
+from tune_stn.data.dataset import DatasetSplit
+from tune_stn.nn.rows import take_rows
 
 
 class Examples(Protocol):
@@ -41,56 +54,82 @@ class Split:
     """A data set of `n > 0` examples in memory, on one device.
 
     Attributes:
-        inputs: The inputs as they are stored, of shape `(n, ...)`.
-        targets: The targets, of shape `(n, ...)`.
+        inputs: The inputs as they are stored: a tensor or array of shape `(n, ...)`, or a dict, tuple or list of them.
+            A dict whose keys are arguments of the network's `forward` is given by name, anything else as it is.
+        targets: The targets, of shape `(n, ...)`, or a container of such.
         prepare: A function that makes the inputs of a batch from the stored ones, on their device; so images stay
             bytes, a quarter of the memory. None if there is nothing to be done.
 
     Raises:
-        ValueError: Inputs or targets are no tensor, there are no examples, or not as many targets as inputs.
+        ValueError: Inputs or targets hold something else, there are no examples, or not as many targets as inputs.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    prepare: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
+    inputs: Any
+    targets: Any
+    prepare: Callable[[Any], Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
-            if not isinstance(given := getattr(self, name), Tensor):
-                raise ValueError(f"{name} of a split are a {type(given).__name__}: give a tensor, torch.as_tensor(...)")
+            object.__setattr__(self, name, _as_tensors(name, getattr(self, name)))
         check_lengths(self.inputs, self.targets)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return count_examples(self.inputs)
 
     def to(self, device: torch.device | str) -> Split:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        inputs, targets = tree_map(lambda leaf: leaf.to(device), (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
+
+    @property
+    def _device(self) -> torch.device:
+        return tensors_in(self.inputs)[0].device
 
     def take(self, indices: Tensor) -> Batch:
         """The batch of the examples at `indices`, an int64 tensor of shape `(m,)` on any device: a copy, prepared."""
-        indices = indices.to(self.inputs.device)
-        inputs = self.inputs[indices]
-        return Batch(inputs if self.prepare is None else self.prepare(inputs), self.targets[indices])
+        indices = indices.to(self._device)
+        inputs = take_rows(self.inputs, indices)
+        return Batch(inputs if self.prepare is None else self.prepare(inputs), take_rows(self.targets, indices))
 
     def steps(self, batch_size: int) -> int:
         return steps_per_epoch(len(self), batch_size)
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        return map(self.take, epoch_batches(len(self), batch_size, generator, device=self.inputs.device))
+        return map(self.take, epoch_batches(len(self), batch_size, generator, device=self._device))
 
     def cycle(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        return map(self.take, cycled_batches(len(self), batch_size, generator, device=self.inputs.device))
+        return map(self.take, cycled_batches(len(self), batch_size, generator, device=self._device))
 
     def whole(self, batch_size: int) -> Iterator[Batch]:
-        return map(self.take, torch.split(torch.arange(len(self), device=self.inputs.device), batch_size))
+        return map(self.take, torch.split(torch.arange(len(self), device=self._device), batch_size))
+
+
+def _as_tensors(name: str, given: Any) -> Any:
+    """Arrays as tensors that share their memory.
+
+    Raises:
+        ValueError: There is something that is neither.
+    """
+
+    def as_tensor(leaf: Any) -> Tensor:
+        if isinstance(leaf, (Tensor, np.ndarray)):
+            return torch.as_tensor(leaf)
+        raise ValueError(
+            f"{name} of a split hold a {type(leaf).__name__}: give a tensor, torch.as_tensor(...), or a dict or tuple "
+            "of tensors; a Dataset or DataLoader of torch is given to Splits itself, in place of a split"
+        )
+
+    return tree_map(as_tensor, given)
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Weights learn from `train`, hyperparameters and decisions from `valid`; `test` is only reported.
 
+    Each is a `Split`, a `Text`, a `DatasetSplit`, or what one is made of: a map-style `Dataset` of torch, or a
+    `DataLoader` of one, of which dataset, `collate_fn` and `num_workers` count; batches are those of the task.
+
     Raises:
-        ValueError: One of them is no split.
+        ValueError: One of them is nothing of these, or a stream, which has no length and no order to shuffle.
     """
 
     train: Examples
@@ -98,9 +137,13 @@ class Splits:
     test: Examples
 
     def __post_init__(self) -> None:
-        for name, split in vars(self).items():
-            if not callable(getattr(split, "whole", None)):
-                raise ValueError(f"{name}={type(split).__name__}: give a Split(inputs, targets) or a Text")
+        for name, split in list(vars(self).items()):
+            if isinstance(split, (Dataset, DataLoader)):
+                object.__setattr__(self, name, DatasetSplit.of(split, name=name))
+            elif not callable(getattr(split, "whole", None)):
+                raise ValueError(
+                    f"{name}={type(split).__name__}: give a Split(inputs, targets), a Text, or a Dataset or DataLoader"
+                )
 
     def to(self, device: torch.device | str) -> Splits:
         return Splits(self.train.to(device), self.valid.to(device), self.test.to(device))

@@ -71,8 +71,8 @@ class SelfTuningModel(nn.Module):
         self.training = network.training
         self._looked = False  # whether any layer's first axis is not the batch
         self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
-        self.register_state_dict_post_hook(_add_advice)
-        self.register_load_state_dict_pre_hook(_leave_advice_out)
+        self.register_state_dict_post_hook(_add_advice)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_leave_advice_out)  # type: ignore[no-untyped-call]
 
     @property
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]

@@ -36,7 +36,7 @@ def self_tuning(
     response_origin: float | None = -3.0,
     shrink_gates: bool = True,
     seed: int = 0,
-    inputs: Tensor | tuple[Any, ...] | None = None,
+    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> SelfTuningModel:
     """A self-tuning copy of `model`; the original is untouched and its `forward` is used as it is.
 
@@ -67,10 +67,10 @@ def self_tuning(
         shrink_gates: Whether the response input of STN is divided by the square root of the number of hyperparameters
             if all responses are gates. False is the form of the papers. With `centred` it has no effect.
         seed: seeds the response parameters alone; the base parameters are those of `model`.
-        inputs: A batch as the model is called with, `model(*inputs)`, of any number of examples; on the model's device.
-            With it, two small batches go through the model, and layers whose first axis is not the batch (a table of
-            positions) get no response and are listed. Without it, the network looks for them when it is first trained,
-            and refuses to go on if there are any.
+        inputs: A batch as the model is called with, of any number of examples, on the model's device: a tensor, a tuple
+            for `model(*inputs)`, or a mapping for `model(**inputs)`. With it, two small batches go through the model,
+            and layers whose first axis is not the batch (a table of positions) get no response and are listed. Without
+            it, the network looks for them when it is first trained, and refuses to go on if there are any.
 
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
@@ -126,7 +126,10 @@ def self_tuning(
 
 
 def _without_batch_axis(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...] | None, space: SearchSpace, dropouts: Patterns[str]
+    model: nn.Module,
+    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None,
+    space: SearchSpace,
+    dropouts: Patterns[str],
 ) -> dict[str, str]:
     """Layers that cannot have a response for each example, by path, with the reason."""
     per_example = space.keys() - space.per_batch
@@ -139,7 +142,9 @@ def _without_batch_axis(
             return None
         return batch_axis(module)
 
-    found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, axis_of)
+    by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
+    by_place = () if by_name else inputs if isinstance(inputs, tuple) else (inputs,)
+    found = without_batch_axis(model, by_place, by_name, axis_of)
     for path, reason in found.items():
         rate = dropouts.match(path) if type(model.get_submodule(path)) in DROPOUTS else None
         if rate in per_example:

@@ -91,7 +91,7 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Batch) -> int:
     """
     plain = copy.deepcopy(model).train()
     parameters: list[nn.Parameter] = plain.base_parameters()
-    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+    devices = [batch.device] if batch.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
         FlopCounter() as counter,

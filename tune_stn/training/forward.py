@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,12 +52,12 @@ class Forward:
         """
         network = self._first_order if sample.linearise else self._network
         reduced = self.task.training.precision == "bfloat16"
-        device = batch.inputs.device.type
+        device = batch.device.type
         available = torch.amp.is_autocast_available(device)
         precision = torch.autocast(device, torch.bfloat16, enabled=reduced) if available else nullcontext()
         lstms = lstms_run(self.model, device) if reduced else nullcontext()
         with self.model.using(sample), precision, lstms:
-            outputs, state = call(self.task, network, batch)
+            outputs, state = call(self.task, self.model, batch, network)
         # A response step looks at the same batch as the base step before it, which has left the state already.
         if batch.carry is not None and self.task.recurrent and not sample.linearise:
             batch.carry.leave(state, batch.rows)
@@ -87,21 +89,61 @@ class Forward:
             self._first_order = torch.compile(first_order(model.forward))
 
 
-def call(task: Task, network: Callable[..., Any], batch: Batch) -> tuple[Any, Any]:
+def call(
+    task: Task, model: SelfTuningModel, batch: Batch, network: Callable[..., Any] | None = None
+) -> tuple[Any, Any]:
     """The network's outputs on a batch and, of a recurrent one, its state after it.
 
+    Args:
+        task: The task.
+        model: The network.
+        batch: The batch.
+        network: What is called in its place, with the same arguments: a compiled one, say. Default `model` itself.
+
     Raises:
-        TypeError: A recurrent network gave no pair.
+        TypeError: A recurrent network gave no pair, or an input that is named is no argument of the network.
     """
+    network = model if network is None else network
+    args, kwargs = arguments(model.network, batch.inputs)
     if not task.recurrent:
-        return network(batch.inputs), None
-    result = network(batch.inputs, None if batch.carry is None else batch.carry.before(batch.rows))
+        return network(*args, **kwargs), None
+    result = network(*args, None if batch.carry is None else batch.carry.before(batch.rows), **kwargs)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             f"the recurrent network of task {task.name!r} gave {type(result).__name__}: it is called as "
             "model(inputs, state), with None for the state at the beginning, and gives (outputs, state)"
         )
     return result
+
+
+def arguments(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a network is called with the inputs of a batch, by position and by name.
+
+    Inputs are one argument; but a mapping of which a key is an argument of the network's `forward` is given by name.
+
+    Raises:
+        TypeError: Another key of such a mapping is none.
+    """
+    if not isinstance(inputs, Mapping):
+        return (inputs,), {}
+    names, takes_any = _parameters(type(network).forward)
+    if names.isdisjoint(inputs):
+        return (inputs,), {}
+    if unknown := [] if takes_any else sorted(set(inputs) - names):
+        raise TypeError(
+            f"the forward of {type(network).__name__} has no argument {unknown[0]!r}: leave it out of the "
+            f"inputs of a split; it takes {', '.join(sorted(names))}"
+        )
+    return (), dict(inputs)
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """The names of the arguments of a class's forward, and whether it takes any other."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in named), takes_any
 
 
 def _as_single(outputs: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tune_stn.data.batches import Batch
+from tune_stn.nn.first_order import map_tensors
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.response import ResponseSize
 from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.tasks.task import Task
+from tune_stn.training.forward import arguments
 from tune_stn.training.rules.rule import Rule
 from tune_stn.training.seeds import derive_seed
 
@@ -53,7 +56,9 @@ def make_network(
         response_origin=task.training.response_origin,
         shrink_gates=task.training.shrink_gates,
         seed=derive_seed(seed, "response"),
-        inputs=None if batch is None or response is None or batch.inputs.is_meta else inputs_of(task, batch),
+        inputs=None
+        if batch is None or response is None or batch.device.type == "meta"
+        else inputs_of(task, network, batch),
     )
     if rule.tunes and rule.response is not None and not model.response_parameters():
         raise ValueError(
@@ -63,10 +68,14 @@ def make_network(
     return model
 
 
-def inputs_of(task: Task, batch: Batch) -> tuple[Any, ...]:
-    """What the task's network is called with, on the CPU."""
-    inputs = batch.inputs.cpu()
-    return (inputs, None) if task.recurrent else (inputs,)
+def inputs_of(task: Task, network: nn.Module, batch: Batch) -> tuple[Any, ...] | dict[str, Any] | None:
+    """What the task's network is called with, on the CPU, by position or by name; None without numbers (meta)."""
+    if batch.device.type == "meta":
+        return None
+    args, kwargs = arguments(network, map_tensors(Tensor.cpu, batch.inputs))
+    if task.recurrent:
+        args = (*args, None)
+    return kwargs or args
 
 
 def response_size(task: Task, rule: type[Rule]) -> tuple[ResponseSize | Mapping[str, ResponseSize | None] | None, str]:

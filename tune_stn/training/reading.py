@@ -53,7 +53,7 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
     batch = batch.unread()
     sample = forward.model.hyper.constant_sample()
     values = Noting(sample.values)
-    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+    devices = [batch.device] if batch.device.type == "cuda" else []
     training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
     forward.model.train()
     # A stance is set only where there is something to hold back: the compiler takes two seconds to import.

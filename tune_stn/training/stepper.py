@@ -74,7 +74,7 @@ class Stepper:
             The sum of the losses, detached.
         """
         parameters = self.parameters(*to)
-        if self._recorded is None or not isinstance(batch, Batch) or batch.carry is not None:
+        if self._recorded is None or not isinstance(batch, Batch) or not _is_recordable(batch):
             total, *_ = _gradients(losses, batch, parameters)
         else:
             if (losses, to) not in self._recorded:
@@ -148,6 +148,11 @@ class Stepper:
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
         for name, schedule in self.lr_schedules.items():
             schedule.load_state_dict(state["lr_schedules"][name])
+
+
+def _is_recordable(batch: Batch) -> bool:
+    """Whether a batch is of two tensors and carries no state: a graph is recorded with the very tensors."""
+    return batch.carry is None and isinstance(batch.inputs, Tensor) and isinstance(batch.targets, Tensor)
 
 
 def make_stepper(model: SelfTuningModel, training: Training, *, hyper_steps: int) -> Stepper:
