@@ -50,7 +50,14 @@ SIZES: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
         "smoke": (
             9,
             2,
-            {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1},
+            {
+                "train_images": 128,
+                "valid_images": 128,
+                "test_images": 128,
+                "epochs": 2,
+                "warmup_epochs": 1,
+                "train_steps": 1,
+            },
         ),
     },
 }

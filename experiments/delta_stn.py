@@ -26,7 +26,7 @@ METHODS = ("random", "gp-bo", "stn", "delta-stn")
 SEEDS = cifar10_tuning.SEEDS
 FASHION = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30}
 CIFAR = {"train_images": 2500, "valid_images": 1500, "test_images": 1000, "batch_size": 32, "warmup_epochs": 2}
-TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1}
+TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1, "train_steps": 1}
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
 NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
     "fashion-mnist-mlp": {

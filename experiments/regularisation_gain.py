@@ -25,7 +25,7 @@ from tune_stn.tuning.cluster import Cluster
 # The split at which regularisation matters and a CPU run is short. The test set is halved for the same reason.
 CPU = {"train_images": 5000, "valid_images": 5000, "test_images": 5000, "epochs": 100}
 FULL = {"train_images": 50_000, "valid_images": 10_000, "test_images": 10_000, "epochs": 100}
-SMOKE = {"train_images": 128, "valid_images": 64, "test_images": 64, "epochs": 2, "warmup_epochs": 1}
+SMOKE = {"train_images": 128, "valid_images": 64, "test_images": 64, "epochs": 2, "warmup_epochs": 1, "train_steps": 1}
 # A cutout without holes erases nothing, whatever its length.
 NOTHING = {
     "dropout_0": 0.0,

@@ -149,6 +149,10 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     "trials": (but(RUN, "--trials", "0"), ["--trials 0", "1 or more"]),
     "seed": (but(RUN, "--seed", "-1"), ["--seed -1", "0 or more"]),
     "epochs": (but(RUN, "--epochs", "0"), ["epochs=0", "1 or more"]),
+    "no hyper-step": (
+        [*but(RUN, "--algorithm", "stn"), "--epochs", "2"],
+        ["stn would tune nothing", "2 epochs of ", "more --epochs", "--set warmup_epochs="],
+    ),
     "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
     "setting's value": (but(COMPARE, "--set", "lr=fast"), ["lr='fast'", "finite number above 0"]),
     "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),

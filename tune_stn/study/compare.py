@@ -13,14 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tune_stn.methods import Context, Method, get_method, in_order
+from tune_stn.methods import Context, Method, Plan, get_method, in_order
 from tune_stn.study.collect import write_tables
 from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
+from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.registry import get_task, look_in
 from tune_stn.tasks.task import Task
+from tune_stn.training.rules import get_rule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.nodes import alive_nodes
@@ -111,10 +113,12 @@ def run_study(
     if cluster.working_dir is not None:
         look_in(Path(cluster.working_dir))
     resolved = get_task(task, **settings)
+    splits = check_splits(resolved.name, resolved.data(seeds[0]))
+    steps_per_epoch = splits.train.steps(resolved.training.batch_size)
     for method in methods:
         if method.follows is None:  # the others follow a schedule in this very space
-            method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
-    resolved.data(seeds[0])
+            plan = method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
+            _check_hyper_steps(resolved, method, plan, steps_per_epoch)
     storage = cluster.storage(out / "state")
     given = task if isinstance(task, str) else None
     study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
@@ -161,6 +165,23 @@ def run_study(
     results = load_results(out)
     write_report(results)
     return results
+
+
+def _check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int) -> None:
+    """Refuse a run that is to tune and is over before its first hyper-step; a control that has none on purpose is none.
+
+    Raises:
+        ValueError: it is; the message says why.
+    """
+    training = task.training
+    if not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config or training.hyper_steps(steps_per_epoch):
+        return
+    raise ValueError(
+        f"{method.name} would tune nothing on task {task.name!r}: a run of {training.epochs} epochs of "
+        f"{steps_per_epoch} training steps, the first {training.warmup_epochs} of them warm-up, is over before its "
+        f"first hyper-step, which comes after {training.train_steps} training steps; give more --epochs, or a smaller "
+        "--set warmup_epochs=, train_steps= or batch_size="
+    )
 
 
 def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
