@@ -1,0 +1,100 @@
+"""Validation batches for hyper-steps, beside a loop that has its own use for the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+
+from tune_stn.training.seeds import derive_seed
+
+
+class ValidationBatches:
+    """The batches of a loader, pass after pass, with random draws of their own.
+
+    So the loop beside them draws what it would draw without them.
+
+    Args:
+        loader: What is iterated over, again and again.
+        seed: The seed of the order, and of whatever else the loader draws from torch's global generator.
+
+    Example:
+        >>> batches = ValidationBatches(DataLoader(dataset, 50, shuffle=True))
+        >>> x, y = batches.draw()
+    """
+
+    def __init__(self, loader: Iterable[Any], *, seed: int = 0) -> None:
+        self.loader = loader
+        self._random = torch.Generator().manual_seed(derive_seed(seed, "validation order")).get_state()
+        self._pass: Iterator[Any] | None = None
+        self._begun = self._random  # the random state at the beginning of the pass
+        self._taken = 0  # batches of the pass
+
+    def draw(self) -> Any:
+        """The next batch.
+
+        Raises:
+            ValueError: The loader has none.
+        """
+        with self._own_random():
+            for _ in range(2):
+                if self._pass is None:
+                    self._begin()
+                assert self._pass is not None
+                for batch in self._pass:
+                    self._taken += 1
+                    return batch
+                self._pass = None
+        raise ValueError("the validation data has no batch: a hyper-step needs one")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the present pass began, how far it is, and the random state: tensors and plain values only."""
+        return {"begun": self._begun, "taken": self._taken, "random": self._random}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the batches of the present pass that were taken are read again, and left."""
+        self._random = state["begun"].cpu()
+        with self._own_random():
+            self._begin()
+            assert self._pass is not None
+            for _ in range(state["taken"]):
+                next(self._pass)
+        self._taken = state["taken"]
+        self._random = state["random"].cpu()
+
+    def _begin(self) -> None:
+        self._begun, self._taken = torch.get_rng_state(), 0
+        self._pass = iter(self.loader)
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            yield
+            self._random = torch.get_rng_state()
+
+
+def shuffled(loader: Any, *, batch_size: int | None = None) -> Any:
+    """A loader of the same examples in random order, if the one given is in order of the data set; else itself.
+
+    A validation loader needs no order, and a hyper-step needs batches that are like the whole split.
+
+    Args:
+        loader: A `DataLoader`, or any other iterable of batches.
+        batch_size: The number of examples in a batch; None for that of the loader.
+    """
+    batch_size = batch_size or getattr(loader, "batch_size", None)
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, SequentialSampler) or not batch_size:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
