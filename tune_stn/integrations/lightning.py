@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tune_stn.integrations.validation import ValidationBatches, shuffled
+from tune_stn.integrations.shared import ValidationBatches, find_network, in_mode_of, shuffled
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.training.rules import get_rule
 from tune_stn.training.self_tuner import SelfTuner
@@ -88,6 +88,7 @@ class SelfTuningCallback(pl.Callback):
         self.tuner: SelfTuner | None = None
         self._batches: ValidationBatches | None = None
         self._loaded: Mapping[str, Any] | None = None
+        self._random: Mapping[str, Any] | None = None
         self._sample = ExitStack()  # what the network reads in the present training step
         self._step: Callable[[], Tensor] | None = None  # the loss of the batch whose step is about to come
         self._pending = self._stepped = False  # whether a step of the network's optimizer is about to come, was done
@@ -99,15 +100,13 @@ class SelfTuningCallback(pl.Callback):
         """Find the network, before anything else is set up.
 
         Raises:
-            ValueError: The module has no self-tuning network or several; there is another such callback; or the loop
+            ValueError: The module has no self-tuning network or several; or the loop
                 has what the rule cannot follow: several processes, a scaled loss, clipping by value, manual
                 optimization without a `loss`.
         """
         if stage != "fit":
             return
         self.net = find_network(pl_module)
-        if sum(isinstance(callback, SelfTuningCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ValueError("the Trainer has several SelfTuningCallbacks: one tunes all hyperparameters of a network")
         if trainer.world_size > 1:
             raise ValueError(
                 f"the Trainer has {trainer.world_size} processes, whose hyperparameters would part: train with "
@@ -188,12 +187,22 @@ class SelfTuningCallback(pl.Callback):
 
     # A training step --------------------------------------------------------------------------------------------------
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of the first epoch after a checkpoint: the order of its batches is drawn after this."""
+        if self._random is not None:
+            self._restore_random()
+            fetcher = trainer.fit_loop._data_fetcher
+            # Lightning takes the iterator of before, which drew its seed then; any other epoch begins with a new one.
+            if getattr(trainer.fit_loop, "is_resuming", False) and fetcher is not None:
+                iter(fetcher)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Give the network the sample that the rule trains with."""
         assert self.net is not None
         assert self.tuner is not None
+        self._restore_random()
         self._sample.close()  # of a batch that was skipped
         self._sample.enter_context(self.net.using(self.tuner.training_sample()))
         self._step = partial(self._closure, trainer, pl_module, batch, batch_idx)
@@ -281,30 +290,16 @@ class SelfTuningCallback(pl.Callback):
         self.tuner.load_state_dict(copy.deepcopy(state["tuner"]))
         if self._batches is not None:
             self._batches.load_state_dict(state["validation"])
+        self._random = state
+
+    def _restore_random(self) -> None:
+        """As late as there is a hook for it: before the next epoch draws its order, or before the next step."""
+        if self._random is None:
+            return
+        state, self._random = self._random, None
         torch.set_rng_state(state["random"].cpu())
         if torch.cuda.is_available() and len(state["cuda_random"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda_random"]])
-
-
-def find_network(module: nn.Module) -> SelfTuningModel:
-    """The one self-tuning network of a module.
-
-    Raises:
-        ValueError: There is none, or there are several.
-    """
-    found = {path: part for path, part in module.named_modules() if isinstance(part, SelfTuningModel)}
-    if not found:
-        raise ValueError(
-            f"{type(module).__name__} has no self-tuning network, so there is nothing to tune: make one of its "
-            "network, self.net = self_tuning(self.net, space, start=..., dropout=...), in __init__ or before Trainer.fit"
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"{type(module).__name__} has {len(found)} self-tuning networks, {', '.join(found)}: put them into one "
-            "module, and call self_tuning once"
-        )
-    (net,) = found.values()
-    return net
 
 
 def to_device(trainer: pl.Trainer, batch: Any) -> Any:
@@ -323,22 +318,17 @@ def to_device(trainer: pl.Trainer, batch: Any) -> Any:
 @contextmanager
 def beside_training(module: pl.LightningModule, net: SelfTuningModel) -> Iterator[None]:
     """Inside the block, the module is in the mode of its network, logs nothing, and counts nothing in its metrics."""
-    inside = {id(part) for part in net.modules()}
-    outside = [(part, part.training) for part in module.modules() if id(part) not in inside]
     metrics = [part for part in module.modules() if isinstance(part, Metric)]
     counted = [copy.deepcopy({k: v for k, v in vars(metric).items() if _counts(metric, k)}) for metric in metrics]
-    for part, _ in outside:
-        part.training = net.training
     logs = ("log", "log_dict")
     for name in logs:
         vars(module)[name] = _log_nothing
     try:
-        yield
+        with in_mode_of(net, module):
+            yield
     finally:
         for name in logs:
             del vars(module)[name]
-        for part, mode in outside:
-            part.training = mode
         for metric, values in zip(metrics, counted, strict=True):
             vars(metric).update(values)
 

@@ -175,6 +175,8 @@ class SelfTuner:
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
                 "network that self_tuning returned, outside of torch.no_grad() and without detaching its outputs"
             )
+        for parameter in hyper.parameters():
+            parameter.grad = None  # or a loop that clips all of the network's gradients would count it
 
     @property
     def hyper_step_due(self) -> bool:

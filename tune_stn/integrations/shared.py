@@ -1,4 +1,4 @@
-"""Validation batches for hyper-steps, beside a loop that has its own use for the validation split."""
+"""What the callbacks for other libraries share: the network in a module, its mode, and validation batches."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
+from tune_stn.nn.model import SelfTuningModel
 from tune_stn.training.seeds import derive_seed
 
 
@@ -98,3 +100,38 @@ def shuffled(loader: Any, *, batch_size: int | None = None) -> Any:
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
     )
+
+
+def find_network(module: nn.Module) -> SelfTuningModel:
+    """The one self-tuning network of a module.
+
+    Raises:
+        ValueError: There is none, or there are several.
+    """
+    found = {path: part for path, part in module.named_modules() if isinstance(part, SelfTuningModel)}
+    if not found:
+        raise ValueError(
+            f"{type(module).__name__} is not self-tuning and has no self-tuning network, so there is nothing to "
+            "tune: train net = self_tuning(model, space, start=..., dropout=...), or make it an attribute of the module"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{type(module).__name__} has {len(found)} self-tuning networks, {', '.join(found)}: put them into one "
+            "module, and call self_tuning once"
+        )
+    (net,) = found.values()
+    return net
+
+
+@contextmanager
+def in_mode_of(net: SelfTuningModel, module: nn.Module) -> Iterator[None]:
+    """Inside the block, what is outside of the network is in its mode: in a hyper-step, evaluation."""
+    inside = {id(part) for part in net.modules()}
+    outside = [(part, part.training) for part in module.modules() if id(part) not in inside]
+    for part, _ in outside:
+        part.training = net.training
+    try:
+        yield
+    finally:
+        for part, mode in outside:
+            part.training = mode
