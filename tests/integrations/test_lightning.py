@@ -163,6 +163,47 @@ def test_a_run_goes_on_from_a_checkpoint_as_it_would_have(algorithm: str, tmp_pa
     assert reloaded.net.hyperparameters() == first.net.hyperparameters() != net_of(algorithm).hyperparameters()
 
 
+class Whole(Module):
+    """Calls itself, as most modules do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "stn", "delta-stn"])
+def test_a_module_is_made_self_tuning_as_a_whole(algorithm: str, tmp_path: Path) -> None:
+    def fit_whole(**how: Any) -> tuple[SelfTuningModel, Any]:
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+        net = self_tuning(
+            Whole(plain), SPACE, start={"dropout": 0.3}, dropout={"net.3": "dropout"}, centred=algorithm == "delta-stn"
+        )
+        callback = SelfTuningCallback(algorithm, hyper_lr=0.05, steps=EPOCHS * 6)
+        epochs = how.pop("epochs", EPOCHS)
+        trainer = trainer_of(callback, epochs=epochs, default_root_dir=tmp_path, enable_checkpointing=True)
+        torch.manual_seed(1)
+        trainer.fit(net.in_own_class(), train_loader(), valid_loader(), **how)
+        return net, trainer
+
+    whole, _ = fit_whole()
+    other, _ = fit(algorithm)
+    assert whole.hyperparameters() == other.net.hyperparameters()
+    _, trainer = fit_whole(epochs=2)
+    resumed, _ = fit_whole(ckpt_path=trainer.checkpoint_callback.best_model_path)
+    assert differing(resumed, whole) == []
+    plain = whole.to_plain()
+    assert type(plain) is Whole
+    assert plain.net[3].p == pytest.approx(whole.hyperparameters()["dropout"])
+    x = data(3).tensors[0]
+    torch.testing.assert_close(plain.eval()(x), other.net.eval()(x))
+
+
 class Noisy(Module):
     """With an augmentation, a metric and a list, all in `training_step`."""
 
@@ -249,7 +290,7 @@ def test_mistakes_in_the_setting_up() -> None:
     plain = Module(nn.Linear(4, 3))
     several = Module(nn.ModuleList([net, net_of("auto")]))
     cases: list[tuple[str, Any, dict[str, Any]]] = [
-        ("Module is not self-tuning and has no self-tuning network, so there is nothing to tune: train net", plain, {}),
+        ("Module is not self-tuning and has no self-tuning network, so there is nothing to tune: make its", plain, {}),
         (r"has 2 self-tuning networks, net\.0, net\.1", several, {}),
         ("0 optimizers of configure_optimizers hold weights", Apart(net), {}),
         ("the Trainer's run has no end", Module(net), {"epochs": -1, "max_time": "00:00:00:01"}),

@@ -34,8 +34,11 @@ OF_TRAINER = {"accumulate": "accumulate_grad_batches", "clip_norm": "gradient_cl
 class SelfTuningCallback(pl.Callback):
     """Tunes, during `Trainer.fit`, the network of the module that `self_tuning` has made.
 
-    The module stays as it is. After every `train_steps` optimizer steps comes a hyper-step on a validation batch, and
-    then the hyperparameters are logged as "hp/<name>". Its loss is that of `training_step`, called in evaluation mode
+    The module stays as it is. One whose steps call `self(...)` alone may also be made self-tuning as a whole:
+    `trainer.fit(self_tuning(module, space, ...).in_own_class(), ...)`.
+
+    After every `train_steps` optimizer steps comes a hyper-step on a validation batch, and then the hyperparameters are
+    logged as "hp/<name>". Its loss is that of `training_step`, called in evaluation mode
     and without its logging: augmentations and penalties in there should ask for `self.training`. Some rules ask for the
     loss of the training batch a second time, in the same way.
 
@@ -107,6 +110,7 @@ class SelfTuningCallback(pl.Callback):
         if stage != "fit":
             return
         self.net = find_network(pl_module)
+        self.net.hyper.to(trainer.strategy.root_device)  # Lightning moves what is in the module, which they need not be
         if trainer.world_size > 1:
             raise ValueError(
                 f"the Trainer has {trainer.world_size} processes, whose hyperparameters would part: train with "
@@ -276,6 +280,7 @@ class SelfTuningCallback(pl.Callback):
             return {}
         return {
             "tuner": self.tuner.state_dict(),
+            "hyper": self.tuner.net.hyper.state_dict(),
             "validation": None if self._batches is None else self._batches.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -287,6 +292,7 @@ class SelfTuningCallback(pl.Callback):
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         assert self.tuner is not None
+        self.tuner.net.hyper.load_state_dict(state["hyper"])
         self.tuner.load_state_dict(copy.deepcopy(state["tuner"]))
         if self._batches is not None:
             self._batches.load_state_dict(state["validation"])

@@ -44,8 +44,7 @@ class ValidationBatches:
         with self._own_random():
             for _ in range(2):
                 if self._pass is None:
-                    self._begin()
-                assert self._pass is not None
+                    self._pass = self._begun_pass()
                 for batch in self._pass:
                     self._taken += 1
                     return batch
@@ -54,22 +53,24 @@ class ValidationBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the present pass began, how far it is, and the random state: tensors and plain values only."""
-        return {"begun": self._begun, "taken": self._taken, "random": self._random}
+        taken = None if self._pass is None else self._taken
+        return {"begun": self._begun, "taken": taken, "random": self._random}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the batches of the present pass that were taken are read again, and left."""
-        self._random = state["begun"].cpu()
-        with self._own_random():
-            self._begin()
-            assert self._pass is not None
-            for _ in range(state["taken"]):
-                next(self._pass)
-        self._taken = state["taken"]
+        self._pass = None
+        if state["taken"] is not None:
+            self._random = state["begun"].cpu()
+            with self._own_random():
+                self._pass = self._begun_pass()
+                for _ in range(state["taken"]):
+                    next(self._pass)
+            self._taken = state["taken"]
         self._random = state["random"].cpu()
 
-    def _begin(self) -> None:
+    def _begun_pass(self) -> Iterator[Any]:
         self._begun, self._taken = torch.get_rng_state(), 0
-        self._pass = iter(self.loader)
+        return iter(self.loader)
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -108,11 +109,14 @@ def find_network(module: nn.Module) -> SelfTuningModel:
     Raises:
         ValueError: There is none, or there are several.
     """
+    if (whole := SelfTuningModel.of_own_class(module)) is not None:
+        return whole
     found = {path: part for path, part in module.named_modules() if isinstance(part, SelfTuningModel)}
     if not found:
         raise ValueError(
             f"{type(module).__name__} is not self-tuning and has no self-tuning network, so there is nothing to "
-            "tune: train net = self_tuning(model, space, start=..., dropout=...), or make it an attribute of the module"
+            "tune: make its network so, self.net = self_tuning(self.net, space, start=..., dropout=...), or all of it, "
+            "and train self_tuning(module, space, ...).in_own_class()"
         )
     if len(found) > 1:
         raise ValueError(

@@ -63,8 +63,8 @@ class UnitDropout(nn.Module):
         rates = self.slot.sample[self.rate]
         if len(rates) > 1:
             raise ValueError(
-                f"the model reads the rate `p` of a dropout module, as fused attention does, but {self.rate!r} is "
-                f"drawn for each example: name it in SearchSpace(..., per_batch=[{self.rate!r}]), leave the module out of "
+                "the model reads the rate `p` of a dropout module, as fused attention does, but each example has its "
+                f"own {self.rate!r}: name it in SearchSpace(..., per_batch=[{self.rate!r}]), leave the module out of "
                 "dropout=, or use algorithm='auto', which draws nothing"
             )
         return min(float(rates), MAX_RATE)

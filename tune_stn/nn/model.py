@@ -46,6 +46,21 @@ class _Forward:
         return forward
 
 
+class _OwnClass:
+    """`forward` of the user's converted network, where that is called in the place of the self-tuning one."""
+
+    def __init__(self, net: SelfTuningModel) -> None:
+        self.net = net
+        functools.update_wrapper(self, net.network.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        network = self.net.network
+        if isinstance(self.net.slot.current, Sample):
+            return type(network).forward(network, *args, **kwargs)
+        self.net.training = network.training
+        return self.net.call(*args, **kwargs)
+
+
 class SelfTuningModel(nn.Module):
     """A network whose layers read the current hyperparameter sample, and the hyperparameters themselves.
 
@@ -148,8 +163,24 @@ class SelfTuningModel(nn.Module):
         with a decoder, the two no longer share it, since the embedding alone responds.
         """
         twin = copy.deepcopy(self)
+        vars(twin.network).pop("forward", None)  # of `in_own_class`
         plain = replace_everywhere(twin.network, plain_modules(twin.eval().network, twin.mean_sample()))
         return plain.train(self.training)
+
+    def in_own_class(self) -> nn.Module:
+        """The converted network, of the user's class, for a library that wants one of its own: a Lightning module, say.
+
+        A call of it is a call of this network. Its methods must call it as a whole, `self(x)`, and not a part of it.
+        The hyperparameters are not among its parameters.
+        """
+        vars(self.network)["forward"] = _OwnClass(self)
+        return self.network
+
+    @staticmethod
+    def of_own_class(module: nn.Module) -> SelfTuningModel | None:
+        """The self-tuning network whose `in_own_class` a module is; None if it is of no one."""
+        forward = vars(module).get("forward")
+        return forward.net if isinstance(forward, _OwnClass) else None
 
     def _check_batch_axes(self, args: Any, kwargs: Any) -> None:
         """Refuse, once, layers that would take something else for the examples.
