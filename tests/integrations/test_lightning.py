@@ -238,6 +238,26 @@ def test_gradients_are_accumulated_and_nothing_counts_twice(algorithm: str) -> N
         assert trainer.callback_metrics["hp/dropout"] == pytest.approx(module.net.hyperparameters()["dropout"])
 
 
+class Short(Module):
+    """Leaves an epoch after three batches, by Lightning's own means."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 3 else None
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        assert not self.net.slot.is_set  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "stn"])
+def test_an_epoch_that_is_cut_short(algorithm: str) -> None:
+    callback = SelfTuningCallback(algorithm, hyper_lr=0.05)
+    module = Short(net_of(algorithm))
+    trainer_of(callback).fit(module, train_loader(), valid_loader())
+    assert callback.tuner is not None
+    assert callback.tuner.steps_done == EPOCHS * 3
+    assert not module.net.slot.is_set
+
+
 class Manual(Module):
     """Steps its optimizers itself, one of them that of another network."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,3 +57,19 @@ def test_no_batch_at_all_is_told() -> None:
 
     with pytest.raises(ValueError, match="the validation data has no batch"):
         ValidationBatches(Empty()).draw()
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_library_that_is_absent_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [found for found in sys.modules if found.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"tune_stn.integrations.{name}", raising=False)
+    with pytest.raises(ImportError, match=rf"(?i)needs {name}.*: pip install 'tune_stn\[{name}\]'"):
+        importlib.import_module(f"tune_stn.integrations.{name}")
+
+
+def test_the_package_imports_neither_library() -> None:
+    code = "import sys, tune_stn.integrations.shared; print({'lightning', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.strip() == "set()"

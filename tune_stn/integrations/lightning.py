@@ -244,6 +244,10 @@ class SelfTuningCallback(pl.Callback):
             self.tuner.hyper_step(partial(self._closure, trainer, pl_module, valid, batch_idx))
             pl_module.log_dict({f"hp/{name}": value for name, value in self.net.hyperparameters().items()})
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluation is at the mean, after an epoch that a hook of the module has cut short as well."""
+        self._sample.close()
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""
         self._sample.close()
