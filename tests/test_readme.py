@@ -60,6 +60,32 @@ def test_the_loop_of_ones_own_tunes_and_is_short(capsys: pytest.CaptureFixture[s
     assert len(ours) <= 6
 
 
+# Lightning's advice about workers of loaders, and its own use of torch.
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+def test_lightning_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'tune_stn[lightning]'")
+    monkeypatch.chdir(tmp_path)
+    code, names = block("import lightning"), dict[str, Any]()
+    torch.manual_seed(0)
+    exec(compile(code.replace("max_epochs=40", "max_epochs=10"), "README.md", "exec"), names)
+    assert names["module"].net.hyperparameters()["dropout"] != pytest.approx(0.1, abs=0.01)
+
+
+def test_the_trainer_of_transformers_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("transformers", "accelerate"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'tune_stn[transformers]'")
+    monkeypatch.chdir(tmp_path)
+    code, names = block("from transformers"), dict[str, Any]()
+    torch.manual_seed(0)
+    exec(compile(code.replace("report_to=[]", "report_to=[], dataloader_pin_memory=False"), "README.md", "exec"), names)
+    assert names["net"].hyperparameters()["dropout"] != pytest.approx(0.1, abs=0.001)
+    loaded = type(names["model"]).from_pretrained(tmp_path / "runs/bert/tuned").eval()
+    tokens = names["tokens"][:2]
+    torch.testing.assert_close(loaded(tokens).logits, names["net"].eval()(tokens).logits)
+
+
 def test_the_tuner_can_be_made() -> None:
     names: dict[str, object] = {}
     exec(compile(block("tune.Tuner("), "README.md", "exec"), names)

@@ -284,3 +284,15 @@ def test_a_class_of_somebody_else_joins_by_one_line(monkeypatch: pytest.MonkeyPa
     for args, kwargs in (((0.3,), {}), ((), {"dropout": 0.3})):
         found = outputs_of(RateAsArgument(), SequenceDropout, inputs.transpose(0, 1), *args, **kwargs)
         assert torch.equal(found, expected)
+
+
+def test_a_model_may_read_the_rate_that_the_batch_shares() -> None:
+    layer = UnitDropout("rate", Slot())
+    for rate, expected in ((0.3, 0.3), (1.0, MAX_RATE)):
+        with layer.slot.using(Sample({"rate": torch.tensor([rate])})):
+            assert layer.p == pytest.approx(expected)
+    with (
+        layer.slot.using(Sample({"rate": torch.tensor([0.3, 0.4])})),
+        pytest.raises(ValueError, match=r"reads the rate `p` .* each example has its own 'rate': name it in"),
+    ):
+        layer.p  # noqa: B018

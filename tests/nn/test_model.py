@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from tune_stn.nn import ResponseSize, SelfTuningModel
 from tune_stn.nn import self_tuning as convert
+from tune_stn.nn.model import UNTUNED_CALLS
 from tune_stn.space import Constants, SearchSpace, Tunable, Uniform
 from tune_stn.space.sample import Sample
+from tune_stn.training.self_tuner import SelfTuner
 
 SPACE = SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 0.9)})
 START = {"rate": 0.3, "other": 0.1}
@@ -249,3 +251,49 @@ def test_it_has_the_attributes_and_the_signature_of_the_network() -> None:
     found = model(inputs, mask=torch.ones(6))
     assert torch.equal(model(inputs=inputs), found)
     assert not torch.equal(twin(inputs), found)
+
+
+def test_a_tool_may_set_a_forward_and_look_at_that_of_the_class() -> None:
+    model, x = converted(), drawn()
+    assert list(inspect.signature(type(model).forward).parameters) == ["self", "args", "kwargs"]
+    assert inspect.signature(model.forward) == inspect.signature(model.network.forward)
+    expected = model.eval()(x)
+    original = model.forward
+    model.forward = lambda *args: 2 * original(*args)  # type: ignore[method-assign,assignment]
+    torch.testing.assert_close(model(x), 2 * expected)
+
+
+def test_training_that_nothing_tunes_warns_once() -> None:
+    def train(model: SelfTuningModel) -> None:
+        for _ in range(2 * UNTUNED_CALLS):
+            model.train()(drawn())
+
+    with pytest.warns(UserWarning, match="called 50 times in training, and nothing tunes its hyperparameters") as told:
+        train(converted())
+    assert len(told) == 1
+    train(convert(network(), SPACE, start=START, dropout=DROPOUT, tuned=False))
+    with torch.no_grad():
+        train(converted())
+    taken_up = converted()
+    SelfTuner(taken_up, torch.optim.SGD(taken_up.parameters(), lr=0.1), algorithm="fixed")
+    train(taken_up)
+
+
+def test_calls_of_the_users_own_class_are_those_of_the_network() -> None:
+    model, x = converted(), drawn()
+    expected = model.eval()(x)
+    with pytest.raises(RuntimeError, match="has no hyperparameter sample"):
+        model.network(x)
+    own = model.in_own_class()
+    assert type(own) is nn.Sequential
+    torch.testing.assert_close(own.eval()(x), expected)
+    for module in (model, own.train()):
+        torch.manual_seed(3)
+        outputs = module.train()(x)
+        assert not torch.equal(outputs, expected)
+    torch.manual_seed(3)
+    torch.testing.assert_close(model(x), outputs)
+    assert SelfTuningModel.of_own_class(own) is model
+    assert SelfTuningModel.of_own_class(network()) is None
+    torch.testing.assert_close(model.eval().to_plain()(x), expected)
+    assert "forward" not in vars(model.to_plain())

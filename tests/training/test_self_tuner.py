@@ -133,6 +133,43 @@ def test_the_same_steps_as_in_the_built_in_loop_bit_for_bit(algorithm: str, told
     assert (tuner.net.hyperparameters() == start) == (algorithm == "fixed")
 
 
+# A loop of somebody else's --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", list(RULES))
+def test_backward_and_step_may_be_another_loops(algorithm: str) -> None:
+    mine, other = (tuner_of(algorithm, hyper_lr=0.05, steps=40) for _ in range(2))
+    optimizer = other._stepper.optimizers["base"]
+    loss, (xv, yv) = loss_of(other.net), batches(1, seed=1)[0]
+    expected = loss_of(mine.net)
+    for step, (x, y) in enumerate(batches(20)):
+        torch.manual_seed(step)
+        mine.train_step(expected, x, y)
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        with other.net.using(other.training_sample()):
+            loss(x, y).backward()
+        other.before_step(loss, x, y)
+        optimizer.step()
+        other.after_step(loss, x, y)
+        assert other.hyper_step_due == (algorithm != "fixed" and step % 5 == 4)
+        if other.hyper_step_due:
+            for tuner, closure in ((mine, expected), (other, loss)):
+                torch.manual_seed(step)
+                tuner.hyper_step(closure, xv, yv)
+            assert all(parameter.grad is None for parameter in other.net.hyper.parameters())
+    found, wanted = other.net.state_dict(), mine.net.state_dict()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    assert other.steps_done == mine.steps_done == 20
+
+
+def test_a_rule_that_steps_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RULES["stn"], "trains", None)
+    tuner, (x, y) = tuner_of("stn"), batches(1)[0]
+    with pytest.raises(ValueError, match="algorithm='stn' does its training step itself, and another loop cannot"):
+        tuner.before_step(loss_of(tuner.net), x, y)
+
+
 # What a loop has beside the two calls ---------------------------------------------------------------------------------
 
 

@@ -53,6 +53,22 @@ class UnitDropout(nn.Module):
         mask = noise.lt(keep).to(dtype).div_(keep).to(inputs.dtype)
         return _masked_dual(inputs, mask) if self.slot.sample.linearise else inputs * mask
 
+    @property
+    def p(self) -> float:
+        """The rate, for a model that reads it off the module and drops by itself, as fused attention does.
+
+        Raises:
+            ValueError: Each example has a rate of its own.
+        """
+        rates = self.slot.sample[self.rate]
+        if len(rates) > 1:
+            raise ValueError(
+                "the model reads the rate `p` of a dropout module, as fused attention does, but each example has its "
+                f"own {self.rate!r}: name it in SearchSpace(..., per_batch=[{self.rate!r}]), leave the module out of "
+                "dropout=, or use algorithm='auto', which draws nothing"
+            )
+        return min(float(rates), MAX_RATE)
+
     def mask_shape(self, inputs: Tensor) -> tuple[int, ...]:
         """One draw for each unit."""
         return tuple(inputs.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +23,42 @@ from tune_stn.nn.rows import count_rows
 from tune_stn.nn.slot import Slot
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Constants, Tunable
+
+# Calls in training, after which a network that no `SelfTuner` has taken up warns of it.
+UNTUNED_CALLS = 50
+
+
+class _Forward:
+    """`forward` of a network, with the signature of the user's own.
+
+    It is no property: tools set a forward of their own on an instance (autocast of accelerate), and look at the one of
+    the class (transformers).
+    """
+
+    def __get__(self, net: SelfTuningModel | None, owner: type | None = None) -> Callable[..., Any]:
+        if net is None:
+            return SelfTuningModel.call
+
+        @functools.wraps(net.network.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return net.call(*args, **kwargs)
+
+        return forward
+
+
+class _OwnClass:
+    """`forward` of the user's converted network, where that is called in the place of the self-tuning one."""
+
+    def __init__(self, net: SelfTuningModel) -> None:
+        self.net = net
+        functools.update_wrapper(self, net.network.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        network = self.net.network
+        if isinstance(self.net.slot.current, Sample):
+            return type(network).forward(network, *args, **kwargs)
+        self.net.training = network.training
+        return self.net.call(*args, **kwargs)
 
 
 class SelfTuningModel(nn.Module):
@@ -41,6 +78,8 @@ class SelfTuningModel(nn.Module):
         shrink: what the response input of STN is divided by.
         draws: whether a call in training mode, outside `using`, draws a sample for its batch, or is at the mean: at
             first, where the response is that of STN.
+        tuned_by: what tunes the hyperparameters in a loop of one's own: the name of the algorithm of its `SelfTuner`,
+            "" before there is one.
     """
 
     def __init__(
@@ -73,24 +112,22 @@ class SelfTuningModel(nn.Module):
         self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
         self.register_state_dict_post_hook(_add_advice)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_leave_advice_out)  # type: ignore[no-untyped-call]
+        self.tuned_by = ""
+        self._untuned_calls = 0
 
-    @property
-    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
-        """The forward pass, with the signature of the user's own."""
+    forward = _Forward()
 
-        @functools.wraps(self.network.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            current = self.slot.current
-            if isinstance(current, Sample):
-                return self.network(*args, **kwargs)
-            sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
-            if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
-                self._check_batch_axes(args, kwargs)
-            network = first_order(self.network) if sample.linearise else self.network
-            with self.using(sample):
-                return network(*args, **kwargs)
-
-        return forward
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass: that of the user's network, at the sample of `using`, or at one of its own."""
+        current = self.slot.current
+        if isinstance(current, Sample):
+            return self.network(*args, **kwargs)
+        sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
+        if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
+            self._check_batch_axes(args, kwargs)
+        network = first_order(self.network) if sample.linearise else self.network
+        with self.using(sample):
+            return network(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -128,8 +165,24 @@ class SelfTuningModel(nn.Module):
         with a decoder, the two no longer share it, since the embedding alone responds.
         """
         twin = copy.deepcopy(self)
+        vars(twin.network).pop("forward", None)  # of `in_own_class`
         plain = replace_everywhere(twin.network, plain_modules(twin.eval().network, twin.mean_sample()))
         return plain.train(self.training)
+
+    def in_own_class(self) -> nn.Module:
+        """The converted network, of the user's class, for a library that wants one of its own: a Lightning module, say.
+
+        A call of it is a call of this network. Its methods must call it as a whole, `self(x)`, and not a part of it.
+        The hyperparameters are not among its parameters.
+        """
+        vars(self.network)["forward"] = _OwnClass(self)
+        return self.network
+
+    @staticmethod
+    def of_own_class(module: nn.Module) -> SelfTuningModel | None:
+        """The self-tuning network whose `in_own_class` a module is; None if it is of no one."""
+        forward = vars(module).get("forward")
+        return forward.net if isinstance(forward, _OwnClass) else None
 
     def _check_batch_axes(self, args: Any, kwargs: Any) -> None:
         """Refuse, once, layers that would take something else for the examples.
@@ -158,9 +211,23 @@ class SelfTuningModel(nn.Module):
 
     def _own_sample(self, args: Any, kwargs: Any) -> Sample:
         """What a call reads that nobody gave a sample: in training a draw, or the network does not learn to respond."""
+        if self.training and not self.tuned_by and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._count_untuned_call()
         if self.training and self.draws:
             return self.perturbed_sample(examples(args, kwargs))
         return self.mean_sample()
+
+    def _count_untuned_call(self) -> None:
+        """Warn, once, that a loop trains the network and nothing tunes its hyperparameters."""
+        self._untuned_calls += 1
+        if self._untuned_calls == UNTUNED_CALLS and isinstance(self.hyper, Tunable):
+            warnings.warn(
+                f"the self-tuning network was called {UNTUNED_CALLS} times in training, and nothing tunes its "
+                "hyperparameters: train it with SelfTuner(net, optimizer); in Lightning, with the callback of "
+                "tune_stn.integrations.lightning; in Hugging Face's Trainer, with that of "
+                "tune_stn.integrations.transformers. To hold them, give self_tuning(..., tuned=False)",
+                stacklevel=2,
+            )
 
     def mean_sample(self, *, keep_graph: bool = False) -> Sample:
         """Everybody at the mean hyperparameters: one row, so that responses merge into plain layers.

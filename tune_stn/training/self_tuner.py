@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
@@ -117,6 +118,7 @@ class SelfTuner:
         )
         # So a call of the network between the steps is at what the rule trains with.
         net.draws = rule.response is not None and not rule.centred
+        net.tuned_by = algorithm
 
     def train_step(self, closure: Callable[..., Tensor], *tensors: Any) -> Tensor:
         """Step the weights on a training batch; gradients are set, not added to what is there.
@@ -173,6 +175,58 @@ class SelfTuner:
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
                 "network that self_tuning returned, outside of torch.no_grad() and without detaching its outputs"
             )
+        for parameter in hyper.parameters():
+            parameter.grad = None  # or a loop that clips all of the network's gradients would count it
+
+    @property
+    def hyper_step_due(self) -> bool:
+        """Whether a hyper-step is to come now: after every `train_steps` training steps, if the rule has one to do."""
+        on_time = self.steps_done > 0 and self.steps_done % self._rule.training.train_steps == 0
+        return self._rule.tunes and on_time and self._rule.due
+
+    # A loop of somebody else's, which does backward and step itself ---------------------------------------------------
+
+    def training_sample(self) -> Sample | Draw:
+        """What the rule trains the weights with, for one batch: `with net.using(tuner.training_sample()):` around it.
+
+        Example:
+            >>> with net.using(tuner.training_sample()):
+            ...     F.cross_entropy(net(x), y).backward()
+            >>> tuner.before_step(lambda: F.cross_entropy(net(x), y))
+            >>> optimizer.step()
+            >>> tuner.after_step(lambda: F.cross_entropy(net(x), y))
+        """
+        return self.net.perturbed_draw() if self.net.draws else self.net.hyper.constant_sample()
+
+    def before_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
+        """Before the optimizer steps on gradients that another loop has made; with `after_step`, a `train_step`.
+
+        Gradients of parameters that this step does not move are dropped.
+
+        Args:
+            closure: Calls the network and returns the loss, as the one of `train_step`.
+            tensors: What it takes, as in `train_step`.
+
+        Raises:
+            ValueError: The rule cannot be run by another loop.
+        """
+        if self._rule.trains is None:
+            raise ValueError(
+                f"algorithm={self._rule.name!r} does its training step itself, and another loop cannot: call "
+                "train_step, or say in the rule what it `trains`"
+            )
+        self._rule.before_step(Closure(closure, tensors))
+        self._stepper.drop_others(*self._rule.trains)
+
+    def after_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
+        """After the optimizer has stepped: what else the rule does with the batch, a step of its response, say.
+
+        Args:
+            closure: Calls the network and returns the loss, as the one of `train_step`.
+            tensors: What it takes, as in `train_step`.
+        """
+        self._rule.after_step(Closure(closure, tensors))
+        self.steps_done += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside those of the network and its optimizer: tensors and plain values only."""

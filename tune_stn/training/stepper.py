@@ -94,14 +94,19 @@ class Stepper:
 
     def step(self, *names: str) -> None:
         """Step the optimizers of some groups down the gradients that `backward` has set."""
-        optimizers = list(dict.fromkeys(self.optimizers[name] for name in names))
-        if self.groups is not None:
-            stepped = {id(p) for p in self.parameters(*names)}
-            for p in (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]):
-                if id(p) not in stepped:
-                    p.grad = None  # so an optimizer leaves it alone
-        for optimizer in optimizers:
+        self.drop_others(*names)
+        for optimizer in dict.fromkeys(self.optimizers[name] for name in names):
             optimizer.step()
+
+    def drop_others(self, *names: str) -> None:
+        """Drop the gradients of parameters of these groups' optimizers that are not in the groups."""
+        if self.groups is None:
+            return
+        optimizers = dict.fromkeys(self.optimizers[name] for name in names)
+        stepped = {id(p) for p in self.parameters(*names)}
+        for p in (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]):
+            if id(p) not in stepped:
+                p.grad = None  # so an optimizer leaves it alone
 
     def record(self) -> None:
         """From now on replay backward passes, losses included, as CUDA graphs, where no state is carried."""

@@ -25,6 +25,7 @@ class DeltaSTN(Rule):
     centred = True
     response: ClassVar[ResponseSize | None] = 8
     why = "as good as a full response in experiments/response_size.py and cheaper; gates alone did worse"
+    trains = ("base",)
 
     def base_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda, w_0), in parts of the batch: that of a plain network."""
@@ -58,9 +59,13 @@ class DeltaSTN(Rule):
         """A step of w_0, then one of Theta on the same batch."""
         with self.meter.step("train"):
             loss = self.base_step(batch)
+        self.after_step(batch)
+        return loss
+
+    def after_step(self, batch: AnyBatch) -> None:
+        """The step of Theta."""
         with self.meter.step("response"):
             self.response_step(batch)
-        return loss
 
     def validation_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """F(lambda + eps, w_0 + Theta eps) - tau H, in parts of the batch; at eps = 0 if sigma is fixed.

@@ -19,6 +19,7 @@ class Fixed(Rule):
     centred = False
     response: ClassVar[ResponseSize | None] = None
     why = ""
+    trains: ClassVar[tuple[str, ...] | None] = ("base",)
 
     def losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda, w), in parts of the batch."""

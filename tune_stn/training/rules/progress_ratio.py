@@ -69,17 +69,25 @@ class ProgressRatio(Fixed):
 
     def train_step(self, batch: AnyBatch) -> Tensor:
         """w <- w - alpha d/dw f(lambda, w), the step of a plain network; and the averages follow."""
+        self.before_step(batch)
+        loss = super().train_step(batch)
+        self.after_step(batch)
+        return loss
+
+    def before_step(self, batch: AnyBatch) -> None:
+        """The training loss in the beginning."""
         if self.first is None:
             with torch.no_grad():
                 self.first = float(self.clean(batch.unread()))
-        loss = super().train_step(batch)
+
+    def after_step(self, batch: AnyBatch) -> None:
+        """The averages of the weights follow."""
         weights = [weight.detach() for weight in self.stepper.parameters("base")]
         torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
         torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
         self.batch = batch
         self.done += 1
         self.since += 1
-        return loss
 
     @property
     def due(self) -> bool:

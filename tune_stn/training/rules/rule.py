@@ -63,6 +63,8 @@ class Rule(Protocol):
         centred: Whether responses see the offset from the mean instead of the raw coordinate.
         response: The default response size; None for a plain network.
         why: Why it is that size, as a user may be told.
+        trains: The groups that a step on the training loss moves, where that step may also be the one of another loop,
+            which calls `before_step` and `after_step` around it; None where it may not.
     """
 
     name: ClassVar[str]
@@ -70,6 +72,7 @@ class Rule(Protocol):
     centred: ClassVar[bool]
     response: ClassVar[ResponseSize | None]
     why: ClassVar[str]
+    trains: ClassVar[tuple[str, ...] | None] = None
 
     model: SelfTuningModel
     training_loss: Objective
@@ -91,6 +94,12 @@ class Rule(Protocol):
     def train_step(self, batch: AnyBatch) -> Tensor:
         """Step the weights on a batch of the training split; gives the training loss, detached."""
         ...
+
+    def before_step(self, batch: AnyBatch) -> None:
+        """What `train_step` does before the weights move on this batch."""
+
+    def after_step(self, batch: AnyBatch) -> None:
+        """What `train_step` does once the weights have moved on this batch."""
 
     @property
     def due(self) -> bool:

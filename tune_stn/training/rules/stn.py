@@ -23,6 +23,7 @@ class STN(Rule):
     centred = False
     response: ClassVar[ResponseSize | None] = "gate"
     why = "as good as a full response in experiments/response_size.py, at half the cost"
+    trains = ("base", "response")
 
     def training_losses(self, batch: AnyBatch) -> Iterator[Tensor]:
         """f(lambda + eps, w_phi(lambda + eps)), in parts of the batch."""
