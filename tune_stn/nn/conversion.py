@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from tune_stn.nn import numbers
 from tune_stn.nn.norm import ResponseNorm
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.plain import MEMORY, remember
@@ -24,8 +25,8 @@ class Conversion:
 
     Attributes:
         responding: path -> response size in words.
-        bound: path of a module that drops activations, or `path (weights)` of one whose weights are dropped, -> the
-            hyperparameter that is the rate.
+        bound: path of a module that drops activations, or of a number that is a rate, or `path (weights)` of a module
+            whose weights are dropped, -> the hyperparameter that is the rate.
         plain: path of a module with parameters that was left as it was -> why.
     """
 
@@ -93,7 +94,10 @@ class Converter:
                 inside_replaced |= inner
             elif isinstance(module, nn.MultiheadAttention):
                 inside_opaque |= inner
-        self.dropout.check_all_matched("dropout module", (p for p, m in modules.items() if drops_activations(m)))
+        self.bind_numbers({path: m for path, m in modules.items() if id(m) not in inside_replaced})
+        self.dropout.check_all_matched(
+            "dropout module", (p for p, m in modules.items() if drops_activations(m)), hint=without_a_module(modules)
+        )
         self.weight_dropout.check_all_matched(
             "layer whose weights can be dropped", (p for p, m in modules.items() if drops_weights(m))
         )
@@ -114,6 +118,7 @@ class Converter:
             if not rate:
                 return None
             dropout = DROPOUTS[kind].in_place_of(module, rate, self.slot)
+            dropout.path = path or "the model itself"
             remember(dropout, module)
             return dropout
         if not list(module.parameters(recurse=False)):
@@ -135,6 +140,22 @@ class Converter:
         if weight_rate:
             new.weight_rate = weight_rate
         return new
+
+    def bind_numbers(self, modules: Mapping[str, nn.Module]) -> None:
+        """Have the numbers that `dropout` names follow the sample, in modules that stay.
+
+        A path names any number; a pattern only one that is a rate by its name, or `"*"` would mean each `eps` too.
+        """
+        for path, module in modules.items():
+            if drops_activations(module):
+                continue
+            for name in list(numbers.candidates(module)):
+                place = f"{path}.{name}" if path else name
+                if not (place in self.dropout.entries or numbers.looks_like_a_rate(module, name)):
+                    continue
+                if rate := self.dropout.match(place):
+                    numbers.bind(module, name, numbers.SharedRate(place, rate, self.slot))
+                    self.conversion.bound[place] = rate
 
     def check_batch_axis(self, path: str, module: nn.Module) -> None:
         """Refuse torch's transformer blocks in their sequence-first form, if examples are to have their own responses.
@@ -183,6 +204,21 @@ class Converter:
         if has_hooks(module):
             return "has hooks, which a replacement would lose: register them after the conversion"
         return RESPONSES[kind].why_not(module) if kind in RESPONSES else None
+
+
+def without_a_module(modules: Mapping[str, nn.Module]) -> str:
+    """How to tune a dropout that is no module of a known class."""
+    found = [
+        f"{path}.{name}" if path else name
+        for path, module in modules.items()
+        if not drops_activations(module)
+        for name in numbers.candidates(module)
+        if numbers.looks_like_a_rate(module, name) or name in ("p", "rate")
+    ]
+    return (
+        ". A functional dropout, or one of a class of its own, is tuned by the path of the number that it reads"
+        + (f": {', '.join(found)}" if found else ", self.p say; or use an nn.Dropout")
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tune_stn.nn.modules import branch_mask_shape, locked_mask_shape
+from tune_stn.nn.numbers import MAX_RATE, SharedRate
 from tune_stn.nn.slot import Slot, check_rows
-
-# Above it, the few units kept are scaled up so far that training diverges before the gradient can turn back.
-MAX_RATE = 0.95
 
 
 class UnitDropout(nn.Module):
     """Bernoulli dropout of every unit with its own example's rate, kept units divided by `1 - rate`.
 
     Identity in eval mode. Inputs of any shape `(batch, ...)`; draws come from torch's global generator.
+
+    Attributes:
+        number: The name that the replaced module has for its rate.
+        path: Where the module is in its network, for messages.
     """
 
     batch_axis = 0
+    number = "p"
+    path = "dropout"
 
     def __init__(self, rate: str, slot: Slot) -> None:
         super().__init__()
@@ -38,6 +42,15 @@ class UnitDropout(nn.Module):
     def in_place_of(cls, base: nn.Module, rate: str, slot: Slot) -> Self:
         """The one that replaces `base`, in the same mode."""
         return cls(rate, slot).train(base.training)
+
+    @property
+    def p(self) -> float:
+        """The rate as one number, for attention code that hands it to a fused kernel.
+
+        Raises:
+            ValueError: Each example has a rate of its own.
+        """
+        return SharedRate(f"{self.path}.{self.number}", self.rate, self.slot)()
 
     def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
         """Whatever else the replaced module was given is of no use here (the AWD-LSTM code gives it the rate)."""

@@ -49,9 +49,12 @@ def self_tuning(
         model: any network whose layers take `(batch, ...)`.
         space: the hyperparameters.
         start: start value of each hyperparameter.
-        dropout: path of a dropout module, or of a layer with a dropout of its own, or a pattern such as
-            `"encoder.*"`, -> hyperparameter that is its rate. The first matching entry counts. Dropout modules that
-            match none keep their own fixed rate.
+        dropout: path of a dropout module, or of a layer with a dropout of its own, or of a number that the model's
+            code reads (`"block.p"` for `F.dropout(x, self.p)`), or a pattern such as `"encoder.*"`, -> hyperparameter
+            that is its rate. The first matching entry counts; of numbers, patterns mean those with "drop" in their
+            name. What matches none keeps its own fixed rate. A rate that code reads as a number, `self.drop.p`
+            included, is one for the batch: it follows a rule without response (auto), or one that `space.per_batch`
+            names.
         weight_dropout: path or pattern of a layer -> hyperparameter at whose rate its weights are dropped
             (DropConnect; whole rows of an embedding). The batch shares the weights, so `space.per_batch` must name it.
         response: size of the responses: "full", a rank, "gate" or None (no response), or a mapping from path or
