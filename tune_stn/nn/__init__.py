@@ -4,7 +4,14 @@ from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.nn.conv import ResponseConv
 from tune_stn.nn.conv_transpose import ResponseConvTranspose
 from tune_stn.nn.conversion import Conversion
-from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
+from tune_stn.nn.dropout import (
+    AlphaDropout,
+    BranchDropout,
+    ChannelAlphaDropout,
+    ChannelDropout,
+    SequenceDropout,
+    UnitDropout,
+)
 from tune_stn.nn.embedding import ResponseEmbedding
 from tune_stn.nn.linear import ResponseLinear
 from tune_stn.nn.lstm import ResponseLSTM
@@ -24,7 +31,9 @@ from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.nn.slot import Slot
 
 __all__ = [
+    "AlphaDropout",
     "BranchDropout",
+    "ChannelAlphaDropout",
     "ChannelDropout",
     "Conversion",
     "LockedDropout",

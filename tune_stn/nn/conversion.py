@@ -13,7 +13,7 @@ from tune_stn.nn import numbers
 from tune_stn.nn.norm import ResponseNorm
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.plain import MEMORY, remember
-from tune_stn.nn.registry import DROPOUTS, RESPONSES, drops_activations, drops_weights
+from tune_stn.nn.registry import RESPONSES, dropout_form, drops_activations, drops_weights
 from tune_stn.nn.response import ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot
 from tune_stn.space.search_space import SearchSpace
@@ -114,10 +114,10 @@ class Converter:
             raise ValueError(f"{path!r} cannot be replaced by one that reads {rate or weight_rate!r}: {stays}")
         bound = {path: rate, f"{path} (weights)": weight_rate}
         self.conversion.bound.update({place: name for place, name in bound.items() if name})
-        if kind in DROPOUTS:
+        if form := dropout_form(module):
             if not rate:
                 return None
-            dropout = DROPOUTS[kind].in_place_of(module, rate, self.slot)
+            dropout = form.in_place_of(module, rate, self.slot)
             dropout.path = path or "the model itself"
             remember(dropout, module)
             return dropout
@@ -197,7 +197,7 @@ class Converter:
         kind = type(module)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             return "not initialised: run a batch through the model before its conversion"
-        if kind not in RESPONSES and kind not in DROPOUTS:
+        if kind not in RESPONSES and not dropout_form(module):
             return f"no response layer for {kind.__name__}"
         if inside_opaque and kind in RESPONSES:
             return "its parent reads the parameters directly"
@@ -215,9 +215,8 @@ def without_a_module(modules: Mapping[str, nn.Module]) -> str:
         for name in numbers.candidates(module)
         if numbers.looks_like_a_rate(module, name) or name in ("p", "rate")
     ]
-    return (
-        ". A functional dropout, or one of a class of its own, is tuned by the path of the number that it reads"
-        + (f": {', '.join(found)}" if found else ", self.p say; or use an nn.Dropout")
+    return ". A functional dropout, or one of a class of its own, is tuned by the path of the number that it reads" + (
+        f": {', '.join(found)}" if found else ", self.p say; or use an nn.Dropout"
     )
 
 

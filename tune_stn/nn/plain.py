@@ -26,8 +26,8 @@ def remember(new: nn.Module, base: nn.Module) -> None:
 def plain_modules(network: nn.Module, sample: Sample) -> dict[int, nn.Module]:
     """For each module of a converted network that replaced one, by its id, the one that it replaced.
 
-    The latter has its trained parameters, merged with its response at the sample, its buffers and its tuned rate. Modules
-    that were left where they are, with numbers that followed the sample, are of the user's class again.
+    The latter has its trained parameters, merged with its response at the sample, its buffers and its tuned rate.
+    Modules that stayed, with numbers that followed the sample, are of the user's class again.
 
     Args:
         network: The converted network, in evaluation mode, which is of no more use afterwards.

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.nn.conv import ResponseConv
 from tune_stn.nn.conv_transpose import ResponseConvTranspose
-from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
+from tune_stn.nn.dropout import (
+    AlphaDropout,
+    BranchDropout,
+    ChannelAlphaDropout,
+    ChannelDropout,
+    SequenceDropout,
+    UnitDropout,
+)
 from tune_stn.nn.embedding import ResponseEmbedding
 from tune_stn.nn.linear import ResponseLinear
 from tune_stn.nn.lstm import ResponseLSTM
@@ -45,9 +54,35 @@ DROPOUTS: dict[type[nn.Module], type[UnitDropout]] = {
     nn.Dropout1d: ChannelDropout,
     nn.Dropout2d: ChannelDropout,
     nn.Dropout3d: ChannelDropout,
+    nn.AlphaDropout: AlphaDropout,
+    nn.FeatureAlphaDropout: ChannelAlphaDropout,
     LockedDropout: SequenceDropout,
     StochasticDepth: BranchDropout,
 }
+
+
+def is_drop_path(module: nn.Module) -> bool:
+    """Whether it is a DropPath or a StochasticDepth of timm, torchvision, transformers, or after their pattern."""
+    name, attributes = type(module).__name__, vars(module)
+    by_path = name.endswith("DropPath") and "drop_prob" in attributes
+    return by_path or (name == "StochasticDepth" and "p" in attributes and attributes.get("mode") in ("row", "batch"))
+
+
+# Dropouts of packages that need not be installed: what they are known by, and what replaces them.
+DROPOUTS_BY_LOOK: list[tuple[Callable[[nn.Module], bool], type[UnitDropout]]] = [(is_drop_path, BranchDropout)]
+
+
+def dropout_form(module: nn.Module) -> type[UnitDropout] | None:
+    """What replaces a dropout module that is to read its rate; None of any other module.
+
+    A class stands for those derived from it that leave its `forward` as it is.
+    """
+    for kind in type(module).__mro__:
+        if kind in DROPOUTS and type(module).forward is kind.forward:
+            return DROPOUTS[kind]
+    return next((form for looks_right, form in DROPOUTS_BY_LOOK if looks_right(module)), None)
+
+
 # Response layers that drop weights (`Responding.weight_mask`).
 WEIGHT_DROPOUTS: set[type[Responding]] = {
     ResponseLinear,
@@ -60,7 +95,7 @@ WEIGHT_DROPOUTS: set[type[Responding]] = {
 
 def drops_activations(module: nn.Module) -> bool:
     """Whether `dropout` of `self_tuning` can bind the module."""
-    return type(module) in DROPOUTS or hasattr(RESPONSES.get(type(module)), "dropout_rate")
+    return dropout_form(module) is not None or hasattr(RESPONSES.get(type(module)), "dropout_rate")
 
 
 def drops_weights(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.probe import batch_axis, without_batch_axis
-from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS
+from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.space.tunable import Constants, Tunable
@@ -138,13 +138,13 @@ def _without_batch_axis(
         return {}
 
     def axis_of(module: nn.Module) -> int | None:
-        if type(module) not in RESPONSES and type(module) not in DROPOUTS:
+        if type(module) not in RESPONSES and not dropout_form(module):
             return None
         return batch_axis(module)
 
     found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, axis_of)
     for path, reason in found.items():
-        rate = dropouts.match(path) if type(model.get_submodule(path)) in DROPOUTS else None
+        rate = dropouts.match(path) if dropout_form(model.get_submodule(path)) else None
         if rate in per_example:
             raise ValueError(
                 f"the dropout {path!r} reads {rate!r}, which is drawn for each example, but {reason}: name the "

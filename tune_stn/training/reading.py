@@ -1,7 +1,7 @@
 """What a training step reads and what an evaluation draws, by observation, before a run.
 
-A hyperparameter that nothing reads cannot be tuned. A dropout that goes on in evaluation makes each validation loss, and
-each decision by it, a matter of chance.
+A hyperparameter that nothing reads cannot be tuned. A dropout that goes on in evaluation makes each validation loss,
+and each decision by it, a matter of chance.
 """
 
 from __future__ import annotations
