@@ -13,7 +13,7 @@ from tune_stn.nn.dropout import (
     UnitDropout,
 )
 from tune_stn.nn.embedding import ResponseEmbedding
-from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.linear import ResponseLinear, ResponseTransposedLinear
 from tune_stn.nn.lstm import ResponseLSTM
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.modules import LockedDropout, StochasticDepth
@@ -24,6 +24,7 @@ from tune_stn.nn.norm import (
     ResponseGroupNorm,
     ResponseLayerNorm,
     ResponseNorm,
+    ResponseRMSNorm,
 )
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.response import Responding, ResponseLayer, ResponseSize
@@ -51,7 +52,9 @@ __all__ = [
     "ResponseLinear",
     "ResponseMultiheadAttention",
     "ResponseNorm",
+    "ResponseRMSNorm",
     "ResponseSize",
+    "ResponseTransposedLinear",
     "SelfTuningModel",
     "SequenceDropout",
     "Slot",

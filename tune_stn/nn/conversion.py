@@ -13,7 +13,7 @@ from tune_stn.nn import numbers
 from tune_stn.nn.norm import ResponseNorm
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.plain import MEMORY, remember
-from tune_stn.nn.registry import RESPONSES, dropout_form, drops_activations, drops_weights
+from tune_stn.nn.registry import dropout_form, drops_activations, drops_weights, response_form
 from tune_stn.nn.response import ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot
 from tune_stn.space.search_space import SearchSpace
@@ -130,7 +130,9 @@ class Converter:
             # A fused LSTM has no tangents, so one that another layer's response reaches is replaced all the same.
             if not (rate or weight_rate or (kind is nn.LSTM and not stays and self.sizes.entries != {"*": None})):
                 return None
-        new = RESPONSES[kind](module, len(self.space), None if plain else size, self.slot, self.generator)
+        responding = response_form(module)
+        assert responding is not None
+        new = responding(module, len(self.space), None if plain else size, self.slot, self.generator)
         remember(new, module)
         if not plain:
             words = size_in_words(new.size)
@@ -178,7 +180,8 @@ class Converter:
             return "no response asked for"
         if reason := stays or self.without_batch_axis.get(path):
             return reason
-        if issubclass(RESPONSES[type(module)], ResponseNorm) and not self.norms:
+        form = response_form(module)
+        if form is not None and issubclass(form, ResponseNorm) and not self.norms:
             return "norms=False: its affine part stays plain"
         for name, weight in module.named_parameters(recurse=False):
             if "bias" in name:
@@ -197,13 +200,14 @@ class Converter:
         kind = type(module)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             return "not initialised: run a batch through the model before its conversion"
-        if kind not in RESPONSES and not dropout_form(module):
+        form = response_form(module)
+        if not form and not dropout_form(module):
             return f"no response layer for {kind.__name__}"
-        if inside_opaque and kind in RESPONSES:
+        if inside_opaque and form:
             return "its parent reads the parameters directly"
         if has_hooks(module):
             return "has hooks, which a replacement would lose: register them after the conversion"
-        return RESPONSES[kind].why_not(module) if kind in RESPONSES else None
+        return form.why_not(module) if form else None
 
 
 def without_a_module(modules: Mapping[str, nn.Module]) -> str:

@@ -12,7 +12,7 @@ from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.probe import batch_axis, without_batch_axis
-from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form
+from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form, response_form
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.space.tunable import Constants, Tunable
@@ -138,7 +138,7 @@ def _without_batch_axis(
         return {}
 
     def axis_of(module: nn.Module) -> int | None:
-        if type(module) not in RESPONSES and not dropout_form(module):
+        if not response_form(module) and not dropout_form(module):
             return None
         return batch_axis(module)
 
