@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tune_stn.nn.conversion import Conversion, replace_everywhere
@@ -79,15 +80,22 @@ class SelfTuningModel(nn.Module):
         def forward(*args: Any, **kwargs: Any) -> Any:
             current = self.slot.current
             if isinstance(current, Sample):
-                return self.network(*args, **kwargs)
+                return self._called(current, args, kwargs)
             sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
             if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
                 self._check_batch_axes(args, kwargs)
-            network = first_order(self.network) if sample.linearise else self.network
+            called = functools.partial(self._called, sample)
             with self.using(sample):
-                return network(*args, **kwargs)
+                return (first_order(called) if sample.linearise else called)(args, kwargs)
 
         return forward
+
+    def _called(self, sample: Sample, args: Any, kwargs: Any) -> Any:
+        outputs = self.network(*args, **kwargs)
+        # Compiled code has its own way of running parts of it again.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.slot.replay(outputs, sample)
+        return outputs
 
     def __getattr__(self, name: str) -> Any:
         try:
