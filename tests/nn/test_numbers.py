@@ -140,6 +140,10 @@ def test_patterns_mean_numbers_that_are_rates_by_their_name() -> None:
     with pytest.raises(ValueError, match=r"matches no dropout module; there is none in this model\. A functional"):
         converted(Functional(), {"f*": "rate"})
     assert converted(Functional(), {"*": "rate"}).conversion.bound == {}
+    of_layers = Functional()
+    of_layers.layerdrop = 0.0  # type: ignore[assignment]
+    assert converted(of_layers, {"*": "rate"}).conversion.bound == {}
+    assert converted(of_layers, {"layerdrop": "rate"}).conversion.bound == {"layerdrop": "rate"}
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Converter:
         norms: bool,
         why: str,
         seed: int,
-        without_batch_axis: Mapping[str, str],
+        without_response: Mapping[str, str],
     ) -> None:
         self.space = space
         self.dropout = dropout
@@ -67,7 +67,7 @@ class Converter:
         self.sizes = sizes
         self.norms = norms
         self.why = why
-        self.without_batch_axis = without_batch_axis
+        self.without_response = without_response
         self.slot = Slot()
         self.conversion = Conversion()
         self.generator = torch.Generator().manual_seed(seed)
@@ -178,7 +178,7 @@ class Converter:
         """Why a module with parameters gets no response, or None if it gets one."""
         if size is None:
             return "no response asked for"
-        if reason := stays or self.without_batch_axis.get(path):
+        if reason := stays or self.without_response.get(path):
             return reason
         form = response_form(module)
         if form is not None and issubclass(form, ResponseNorm) and not self.norms:

@@ -44,8 +44,7 @@ class SharedRate:
             raise ValueError(
                 f"the model's own code reads {self.path!r} as one number, but {self.rate!r} has a value for each of "
                 f"{rates.shape[0]} examples: draw it per batch, SearchSpace(..., per_batch=[{self.rate!r}]); or have "
-                "the forward pass call an nn.Dropout module (attention of transformers does with "
-                "attn_implementation='eager'); or leave it out of dropout={...}, and it keeps its own rate"
+                "the forward pass call an nn.Dropout module; or leave it out of dropout, and it keeps its own rate"
             )
         return min(float(rates), MAX_RATE)
 
@@ -58,8 +57,8 @@ def candidates(module: nn.Module) -> Iterator[str]:
 
 
 def looks_like_a_rate(module: nn.Module, name: str) -> bool:
-    """Whether a pattern such as `"*"` means this number too: not `eps`, and not the number of a counter."""
-    return "drop" in name and isinstance(vars(module)[name], float)
+    """Whether a pattern such as `"*"` means this number too: not `eps`, no counter, no rate of whole layers."""
+    return "drop" in name and "layerdrop" not in name and isinstance(vars(module)[name], float)
 
 
 def bind(module: nn.Module, name: str, rate: SharedRate) -> None:

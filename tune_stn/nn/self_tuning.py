@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
-from tune_stn.nn.probe import batch_axis, without_batch_axis
+from tune_stn.nn.probe import batch_axis, read_directly, without_batch_axis
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form, response_form
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
@@ -71,9 +71,10 @@ def self_tuning(
             if all responses are gates. False is the form of the papers. With `centred` it has no effect.
         seed: seeds the response parameters alone; the base parameters are those of `model`.
         inputs: A batch as the model is called with, `model(*inputs)`, of any number of examples; on the model's device.
-            With it, two small batches go through the model, and layers whose first axis is not the batch (a table of
-            positions) get no response and are listed. Without it, the network looks for them when it is first trained,
-            and refuses to go on if there are any.
+            With it, small batches go through the model, and layers whose first axis is not the batch (a table of
+            positions), or whose weights are read by other code that does not call them, get no response and are
+            listed. Without it, the network looks for the former when it is first trained, and refuses to go on if there
+            are any.
 
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
@@ -110,7 +111,7 @@ def self_tuning(
         norms=norms,
         why=why,
         seed=seed,
-        without_batch_axis=_without_batch_axis(network, inputs, space, dropouts) if tuned else {},
+        without_response=_without_response(network, inputs, space, dropouts) if tuned else {},
     )
     network = converter.run(network)
     hyper = Tunable(space, start, scale=scale) if tuned else Constants(space, start)
@@ -128,21 +129,25 @@ def self_tuning(
     )
 
 
-def _without_batch_axis(
+def _without_response(
     model: nn.Module, inputs: Tensor | tuple[Any, ...] | None, space: SearchSpace, dropouts: Patterns[str]
 ) -> dict[str, str]:
-    """Layers that cannot have a response for each example, by path, with the reason."""
+    """Layers that cannot have a response, as a batch shows, by path, with the reason."""
     per_example = space.keys() - space.per_batch
     lazy = any(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
-    if inputs is None or lazy or not per_example:
+    if inputs is None or lazy:
         return {}
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    direct = read_directly(model, args, {}, lambda module: response_form(module) is not None)
+    if not per_example:
+        return direct
 
     def axis_of(module: nn.Module) -> int | None:
         if not response_form(module) and not dropout_form(module):
             return None
         return batch_axis(module)
 
-    found = without_batch_axis(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, axis_of)
+    found = without_batch_axis(model, args, {}, axis_of)
     for path, reason in found.items():
         rate = dropouts.match(path) if dropout_form(model.get_submodule(path)) else None
         if rate in per_example:
@@ -150,7 +155,7 @@ def _without_batch_axis(
                 f"the dropout {path!r} reads {rate!r}, which is drawn for each example, but {reason}: name the "
                 f"hyperparameter in SearchSpace(..., per_batch=[{rate!r}])"
             )
-    return found
+    return direct | found
 
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:
