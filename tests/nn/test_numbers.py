@@ -116,6 +116,14 @@ def test_one_number_cannot_be_the_rates_of_several_examples(model: nn.Module, dr
     net.eval()(torch.randn(6, 4))
 
 
+def test_a_cuda_graph_does_not_keep_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = converted(Functional(), {"p": "rate"})
+    for name in ("is_available", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    with net.using(at(0.3)), pytest.raises(RuntimeError, match="'p' as one number, which a CUDA graph would keep"):
+        _ = net.p
+
+
 def test_a_functional_dropout_follows_the_number_that_it_reads() -> None:
     plain = Functional()
     net = converted(plain, {"p": "rate"}, response=None)

@@ -149,3 +149,26 @@ def test_a_layer_whose_weight_other_code_reads_has_no_response_in_name_alone() -
         nn.init.normal_(parameter)
     x = torch.randn(5, 4)
     torch.testing.assert_close(net.eval().to_plain()(x), net(x))
+
+
+class TiedEmbeddings(nn.Module):
+    """As T5 has them: one table under three names, the first of which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.encoder, self.decoder = (nn.Embedding(11, 4) for _ in range(3))
+        self.encoder.weight = self.decoder.weight = self.shared.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs: Tensor = self.encoder(ids) * self.decoder(ids)
+        return outputs
+
+
+def test_of_tied_embeddings_one_that_is_called_responds() -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.9)})
+    net = self_tuning(TiedEmbeddings(), space, start={"rate": 0.1}, inputs=torch.randint(11, (5, 3)))
+    assert set(net.conversion.responding) == {"encoder"}
+    assert net.conversion.plain == {
+        "shared": "the model calls another module with the same weight in its place",
+        "decoder": "weight shared with shared, encoder",
+    }

@@ -190,7 +190,8 @@ class Converter:
                 return "frozen"
             holders = self.holders[id(weight)]
             # An embedding responds though a decoder shares its weight; the decoder does not.
-            first = next((holder for holder in holders.values() if type(holder) is nn.Embedding), None)
+            embeddings = (m for at, m in holders.items() if type(m) is nn.Embedding and at not in self.without_response)
+            first = next(embeddings, None)
             if len(holders) > 1 and module is not first:
                 return f"weight shared with {', '.join(other for other in holders if other != path)}"
         return None

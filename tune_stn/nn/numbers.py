@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tune_stn.nn.slot import Slot
@@ -38,8 +39,14 @@ class SharedRate:
 
         Raises:
             ValueError: Each example has its own.
+            RuntimeError: A CUDA graph is recorded, which would keep the number of its recording.
         """
         rates = self.slot.sample[self.rate]
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the model's own code reads {self.path!r} as one number, which a CUDA graph would keep as it is now: "
+                "train with cuda_graphs=False, or have the forward pass call an nn.Dropout module"
+            )
         if rates.shape[0] != 1:
             raise ValueError(
                 f"the model's own code reads {self.path!r} as one number, but {self.rate!r} has a value for each of "

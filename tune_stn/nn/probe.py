@@ -79,10 +79,12 @@ def without_batch_axis(
 
 
 @torch.no_grad()
-def read_directly(
+def without_call(
     network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], matters: Callable[[nn.Module], bool]
 ) -> dict[str, str]:
-    """Modules whose parameters are read by other code while they are never called, by path, with the reason.
+    """Modules that are never called though their parameters are used, by path, with the reason.
+
+    Other code reads these, or another module holds them too and is called.
 
     The network is called once in evaluation mode, on two examples, without torch's fused inference path for transformer
     layers, which reads the parameters of layers that are called in training.
@@ -120,8 +122,14 @@ def read_directly(
             module.__class__ = noting(type(module))
         stack.enter_context(evaluating(network))
         network(*few_args, **few_kwargs)
-    reason = "the model reads its parameters directly and does not call it"
-    return {path: reason for path, module in watched.items() if id(module) in read - called}
+    held = {id(p) for m in watched.values() if id(m) in called for p in m.parameters(recurse=False)}
+    found = {}
+    for path, module in watched.items():
+        if id(module) in read - called:
+            found[path] = "the model reads its parameters directly and does not call it"
+        elif id(module) not in called and any(id(p) in held for p in module.parameters(recurse=False)):
+            found[path] = "the model calls another module with the same weight in its place"
+    return found
 
 
 def batch_axis(module: nn.Module) -> int:

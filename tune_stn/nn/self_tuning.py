@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
-from tune_stn.nn.probe import batch_axis, read_directly, without_batch_axis
+from tune_stn.nn.probe import batch_axis, without_batch_axis, without_call
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form, response_form
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
@@ -138,9 +138,9 @@ def _without_response(
     if inputs is None or lazy:
         return {}
     args = inputs if isinstance(inputs, tuple) else (inputs,)
-    direct = read_directly(model, args, {}, lambda module: response_form(module) is not None)
+    uncalled = without_call(model, args, {}, lambda module: response_form(module) is not None)
     if not per_example:
-        return direct
+        return uncalled
 
     def axis_of(module: nn.Module) -> int | None:
         if not response_form(module) and not dropout_form(module):
@@ -155,7 +155,7 @@ def _without_response(
                 f"the dropout {path!r} reads {rate!r}, which is drawn for each example, but {reason}: name the "
                 f"hyperparameter in SearchSpace(..., per_batch=[{rate!r}])"
             )
-    return direct | found
+    return uncalled | found
 
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:
