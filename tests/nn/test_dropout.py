@@ -293,6 +293,6 @@ def test_a_model_may_read_the_rate_that_the_batch_shares() -> None:
             assert layer.p == pytest.approx(expected)
     with (
         layer.slot.using(Sample({"rate": torch.tensor([0.3, 0.4])})),
-        pytest.raises(ValueError, match=r"reads the rate `p` .* each example has its own 'rate': name it in"),
+        pytest.raises(ValueError, match=r"as one number, but 'rate' has a value for each of 2"),
     ):
         layer.p  # noqa: B018

@@ -34,6 +34,8 @@ FAMILIES = {
     "layer": Family(lambda: nn.LayerNorm(3), (3,)),
     "layer on sequences": Family(lambda: nn.LayerNorm(3, eps=0.1), (5, 3)),
     "layer of two axes": Family(lambda: nn.LayerNorm((2, 3)), (4, 2, 3)),
+    "root mean square": Family(lambda: nn.RMSNorm(3, eps=0.1), (5, 3)),
+    "root mean square of two axes": Family(lambda: nn.RMSNorm((2, 3)), (4, 2, 3)),
     "layer without bias": Family(lambda: nn.LayerNorm(3, bias=False), (5, 3)),
     "group": Family(lambda: nn.GroupNorm(2, 4), (4, 3)),
     "batch 1d": Family(lambda: nn.BatchNorm1d(3), (3,)),

@@ -123,3 +123,52 @@ def test_looking_changes_nothing() -> None:
     assert all(torch.equal(value, found[name]) for name, value in without.state_dict().items())
     with pytest.raises(ValueError, match="inputs: needs a tensor whose first axis is the batch"):
         self_tuning(model, SPACE, start=START, inputs=("x",))
+
+
+class Direct(nn.Module):
+    """One layer is called, of one the weight is read, of one both, and one is of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read, self.both, self.idle = (nn.Linear(4, 4) for _ in range(4))
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.called(x) @ self.read.weight.T
+        return self.encoder(self.both(x.to(self.both.weight.dtype))[:, None])[:, 0]
+
+
+def test_a_layer_whose_weight_other_code_reads_has_no_response_in_name_alone() -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.9)})
+    model = Direct()
+    net = self_tuning(model, space, start={"rate": 0.1}, inputs=torch.randn(5, 4), response="full", norms=True)
+    assert net.conversion.plain == {"read": "the model reads its parameters directly and does not call it"}
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    assert kinds == {path: type(module) for path, module in Direct().named_modules()}
+    for parameter in net.response_parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(net.eval().to_plain()(x), net(x))
+
+
+class TiedEmbeddings(nn.Module):
+    """As T5 has them: one table under three names, the first of which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.encoder, self.decoder = (nn.Embedding(11, 4) for _ in range(3))
+        self.encoder.weight = self.decoder.weight = self.shared.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs: Tensor = self.encoder(ids) * self.decoder(ids)
+        return outputs
+
+
+def test_of_tied_embeddings_one_that_is_called_responds() -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.9)})
+    net = self_tuning(TiedEmbeddings(), space, start={"rate": 0.1}, inputs=torch.randint(11, (5, 3)))
+    assert set(net.conversion.responding) == {"encoder"}
+    assert net.conversion.plain == {
+        "shared": "the model calls another module with the same weight in its place",
+        "decoder": "weight shared with shared, encoder",
+    }

@@ -16,7 +16,7 @@ from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
-from tune_stn.training.reading import check_read
+from tune_stn.training.reading import check_read, warn_of_draws
 from tune_stn.training.rules import RULES
 
 
@@ -82,7 +82,47 @@ def test_looking_leaves_no_trace(make_task: Any, network: str, algorithm: str) -
     splits, before, random = task.data(0), {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     batch = next(splits.train.batches(task.training.batch_size, torch.Generator()))
     for training in (True, False):
-        check_read(task, Forward(task, net.train(training)), batch)
+        for look in (check_read, warn_of_draws):
+            look(task, Forward(task, net.train(training)), batch)
         assert net.training == training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class AlwaysOn(nn.Module):
+    """The classic mistake: `training` is True by default."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.noise = nn.Linear(4, 4), AlwaysOn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.noise(self.fc(x))
+        return outputs
+
+
+class Root(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.fc = nn.Dropout(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(self.drop(x)), 0.1)
+
+
+def nested() -> nn.Module:
+    return nn.Sequential(nn.Dropout(), Block(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "drop", "where"), [(nested, "0", r"'1\.noise'"), (Root, "drop", "its own forward pass")]
+)
+@pytest.mark.parametrize("algorithm", ["fixed", "auto"])
+def test_dropout_in_evaluation_is_told(model: Any, drop: str, where: str, algorithm: str) -> None:
+    with pytest.warns(UserWarning, match=rf"draws at random in evaluation, in {where}: two evaluations of it differ"):
+        Trainer(task_of(model, dropout={drop: "rate"}), algorithm=algorithm)

@@ -4,9 +4,16 @@ from tune_stn.nn.attention import ResponseMultiheadAttention
 from tune_stn.nn.conv import ResponseConv
 from tune_stn.nn.conv_transpose import ResponseConvTranspose
 from tune_stn.nn.conversion import Conversion
-from tune_stn.nn.dropout import BranchDropout, ChannelDropout, SequenceDropout, UnitDropout
+from tune_stn.nn.dropout import (
+    AlphaDropout,
+    BranchDropout,
+    ChannelAlphaDropout,
+    ChannelDropout,
+    SequenceDropout,
+    UnitDropout,
+)
 from tune_stn.nn.embedding import ResponseEmbedding
-from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.linear import ResponseLinear, ResponseTransposedLinear
 from tune_stn.nn.lstm import ResponseLSTM
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.modules import LockedDropout, StochasticDepth
@@ -17,6 +24,7 @@ from tune_stn.nn.norm import (
     ResponseGroupNorm,
     ResponseLayerNorm,
     ResponseNorm,
+    ResponseRMSNorm,
 )
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.response import Responding, ResponseLayer, ResponseSize
@@ -24,7 +32,9 @@ from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.nn.slot import Slot
 
 __all__ = [
+    "AlphaDropout",
     "BranchDropout",
+    "ChannelAlphaDropout",
     "ChannelDropout",
     "Conversion",
     "LockedDropout",
@@ -42,7 +52,9 @@ __all__ = [
     "ResponseLinear",
     "ResponseMultiheadAttention",
     "ResponseNorm",
+    "ResponseRMSNorm",
     "ResponseSize",
+    "ResponseTransposedLinear",
     "SelfTuningModel",
     "SequenceDropout",
     "Slot",

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from tune_stn.nn import numbers
 from tune_stn.nn.norm import ResponseNorm
 from tune_stn.nn.patterns import Patterns
 from tune_stn.nn.plain import MEMORY, remember
-from tune_stn.nn.registry import DROPOUTS, RESPONSES, drops_activations, drops_weights
+from tune_stn.nn.registry import dropout_form, drops_activations, drops_weights, response_form
 from tune_stn.nn.response import ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot
 from tune_stn.space.search_space import SearchSpace
@@ -24,8 +25,8 @@ class Conversion:
 
     Attributes:
         responding: path -> response size in words.
-        bound: path of a module that drops activations, or `path (weights)` of one whose weights are dropped, -> the
-            hyperparameter that is the rate.
+        bound: path of a module that drops activations, or of a number that is a rate, or `path (weights)` of a module
+            whose weights are dropped, -> the hyperparameter that is the rate.
         plain: path of a module with parameters that was left as it was -> why.
     """
 
@@ -58,7 +59,7 @@ class Converter:
         norms: bool,
         why: str,
         seed: int,
-        without_batch_axis: Mapping[str, str],
+        without_response: Mapping[str, str],
     ) -> None:
         self.space = space
         self.dropout = dropout
@@ -66,7 +67,7 @@ class Converter:
         self.sizes = sizes
         self.norms = norms
         self.why = why
-        self.without_batch_axis = without_batch_axis
+        self.without_response = without_response
         self.slot = Slot()
         self.conversion = Conversion()
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,7 +94,10 @@ class Converter:
                 inside_replaced |= inner
             elif isinstance(module, nn.MultiheadAttention):
                 inside_opaque |= inner
-        self.dropout.check_all_matched("dropout module", (p for p, m in modules.items() if drops_activations(m)))
+        self.bind_numbers({path: m for path, m in modules.items() if id(m) not in inside_replaced})
+        self.dropout.check_all_matched(
+            "dropout module", (p for p, m in modules.items() if drops_activations(m)), hint=without_a_module(modules)
+        )
         self.weight_dropout.check_all_matched(
             "layer whose weights can be dropped", (p for p, m in modules.items() if drops_weights(m))
         )
@@ -110,10 +114,11 @@ class Converter:
             raise ValueError(f"{path!r} cannot be replaced by one that reads {rate or weight_rate!r}: {stays}")
         bound = {path: rate, f"{path} (weights)": weight_rate}
         self.conversion.bound.update({place: name for place, name in bound.items() if name})
-        if kind in DROPOUTS:
+        if form := dropout_form(module):
             if not rate:
                 return None
-            dropout = DROPOUTS[kind].in_place_of(module, rate, self.slot)
+            dropout = form.in_place_of(module, rate, self.slot)
+            dropout.path = path or "the model itself"
             remember(dropout, module)
             return dropout
         if not list(module.parameters(recurse=False)):
@@ -125,7 +130,9 @@ class Converter:
             # A fused LSTM has no tangents, so one that another layer's response reaches is replaced all the same.
             if not (rate or weight_rate or (kind is nn.LSTM and not stays and self.sizes.entries != {"*": None})):
                 return None
-        new = RESPONSES[kind](module, len(self.space), None if plain else size, self.slot, self.generator)
+        responding = response_form(module)
+        assert responding is not None
+        new = responding(module, len(self.space), None if plain else size, self.slot, self.generator)
         remember(new, module)
         if not plain:
             words = size_in_words(new.size)
@@ -135,6 +142,22 @@ class Converter:
         if weight_rate:
             new.weight_rate = weight_rate
         return new
+
+    def bind_numbers(self, modules: Mapping[str, nn.Module]) -> None:
+        """Have the numbers that `dropout` names follow the sample, in modules that stay.
+
+        A path names any number; a pattern only one that is a rate by its name, or `"*"` would mean each `eps` too.
+        """
+        for path, module in modules.items():
+            if drops_activations(module):
+                continue
+            for name in list(numbers.candidates(module)):
+                place = f"{path}.{name}" if path else name
+                if not (place in self.dropout.entries or numbers.looks_like_a_rate(module, name)):
+                    continue
+                if rate := self.dropout.match(place):
+                    numbers.bind(module, name, numbers.SharedRate(place, rate, self.slot))
+                    self.conversion.bound[place] = rate
 
     def check_batch_axis(self, path: str, module: nn.Module) -> None:
         """Refuse torch's transformer blocks in their sequence-first form, if examples are to have their own responses.
@@ -155,9 +178,10 @@ class Converter:
         """Why a module with parameters gets no response, or None if it gets one."""
         if size is None:
             return "no response asked for"
-        if reason := stays or self.without_batch_axis.get(path):
+        if reason := stays or self.without_response.get(path):
             return reason
-        if issubclass(RESPONSES[type(module)], ResponseNorm) and not self.norms:
+        form = response_form(module)
+        if form is not None and issubclass(form, ResponseNorm) and not self.norms:
             return "norms=False: its affine part stays plain"
         for name, weight in module.named_parameters(recurse=False):
             if "bias" in name:
@@ -166,7 +190,8 @@ class Converter:
                 return "frozen"
             holders = self.holders[id(weight)]
             # An embedding responds though a decoder shares its weight; the decoder does not.
-            first = next((holder for holder in holders.values() if type(holder) is nn.Embedding), None)
+            embeddings = (m for at, m in holders.items() if type(m) is nn.Embedding and at not in self.without_response)
+            first = next(embeddings, None)
             if len(holders) > 1 and module is not first:
                 return f"weight shared with {', '.join(other for other in holders if other != path)}"
         return None
@@ -176,13 +201,28 @@ class Converter:
         kind = type(module)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             return "not initialised: run a batch through the model before its conversion"
-        if kind not in RESPONSES and kind not in DROPOUTS:
+        form = response_form(module)
+        if not form and not dropout_form(module):
             return f"no response layer for {kind.__name__}"
-        if inside_opaque and kind in RESPONSES:
+        if inside_opaque and form:
             return "its parent reads the parameters directly"
         if has_hooks(module):
             return "has hooks, which a replacement would lose: register them after the conversion"
-        return RESPONSES[kind].why_not(module) if kind in RESPONSES else None
+        return form.why_not(module) if form else None
+
+
+def without_a_module(modules: Mapping[str, nn.Module]) -> str:
+    """How to tune a dropout that is no module of a known class."""
+    found = [
+        f"{path}.{name}" if path else name
+        for path, module in modules.items()
+        if not drops_activations(module)
+        for name in numbers.candidates(module)
+        if numbers.looks_like_a_rate(module, name) or name in ("p", "rate")
+    ]
+    return ". A functional dropout, or one of a class of its own, is tuned by the path of the number that it reads" + (
+        f": {', '.join(found)}" if found else ", self.p say; or use an nn.Dropout"
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

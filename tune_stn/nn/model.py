@@ -121,13 +121,20 @@ class SelfTuningModel(nn.Module):
         """The forward pass: that of the user's network, at the sample of `using`, or at one of its own."""
         current = self.slot.current
         if isinstance(current, Sample):
-            return self.network(*args, **kwargs)
+            return self._called(current, args, kwargs)
         sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
         if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
             self._check_batch_axes(args, kwargs)
-        network = first_order(self.network) if sample.linearise else self.network
+        called = functools.partial(self._called, sample)
         with self.using(sample):
-            return network(*args, **kwargs)
+            return (first_order(called) if sample.linearise else called)(args, kwargs)
+
+    def _called(self, sample: Sample, args: Any, kwargs: Any) -> Any:
+        outputs = self.network(*args, **kwargs)
+        # Compiled code has its own way of running parts of it again.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.slot.replay(outputs, sample)
+        return outputs
 
     def __getattr__(self, name: str) -> Any:
         try:

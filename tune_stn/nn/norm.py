@@ -1,7 +1,8 @@
-"""The response form of the affine part of `nn.LayerNorm`, `nn.GroupNorm` and `nn.BatchNorm1d`, `2d` and `3d`."""
+"""The response form of the affine part of `nn.LayerNorm`, `RMSNorm`, `GroupNorm` and `BatchNorm1d`, `2d` and `3d`."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,8 @@ class ResponseNorm(ResponseLayer):
 
         y = n(x) * (gamma + u(h) * gamma') + beta + c(h) * beta',
 
-    and in the gate form gamma' = gamma, beta' = 1. A unit's gamma is a single number, so a rank means "full" here.
+    and in the gate form gamma' = gamma, beta' = 1. A unit's gamma is a single number, so a rank means "full" here. A
+    class may have another gamma, such as 1 + `weight`.
     """
 
     def __init__(
@@ -41,18 +43,26 @@ class ResponseNorm(ResponseLayer):
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
         scale, shift = self._response_of_affine(response_input)
         bias = None if self.bias is None or shift is None else self.bias.flatten() + shift
-        return self._affine(self.product(inputs, None, None), self.weight.flatten() + scale, bias)
+        return self._affine(self.product(inputs, None, None), self.gamma.flatten() + scale, bias)
 
     def _linearised(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
         check_rows(response_input.shape[0], inputs, where=type(self).__name__)
         # Torch carries the incoming tangent through the statistics.
         normal, tangent = forward_ad.unpack_dual(self.product(inputs, None, None))  # type: ignore[no-untyped-call]
-        weight = self.weight.view(1, -1)
+        weight = self.gamma.view(1, -1)
         outputs = self._affine(normal, weight, None if self.bias is None else self.bias.view(1, -1))
         response = self._affine(normal, *self._response_of_affine(response_input))
         if tangent is not None:
             response = torch.addcmul(response, tangent, self._spread(weight, tangent))
         return cast(Tensor, forward_ad.make_dual(outputs, response))  # type: ignore[no-untyped-call]
+
+    @property
+    def gamma(self) -> Tensor:
+        """What the normalised inputs are multiplied by without a response."""
+        return self.weight
+
+    def response_matrix(self) -> Tensor:
+        return self.gamma if self.size == "gate" else super().response_matrix()
 
     def _response_of_affine(self, response_input: Tensor) -> tuple[Tensor, Tensor | None]:
         """`u * gamma'` and `c * beta'`, both `(rows, units)`; the latter None in a norm without bias."""
@@ -90,6 +100,72 @@ class ResponseLayerNorm(ResponseNorm):
     def over_units(self, values: Tensor, outputs: Tensor) -> Tensor:
         between = outputs.dim() - 1 - len(self.normalized_shape)
         return values.view(values.shape[0], *[1] * between, *self.normalized_shape)
+
+
+class ResponseRMSNorm(ResponseLayerNorm):
+    """`nn.RMSNorm`, a unit being an element of the normalised shape; inputs `(batch, ..., *normalized_shape)`."""
+
+    def product(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.rms_norm(inputs, self.normalized_shape, weight, self.eps)
+
+
+class ResponseRMSNormOfPackages(ResponseRMSNorm):
+    """The RMS norms that transformers and others have of their own, as `law_of` tells them; inputs `(batch, ..., n)`.
+
+    Attributes:
+        offset: What is added to `weight` to give gamma: 0, or 1 in the classes after Gemma's.
+    """
+
+    def __init__(
+        self, base: nn.Module, inputs: int, size: ResponseSize | None, slot: Slot, generator: torch.Generator
+    ) -> None:
+        law = law_of(base)
+        assert law is not None
+        super().__init__(base, inputs, size, slot, generator)
+        self.take_over(base)
+        self.normalized_shape = tuple(self.weight.shape)
+        self.eps, self.offset = law
+
+    @property
+    def gamma(self) -> Tensor:
+        return self.weight + self.offset if self.offset else self.weight
+
+    def product(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        normal = _by_root_mean_square(inputs, self.eps)
+        if weight is None:
+            return normal
+        return normal * (weight + self.offset if self.offset else weight)
+
+
+def law_of(norm: nn.Module) -> tuple[float, float] | None:
+    """Epsilon and offset of a module that computes `x / rms(x) * (offset + weight)`; None of one that does not.
+
+    Classes of the same look differ in what they compute, so a small input shows it.
+    """
+    eps = next((found for name in ("variance_epsilon", "eps", "epsilon") if (found := vars(norm).get(name))), None)
+    parameters = dict(norm.named_parameters())
+    if not isinstance(eps, float) or parameters.keys() != {"weight"} or any(True for _ in norm.children()):
+        return None
+    weight = parameters["weight"]
+    needed = [p for p in inspect.signature(norm.forward).parameters.values() if p.default is p.empty]
+    if weight.dim() != 1 or weight.is_meta or len(needed) != 1:
+        return None
+    with torch.no_grad():
+        inputs = torch.linspace(-1, 2, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
+        outputs = norm.forward(inputs)
+        normal = _by_root_mean_square(inputs, eps)
+        rounding = 4 * torch.finfo(weight.dtype).eps
+        for offset in (0.0, 1.0):
+            expected = normal * (weight + offset)
+            if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=rounding, atol=rounding):
+                return eps, offset
+    return None
+
+
+def _by_root_mean_square(inputs: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps)` over the last axis; in half precision, with the mean in single."""
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(inputs.dtype)
 
 
 class ResponseGroupNorm(ResponseNorm):

@@ -27,11 +27,18 @@ class Patterns(Generic[T]):
         self._unmatched.difference_update(matches)
         return self.entries[matches[0]] if matches else None
 
-    def check_all_matched(self, what: str, there_are: Iterable[str]) -> None:
-        """Raise ValueError, naming the modules to choose from, if an entry has matched none of those asked for."""
+    def check_all_matched(self, what: str, there_are: Iterable[str], hint: str = "") -> None:
+        """Raise ValueError, naming the modules to choose from, if an entry has matched none of those asked for.
+
+        Args:
+            what: What was asked for, in words.
+            there_are: Paths of all there are.
+            hint: What else can be done, the end of the message.
+        """
         if self._unmatched:
             found = ", ".join(there_are)
             raise ValueError(
                 f"{self.keyword} path {sorted(self._unmatched)[0]!r} matches no {what}; there "
                 + (f"are: {found}" if found else "is none in this model")
+                + hint
             )

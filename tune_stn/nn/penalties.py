@@ -16,7 +16,7 @@ from tune_stn.nn.observe import Activations
 from tune_stn.nn.response import Responding
 from tune_stn.space.sample import Sample
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 class Penalty(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tune_stn.nn import numbers
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.response import Responding
 from tune_stn.space.sample import Sample
@@ -26,6 +27,7 @@ def plain_modules(network: nn.Module, sample: Sample) -> dict[int, nn.Module]:
     """For each module of a converted network that replaced one, by its id, the one that it replaced.
 
     The latter has its trained parameters, merged with its response at the sample, its buffers and its tuned rate.
+    Modules that stayed, with numbers that followed the sample, are of the user's class again.
 
     Args:
         network: The converted network, in evaluation mode, which is of no more use afterwards.
@@ -33,10 +35,11 @@ def plain_modules(network: nn.Module, sample: Sample) -> dict[int, nn.Module]:
     """
     found = {}
     for module in network.modules():
+        numbers.release(module, sample)
         if hasattr(module, MEMORY):
             (base,) = getattr(module, MEMORY)
             if isinstance(module, UnitDropout):
-                base.p = float(sample[module.rate])
+                setattr(base, module.number, float(sample[module.rate]))
             elif isinstance(module, Responding):
                 _fill(base, module, sample)
             base.train(module.training)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tune_stn.nn.dropout import MAX_RATE
+from tune_stn.nn.numbers import MAX_RATE
 from tune_stn.nn.slot import Slot, check_rows
 
 ResponseSize = Literal["full", "gate"] | int

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
-from tune_stn.nn.probe import batch_axis, without_batch_axis
-from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS
+from tune_stn.nn.probe import batch_axis, without_batch_axis, without_call
+from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form, response_form
 from tune_stn.nn.response import ResponseSize, check_response_size
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.space.tunable import Constants, Tunable
@@ -49,9 +49,12 @@ def self_tuning(
         model: any network whose layers take `(batch, ...)`.
         space: the hyperparameters.
         start: start value of each hyperparameter.
-        dropout: path of a dropout module, or of a layer with a dropout of its own, or a pattern such as
-            `"encoder.*"`, -> hyperparameter that is its rate. The first matching entry counts. Dropout modules that
-            match none keep their own fixed rate.
+        dropout: path of a dropout module, or of a layer with a dropout of its own, or of a number that the model's
+            code reads (`"block.p"` for `F.dropout(x, self.p)`), or a pattern such as `"encoder.*"`, -> hyperparameter
+            that is its rate. The first matching entry counts; of numbers, patterns mean those with "drop" in their
+            name. What matches none keeps its own fixed rate. A rate that code reads as a number, `self.drop.p`
+            included, is one for the batch: it follows a rule without response (auto), or one that `space.per_batch`
+            names.
         weight_dropout: path or pattern of a layer -> hyperparameter at whose rate its weights are dropped
             (DropConnect; whole rows of an embedding). The batch shares the weights, so `space.per_batch` must name it.
         response: size of the responses: "full", a rank, "gate" or None (no response), or a mapping from path or
@@ -68,9 +71,10 @@ def self_tuning(
             if all responses are gates. False is the form of the papers. With `centred` it has no effect.
         seed: seeds the response parameters alone; the base parameters are those of `model`.
         inputs: A batch as the model is called with, of any number of examples, on the model's device: a tensor, a tuple
-            for `model(*inputs)`, or a mapping for `model(**inputs)`. With it, two small batches go through the model,
-            and layers whose first axis is not the batch (a table of positions) get no response and are listed. Without
-            it, the network looks for them when it is first trained, and refuses to go on if there are any.
+            for `model(*inputs)`, or a mapping for `model(**inputs)`. With it, small batches go through the model, and
+            layers whose first axis is not the batch (a table of positions), or whose weights are read by other code
+            that does not call them, get no response and are listed. Without it, the network looks for the former when
+            it is first trained, and refuses to go on if there are any.
 
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
@@ -107,7 +111,7 @@ def self_tuning(
         norms=norms,
         why=why,
         seed=seed,
-        without_batch_axis=_without_batch_axis(network, inputs, space, dropouts) if tuned else {},
+        without_response=_without_response(network, inputs, space, dropouts) if tuned else {},
     )
     network = converter.run(network)
     hyper = Tunable(space, start, scale=scale) if tuned else Constants(space, start)
@@ -125,34 +129,37 @@ def self_tuning(
     )
 
 
-def _without_batch_axis(
+def _without_response(
     model: nn.Module,
     inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None,
     space: SearchSpace,
     dropouts: Patterns[str],
 ) -> dict[str, str]:
-    """Layers that cannot have a response for each example, by path, with the reason."""
+    """Layers that cannot have a response, as a batch shows, by path, with the reason."""
     per_example = space.keys() - space.per_batch
     lazy = any(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
-    if inputs is None or lazy or not per_example:
+    if inputs is None or lazy:
         return {}
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    args = () if kwargs else inputs if isinstance(inputs, tuple) else (inputs,)
+    uncalled = without_call(model, args, kwargs, lambda module: response_form(module) is not None)
+    if not per_example:
+        return uncalled
 
     def axis_of(module: nn.Module) -> int | None:
-        if type(module) not in RESPONSES and type(module) not in DROPOUTS:
+        if not response_form(module) and not dropout_form(module):
             return None
         return batch_axis(module)
 
-    by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
-    by_place = () if by_name else inputs if isinstance(inputs, tuple) else (inputs,)
-    found = without_batch_axis(model, by_place, by_name, axis_of)
+    found = without_batch_axis(model, args, kwargs, axis_of)
     for path, reason in found.items():
-        rate = dropouts.match(path) if type(model.get_submodule(path)) in DROPOUTS else None
+        rate = dropouts.match(path) if dropout_form(model.get_submodule(path)) else None
         if rate in per_example:
             raise ValueError(
                 f"the dropout {path!r} reads {rate!r}, which is drawn for each example, but {reason}: name the "
                 f"hyperparameter in SearchSpace(..., per_batch=[{rate!r}])"
             )
-    return found
+    return uncalled | found
 
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:

@@ -1,14 +1,21 @@
-"""Which hyperparameters a training step reads, by observation: what nothing reads cannot be tuned."""
+"""What a training step reads and what an evaluation draws, by observation, before a run.
+
+A hyperparameter that nothing reads cannot be tuned. A dropout that goes on in evaluation makes each validation loss,
+and each decision by it, a matter of chance.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_stn.data.batches import Batch
+from tune_stn.nn.first_order import evaluating
 from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward
@@ -80,4 +87,51 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
             f"hyperparameter {name!r} of task {task.name!r} was read by nothing in a training step: {reason}. A "
             "dropout module that the forward pass never calls, F.dropout in place of it, or the dropout of an LSTM of "
             "one layer tunes nothing"
+        )
+
+
+def warn_of_draws(task: Task, forward: Forward, batch: Batch) -> None:
+    """Warn of a network that draws at random in evaluation, naming the innermost module that does.
+
+    The network is evaluated on one batch; no weight, running statistics or random stream notices.
+
+    Args:
+        task: The task.
+        forward: Its network.
+        batch: Some training examples.
+    """
+    batch = batch.unread()
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    network = forward.model.network
+    eager = torch.compiler.set_stance("force_eager") if task.training.compile else nullcontext()
+    states: list[list[Tensor]] = []
+    drawing: list[str] = []
+
+    def state() -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+    def before(*_: Any) -> None:
+        states.append(state())
+
+    def after(module: nn.Module, *_: Any) -> None:
+        if not all(map(torch.equal, states.pop(), state())):
+            drawing.append(paths[id(module)])  # inner modules end before outer ones
+
+    paths = {id(module): path for path, module in network.named_modules()}
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(eager)
+        stack.enter_context(evaluating(forward.model))
+        forward.outputs(batch, forward.model.hyper.constant_sample())
+    if drawing:
+        where = repr(drawing[0]) if drawing[0] else "its own forward pass"
+        warnings.warn(
+            f"the network of task {task.name!r} draws at random in evaluation, in {where}: two evaluations of it "
+            "differ, so its val_loss and each decision by it are chance in part. F.dropout(x, p) goes on unless it is "
+            "given training=self.training",
+            stacklevel=2,
         )

@@ -25,7 +25,7 @@ from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
 from tune_stn.training.objectives import clean_loss, training_loss, validation_loss
-from tune_stn.training.reading import check_read
+from tune_stn.training.reading import check_read, warn_of_draws
 from tune_stn.training.replay import Replay
 from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
@@ -88,6 +88,7 @@ class Trainer:
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
         self.forward = Forward(task, self.model)
         check_read(task, self.forward, some)
+        warn_of_draws(task, self.forward, some)
         self.meter = make_meter(task, self.model, self.splits.train)
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
