@@ -245,7 +245,7 @@ def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> No
     ("change", "words"),
     [
         ({"budget": 11.0}, "with budget 10.0, not 11.0"),
-        ({"task": "ridge", "settings": {"epochs": 4}}, "with task 'digits-mlp', not 'ridge'"),
+        ({"task": "ridge", "settings": {"epochs": 4, "warmup_epochs": 1}}, "with task 'digits-mlp', not 'ridge'"),
         ({"settings": {**SETTINGS, "lr": 0.1}}, "with settings .*not .*'lr': 0.1"),
     ],
 )
