@@ -81,8 +81,8 @@ TRIED = (
     "strong (mlp, 24 starts: the worst at 1.17 times the median for 1.15); on the ResNet within its noise (4 seeds: "
     "1.716 for 1.751, plain 1.724).",
     "Steps by what all doses together are of the training loss: downward ones shorter where that is below .02 (mlp "
-    ".573 for .575, digits .155 for .158, mlp-2560 .441 for .444, transformer 3.981 for 3.979; two to eight seeds): too "
-    "little to tell; upward ones up to three times as long below .05: .582 for .573 on mlp.",
+    ".573 for .575, digits .155 for .158, mlp-2560 .441 for .444, transformer 3.981 for 3.979; two to eight seeds): "
+    "too little to tell; upward ones up to three times as long below .05: .582 for .573 on mlp.",
     "Gates by tanh and by exp for STN: a loss higher by .028 and .024 (digits, lr .03, 10 seeds, paired); antithetic "
     "noise +.005, half of the rows at the mean +.001, one hyperparameter at a time +.005.",
 )
