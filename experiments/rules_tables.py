@@ -536,7 +536,7 @@ def family(arm: str) -> str:
     if arm.startswith("placebo-"):
         return "placebo"
     named = re.sub(r"/(replayed|last)$", "", arm)  # rules bring these along
-    return re.sub(r"^(random|lr|hyper-lr|starts)-.*$", r"\1", named)
+    return re.sub(r"^(random|lr|hyper-lr|starts|outside)[-/].*$", r"\1", named)
 
 
 # The picture
