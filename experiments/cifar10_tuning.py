@@ -44,8 +44,10 @@ SMALL: dict[str, Any] = {
     "lr": 0.03,
     "epochs": 40,
 }
-SMOKE = {"train_images": 128, "valid_images": 128, "test_images": 128, "width": 2, "epochs": 2, "warmup_epochs": 1}
-SMOKE |= {"train_steps": 1}
+SMOKE = {
+    **{"train_images": 128, "valid_images": 128, "test_images": 128, "width": 2},
+    **{"epochs": 2, "warmup_epochs": 1, "train_steps": 1},
+}
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
 SIZES: dict[str, tuple[float, int, dict[str, Any]]] = {
     "cpu": (160, 3, SMALL),

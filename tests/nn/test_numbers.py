@@ -88,6 +88,16 @@ def test_a_number_of_a_dropout_is_the_rate_in_force() -> None:
             assert net.attn_drop.p == pytest.approx(rate)
 
 
+def assert_alike(plain: nn.Module, net: SelfTuningModel, x: torch.Tensor, rate: float) -> None:
+    """Both drop the same units, at a rate and from the same random state."""
+    outputs = []
+    for model in (plain, net):
+        torch.manual_seed(0)
+        with net.using(at(rate)):
+            outputs.append(model(x))
+    torch.testing.assert_close(*outputs)
+
+
 def test_a_fused_attention_drops_at_the_rate_in_force() -> None:
     """Exactly what the plain module does at that rate."""
     plain = Attention()
@@ -96,12 +106,7 @@ def test_a_fused_attention_drops_at_the_rate_in_force() -> None:
     for rate in (0.0, 0.6):
         plain.attn_drop.p = rate
         plain.proj_drop.p = 0.1
-        outputs = []
-        for model in (plain, net):
-            torch.manual_seed(0)
-            with net.using(at(rate)):
-                outputs.append(model(x))
-        torch.testing.assert_close(*outputs)
+        assert_alike(plain, net, x, rate)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +137,7 @@ def test_a_functional_dropout_follows_the_number_that_it_reads() -> None:
     x = torch.randn(5, 4)
     for rate in (0.0, 0.3, 0.9):
         plain.p = rate
-        outputs = []
-        for model in (plain, net):
-            torch.manual_seed(0)
-            with net.using(at(rate)):
-                outputs.append(model(x))
-        torch.testing.assert_close(*outputs)
+        assert_alike(plain, net, x, rate)
     assert type(plain) is Functional
     assert plain.p == 0.9  # the original is untouched
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from tune_stn.data.batches import Batch, epoch_batches, steps_per_epoch
+from tune_stn.nn.first_order import map_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,4 @@ class DatasetSplit:
                 f"a batch of {type(self.dataset).__name__} has {has}: examples are {wanted}; name the target of a "
                 "mapping by DatasetSplit(dataset, target='label'), or give a collate that makes pairs"
             )
-        inputs, targets = tree_map(self._put, (inputs, targets))
-        return Batch(inputs, targets)
-
-    def _put(self, leaf: Any) -> Any:
-        return leaf.to(self.device) if isinstance(leaf, Tensor) else leaf
+        return Batch(*map_tensors(lambda tensor: tensor.to(self.device), (inputs, targets)))

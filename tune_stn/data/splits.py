@@ -22,6 +22,7 @@ from tune_stn.data.batches import (
     tensors_in,
 )
 from tune_stn.data.dataset import DatasetSplit
+from tune_stn.nn.first_order import map_tensors
 from tune_stn.nn.rows import take_rows
 
 
@@ -77,7 +78,7 @@ class Split:
         return count_examples(self.inputs)
 
     def to(self, device: torch.device | str) -> Split:
-        inputs, targets = tree_map(lambda leaf: leaf.to(device), (self.inputs, self.targets))
+        inputs, targets = map_tensors(lambda tensor: tensor.to(device), (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets)
 
     @property
