@@ -16,7 +16,7 @@ from tune_stn.data.splits import Examples
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
-from tune_stn.training.forward import call
+from tune_stn.training.forward import call, eagerly
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ class CostMeter:
         if kind in self._per_step:
             yield
         else:
-            stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-            with stance, FlopCounter() as counter:
+            with eagerly(self.compiled), FlopCounter() as counter:
                 yield
             self._per_step[kind] = counter.get_total_flops()
         self.spent_flops += self._per_step[kind]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -114,6 +114,15 @@ def call(
             "model(inputs, state), with None for the state at the beginning, and gives (outputs, state)"
         )
     return result
+
+
+def eagerly(compiled: bool) -> AbstractContextManager[None]:
+    """Inside the block, nothing is compiled: for what looks into each module or operator.
+
+    Args:
+        compiled: Whether there is anything to hold back: the compiler takes two seconds to import.
+    """
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def arguments(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import evaluating
 from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
-from tune_stn.training.forward import Forward
+from tune_stn.training.forward import Forward, eagerly
 from tune_stn.training.objectives import training_loss
 
 
@@ -63,9 +63,7 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
     devices = [batch.device] if batch.device.type == "cuda" else []
     training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
     forward.model.train()
-    # A stance is set only where there is something to hold back: the compiler takes two seconds to import.
-    eager = torch.compiler.set_stance("force_eager") if task.training.compile else nullcontext()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), eager:
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly(task.training.compile):
         loss = training_loss(forward, batch, Sample(values))
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -103,7 +101,6 @@ def warn_of_draws(task: Task, forward: Forward, batch: Batch) -> None:
     batch = batch.unread()
     devices = [batch.device] if batch.device.type == "cuda" else []
     network = forward.model.network
-    eager = torch.compiler.set_stance("force_eager") if task.training.compile else nullcontext()
     states: list[list[Tensor]] = []
     drawing: list[str] = []
 
@@ -124,7 +121,7 @@ def warn_of_draws(task: Task, forward: Forward, batch: Batch) -> None:
             stack.callback(module.register_forward_hook(after).remove)
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(eager)
+        stack.enter_context(eagerly(task.training.compile))
         stack.enter_context(evaluating(forward.model))
         forward.outputs(batch, forward.model.hyper.constant_sample())
     if drawing:
