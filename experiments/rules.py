@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import platform
 import subprocess
 import time
@@ -191,8 +192,12 @@ def main() -> None:
                 for run in runs
                 if (f"{run.arm}-0" if run.tpe else run.arm, run.seed) not in done
             ]
-            for future in as_completed(futures):
-                keep(file, future.result())
+            try:
+                for future in as_completed(futures):
+                    keep(file, future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # or it would train what nobody keeps
+                raise
 
 
 def finished(file: Path) -> set[tuple[str, int]]:
@@ -303,8 +308,13 @@ def trained(run: Run, arm: str, trainer: Trainer, splits: Splits) -> dict[str, A
     while not trainer.finished:
         reports.append(trainer.run_epoch())
     trainer.splits = splits
-    best = {"epoch": trainer.best_epoch, **trainer.restore_best()}
     metric = next(iter(trainer.task.metrics), "loss")
+    best: dict[str, Any] = {"epoch": trainer.best_epoch}
+    if trainer.best_epoch:
+        best |= trainer.restore_best()
+    else:  # it diverged before it had a good epoch
+        best |= {f"{split}_loss": math.inf for split in ("val", "test")}
+        best |= {f"{split}_{metric}": math.nan for split in ("val", "test")}
     values = [{key[3:]: value for key, value in report.items() if key.startswith("hp/")} for report in reports]
     return {
         "arm": arm,
@@ -324,7 +334,7 @@ def trained(run: Run, arm: str, trainer: Trainer, splits: Splits) -> dict[str, A
         "cpu_s": time.process_time() - began,
         "val_curve": [report["val_loss"] for report in reports],
         "hp_first": json.dumps(trainer.hp),
-        "hp_best": json.dumps(values[best["epoch"] - 1]),
+        "hp_best": json.dumps(values[max(best["epoch"], 1) - 1]),
         "hp_last": json.dumps(values[-1]),
         "changes": json.dumps(dict(run.changes)),
         "commit": commit(),

@@ -228,3 +228,12 @@ def test_a_run_that_is_there_twice_is_an_error(tables: ModuleType, tmp_path: Pat
     pd.concat([runs, runs.iloc[:1]]).to_parquet(tmp_path / "mlp.parquet")
     with pytest.raises(SystemExit, match="plain, seed 0 is there twice"):
         tables.load(tmp_path)
+
+
+def test_a_run_that_diverges_before_a_good_epoch_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    rules = importlib.import_module("rules")
+    run = rules.Run("digits", "lr-1e+30", 0, changes={"lr": 1e30})
+    (found,) = rules.rows(run, rules.SMOKE["digits"], None)
+    assert (found["val_loss"], found["test_loss"], found["best_epoch"]) == (math.inf, math.inf, 0)
+    assert found["diverged"]
