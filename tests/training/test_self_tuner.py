@@ -139,7 +139,7 @@ def test_the_same_steps_as_in_the_built_in_loop_bit_for_bit(algorithm: str, told
 @pytest.mark.parametrize("algorithm", list(RULES))
 def test_backward_and_step_may_be_another_loops(algorithm: str) -> None:
     mine, other = (tuner_of(algorithm, hyper_lr=0.05, steps=40) for _ in range(2))
-    optimizer = other._stepper.optimizers["base"]
+    optimizer = other.rule.stepper.optimizers["base"]
     loss, (xv, yv) = loss_of(other.net), batches(1, seed=1)[0]
     expected = loss_of(mine.net)
     for step, (x, y) in enumerate(batches(20)):
@@ -192,12 +192,12 @@ def test_a_run_goes_on_from_its_states(algorithm: str, tmp_path: Any) -> None:
     whole, first, second = (tuner_of(algorithm, hyper_lr=0.05, steps=40) for _ in range(3))
     expected = train(whole, 30)
     train(first, 17)
-    optimizer = first._stepper.optimizers["base"]
+    optimizer = first.rule.stepper.optimizers["base"]
     state = {"net": first.net.state_dict(), "optimizer": optimizer.state_dict(), "tuner": first.state_dict()}
     save_state(state, tmp_path / "state.pt")
     state = load_state(tmp_path / "state.pt")
     second.net.load_state_dict(state["net"])
-    second._stepper.optimizers["base"].load_state_dict(state["optimizer"])
+    second.rule.stepper.optimizers["base"].load_state_dict(state["optimizer"])
     second.load_state_dict(state["tuner"])
     assert train(second, 13, first=17) == expected[17:]
     assert second.net.hyperparameters() == whole.net.hyperparameters() != net_of().hyperparameters()

@@ -1,4 +1,4 @@
-"""The two calls by which a loop of one's own tunes hyperparameters, on the update rules of the built-in loop."""
+"""The two calls by which a training loop tunes hyperparameters: a loop of one's own, and the built-in one too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
-from tune_stn.training.rules import Tools, get_rule
+from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
 
 # The settings that are not the loop's own.
@@ -61,7 +62,9 @@ class SelfTuner:
 
     Attributes:
         net: The network.
+        rule: The update rule, with what it has learned.
         steps_done: Training steps so far.
+        since_hyper_step: Training steps since the last hyper-step.
 
     Raises:
         TypeError: `net` is no self-tuning network, or a setting is the loop's own.
@@ -101,26 +104,42 @@ class SelfTuner:
             raise ValueError(f"{algorithm!r} tunes, and the network was made with self_tuning(..., tuned=False)")
         if rule.response is not None:
             _check_response(net, algorithm, centred=rule.centred)
-        self.net = net
-        self.steps_done = 0
-        self._stepper = _make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps)
-        self._rule = rule(
+        self._begin(
+            rule,
             Tools(
                 model=net,
                 training_loss=partial(training_loss, net),
                 validation_loss=partial(validation_loss, net),
                 clean_loss=partial(clean_loss, net),
                 steps=steps,
-                stepper=self._stepper,
+                stepper=_make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps),
                 training=training,
                 meter=NoMeter(),
-            )
+            ),
         )
         # So a call of the network between the steps is at what the rule trains with.
         net.draws = rule.response is not None and not rule.centred
         net.tuned_by = algorithm
 
-    def train_step(self, closure: Callable[..., Tensor], *tensors: Any) -> Tensor:
+    @classmethod
+    def of_batches(cls, rule: type[Rule], tools: Tools) -> SelfTuner:
+        """The tuner of a loop whose objectives look at batches: its steps take a `Batch` instead of a closure.
+
+        Args:
+            rule: The update rule.
+            tools: What it works with; its objectives are functions of a `Batch` and a sample.
+        """
+        tuner = cls.__new__(cls)
+        tuner._begin(rule, tools)
+        return tuner
+
+    def _begin(self, rule: type[Rule], tools: Tools) -> None:
+        self.net = tools.model
+        self.rule = rule(tools)
+        self.steps_done = 0
+        self.since_hyper_step = 0
+
+    def train_step(self, closure: Callable[..., Tensor] | Batch, *tensors: Any) -> Tensor:
         """Step the weights on a training batch; gradients are set, not added to what is there.
 
         Args:
@@ -137,17 +156,17 @@ class SelfTuner:
         """
         if not self.net.training:
             raise RuntimeError("the network is in evaluation mode: call net.train() before train_step")
-        parts = self._rule.training.accumulate
-        if parts > 1 and not tensors:
+        parts = self.rule.training.accumulate
+        if parts > 1 and not tensors and not isinstance(closure, Batch):
             raise ValueError(
                 f"accumulate={parts} takes a batch apart, which needs its tensors: tuner.train_step(closure, x, y), "
                 "with a closure of x and y"
             )
-        loss = self._rule.train_step(Closure(closure, tensors))
-        self.steps_done += 1
+        loss = self.rule.train_step(_batch(closure, tensors))
+        self._stepped()
         return loss
 
-    def hyper_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
+    def hyper_step(self, closure: Callable[..., Tensor] | Batch, *tensors: Any) -> None:
         """Step the hyperparameters on a validation batch, which no training step has seen.
 
         Where the rule has nothing to do yet, as "auto" within five training steps of the last time, the closure is not
@@ -161,16 +180,17 @@ class SelfTuner:
             RuntimeError: There was no training step yet.
             ValueError: The rule tunes nothing; or the loss has no gradient with respect to any hyperparameter.
         """
-        if not self._rule.tunes:
-            raise ValueError(f"algorithm={self._rule.name!r} tunes no hyperparameters: leave hyper_step out")
+        if not self.rule.tunes:
+            raise ValueError(f"algorithm={self.rule.name!r} tunes no hyperparameters: leave hyper_step out")
         if self.steps_done == 0:
             raise RuntimeError("hyper_step comes after a train_step: there was none yet")
-        if not self._rule.due:
+        if not self.rule.due:
             return
-        hyper = self._rule.hyper
+        self.since_hyper_step = 0
+        hyper = self.rule.hyper
         hyper.raw.grad = None
-        self._rule.hyper_step(Closure(closure, tensors))
-        if self._rule.response is not None and hyper.raw.grad is None:
+        self.rule.hyper_step(_batch(closure, tensors))
+        if self.rule.response is not None and hyper.raw.grad is None:
             raise ValueError(
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
                 "network that self_tuning returned, outside of torch.no_grad() and without detaching its outputs"
@@ -180,9 +200,8 @@ class SelfTuner:
 
     @property
     def hyper_step_due(self) -> bool:
-        """Whether a hyper-step is to come now: after every `train_steps` training steps, if the rule has one to do."""
-        on_time = self.steps_done > 0 and self.steps_done % self._rule.training.train_steps == 0
-        return self._rule.tunes and on_time and self._rule.due
+        """Whether a hyper-step is to come now: `train_steps` training steps after the last, if the rule has one due."""
+        return self.rule.tunes and self.since_hyper_step >= self.rule.training.train_steps and self.rule.due
 
     # A loop of somebody else's, which does backward and step itself ---------------------------------------------------
 
@@ -210,13 +229,13 @@ class SelfTuner:
         Raises:
             ValueError: The rule cannot be run by another loop.
         """
-        if self._rule.trains is None:
+        if self.rule.trains is None:
             raise ValueError(
-                f"algorithm={self._rule.name!r} does its training step itself, and another loop cannot: call "
+                f"algorithm={self.rule.name!r} does its training step itself, and another loop cannot: call "
                 "train_step, or say in the rule what it `trains`"
             )
-        self._rule.before_step(Closure(closure, tensors))
-        self._stepper.drop_others(*self._rule.trains)
+        self.rule.before_step(Closure(closure, tensors))
+        self.rule.stepper.drop_others(*self.rule.trains)
 
     def after_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
         """After the optimizer has stepped: what else the rule does with the batch, a step of its response, say.
@@ -225,16 +244,21 @@ class SelfTuner:
             closure: Calls the network and returns the loss, as the one of `train_step`.
             tensors: What it takes, as in `train_step`.
         """
-        self._rule.after_step(Closure(closure, tensors))
+        self.rule.after_step(Closure(closure, tensors))
+        self._stepped()
+
+    def _stepped(self) -> None:
         self.steps_done += 1
+        self.since_hyper_step += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside those of the network and its optimizer: tensors and plain values only."""
-        optimizers = self._stepper.optimizers
+        optimizers = self.rule.stepper.optimizers
         return {
-            "algorithm": self._rule.name,
+            "algorithm": self.rule.name,
             "steps_done": self.steps_done,
-            "rule": self._rule.state_dict(),
+            "since_hyper_step": self.since_hyper_step,
+            "rule": self.rule.state_dict(),
             "hyper_optimizer": optimizers[HYPER].state_dict() if HYPER in optimizers else None,
         }
 
@@ -244,12 +268,16 @@ class SelfTuner:
         Raises:
             ValueError: It is of another algorithm.
         """
-        if state["algorithm"] != self._rule.name:
-            raise ValueError(f"the state is of algorithm {state['algorithm']!r}, this tuner of {self._rule.name!r}")
-        self.steps_done = state["steps_done"]
-        self._rule.load_state_dict(state["rule"])
-        if HYPER in self._stepper.optimizers:
-            self._stepper.optimizers[HYPER].load_state_dict(state["hyper_optimizer"])
+        if state["algorithm"] != self.rule.name:
+            raise ValueError(f"the state is of algorithm {state['algorithm']!r}, this tuner of {self.rule.name!r}")
+        self.steps_done, self.since_hyper_step = state["steps_done"], state["since_hyper_step"]
+        self.rule.load_state_dict(state["rule"])
+        if HYPER in self.rule.stepper.optimizers:
+            self.rule.stepper.optimizers[HYPER].load_state_dict(state["hyper_optimizer"])
+
+
+def _batch(closure: Callable[..., Tensor] | Batch, tensors: tuple[Any, ...]) -> Batch | Closure:
+    return closure if isinstance(closure, Batch) else Closure(closure, tensors)
 
 
 def _check_response(net: SelfTuningModel, algorithm: str, *, centred: bool) -> None:

@@ -31,6 +31,7 @@ from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import ScheduleBuffer
 from tune_stn.training.seeds import derive_seed, stream
+from tune_stn.training.self_tuner import SelfTuner
 from tune_stn.training.stepper import make_stepper
 from tune_stn.training.take_over import taken_over
 
@@ -94,7 +95,8 @@ class Trainer:
         self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
         if task.training.cuda_graphs and self.device.type == "cuda":
             self.record_steps()
-        self.rule = rule(
+        self.tuner = SelfTuner.of_batches(
+            rule,
             Tools(
                 model=self.model,
                 training_loss=partial(training_loss, self.forward),
@@ -104,8 +106,9 @@ class Trainer:
                 stepper=self.stepper,
                 training=task.training,
                 meter=self.meter,
-            )
+            ),
         )
+        self.rule = self.tuner.rule
         self.schedule = ScheduleBuffer()
         self.replay: Replay | None = None
         if schedule is None:
@@ -115,8 +118,6 @@ class Trainer:
             self.replay = Replay(schedule, self.model.hyper, values=self.hp, records=self.schedule)
             self.replay.follow(0, 0, epoch_began=True)
         self.epoch = 0
-        self.step = 0
-        self._since_hyper_step = 0
         self.device_time_s = 0.0
         self.diverged: str | None = None
         self.restarted: str | None = None
@@ -130,6 +131,11 @@ class Trainer:
         """
         self.stepper.record()
         self.forward.record_loops()
+
+    @property
+    def step(self) -> int:
+        """Completed training steps."""
+        return self.tuner.steps_done
 
     @property
     def restarts(self) -> int:
@@ -248,7 +254,7 @@ class Trainer:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "since_hyper_step": self._since_hyper_step,
+            "since_hyper_step": self.tuner.since_hyper_step,
             "records": len(self.schedule.steps),
             "model": self.model.state_dict(),
             "rule": self.rule.state_dict(),
@@ -321,8 +327,8 @@ class Trainer:
         self.stepper.load_state_dict(state)
         # A rule may keep the tensors it is given: without a copy, two runs would share them.
         self.rule.load_state_dict(copy.deepcopy(state["rule"]))
-        self.epoch, self.step = state["epoch"], state["step"]
-        self._since_hyper_step = state["since_hyper_step"]
+        self.epoch, self.tuner.steps_done = state["epoch"], state["step"]
+        self.tuner.since_hyper_step = state["since_hyper_step"]
 
     def _go_back(self, before: Mapping[str, Any], reason: str) -> None:
         """Go back to a good state, and on from there more carefully, or the same would happen again."""
@@ -349,17 +355,15 @@ class Trainer:
         for batch in train.batches(training.batch_size, order):
             if self.replay is not None:
                 self.replay.follow(self.step, self.epoch, epoch_began=steps == 0)
-            total += self.rule.train_step(batch)
-            self.step += 1
+            total += self.tuner.train_step(batch)
             steps += 1
-            if self.rule.tunes and self.epoch >= training.warmup_epochs:
-                self._since_hyper_step += 1
-                if self._since_hyper_step >= training.train_steps and self.rule.due:
-                    self._since_hyper_step = 0
-                    for _ in range(training.valid_steps):
-                        if self.rule.due:
-                            self.rule.hyper_step(next(validation))
-                    self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
+            if self.epoch < training.warmup_epochs:
+                self.tuner.since_hyper_step = 0  # they are counted from the end of the warm-up
+            elif self.tuner.hyper_step_due:
+                for _ in range(training.valid_steps):
+                    if self.rule.due:
+                        self.tuner.hyper_step(next(validation))
+                self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
         return total / steps
 
     def _evaluate(self) -> dict[str, float]:
