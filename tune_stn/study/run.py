@@ -23,8 +23,9 @@ from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
-from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
+from tune_stn.tuning.recorder import OnReport, Recorder
 from tune_stn.tuning.shared_task import share
 from tune_stn.tuning.trainable import STNTrainable
 
@@ -163,6 +164,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         on_report=on_report,
         cost_before=found.cost_total,
         time_before=found.wall_time_s,
+        strict=True,
     )
     tunes = get_rule(run.method.algorithm).tunes
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes)

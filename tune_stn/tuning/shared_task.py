@@ -54,7 +54,7 @@ def _share(task: Task, *, at_least: int = 0) -> tuple[int, SharedTask]:
     known = _shared.get(id(task))
     if known is not None and known[0]() is task and known[2].session == session:
         return known[1:]
-    pickled = cloudpickle.dumps(task)
+    pickled: bytes = cloudpickle.dumps(task)  # type: ignore[no-untyped-call]
     if len(pickled) < at_least:
         return len(pickled), SharedTask(task.name, session, b"")
     if len(pickled) > WARNED_FROM:
@@ -64,7 +64,8 @@ def _share(task: Task, *, at_least: int = 0) -> tuple[int, SharedTask]:
             "'module:attribute', or load the data inside of the task's data function",
             stacklevel=2,
         )
-    shared = SharedTask(task.name, session, cloudpickle.dumps(ray.put(pickled)))
+    reference: bytes = cloudpickle.dumps(ray.put(pickled))  # type: ignore[no-untyped-call]
+    shared = SharedTask(task.name, session, reference)
     _shared[id(task)] = weakref.ref(task, functools.partial(_forget, id(task))), len(pickled), shared
     return len(pickled), shared
 
