@@ -117,7 +117,7 @@ class Theirs(tune.Trainable):  # type: ignore[misc]
         own = {
             "draws": {"loss": draws[0], "numpy": draws[1], "torch": draws[2]},
             "tensors": {"loss": torch.tensor(1 / self.at), "mask": torch.tensor(True), "z": np.array(1j)},
-            "collides": {"loss": 1 / self.at, "task": 4, "method": 1, "hp": 3, "trial": "x", "reported/task": 5.0},
+            "collides": {"loss": 1 / self.at, "task": 4, "hp": 3, "best_val_loss": 9.0, "reported/task": 5.0},
             "fails": {"loss": 1 / self.at},
             "moved": {"loss": 1 / self.at, "cost": 2.0 * self.at},
         }

@@ -41,8 +41,8 @@ def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
     before = best.groupby([finite[name] for name in RUN]).shift()
     improved = finite[before.isna() | (finite["val_loss"] < before)]
     # A trainable may report columns of these very names.
-    losses = improved[["val_loss", "test_loss"]].set_axis(_COLUMNS[-2:], axis=1)
-    result: pd.DataFrame = improved[_COLUMNS[:-2]].join(losses).reset_index(drop=True)
+    losses = {"best_val_loss": improved["val_loss"], "test_loss_at_best": improved["test_loss"]}
+    result: pd.DataFrame = improved.assign(**losses)[_COLUMNS].reset_index(drop=True)
     return result
 
 
