@@ -250,6 +250,19 @@ def test_a_record_that_did_not_come_along_begins_with_what_tune_saved(
     assert kept == [["a", 7, 7, 7, "running"], ["b", 7, 3, 10, "finished"], ["a", 8, 8, 11, "finished"]]
 
 
+def test_a_moved_run_that_had_ended_writes_its_tables_in_the_new_place(tmp_path: Path, fake_trial: Make) -> None:
+    """Tune takes no step then, and ends the experiment at once."""
+    trial = fake_trial("a", "TERMINATED", path=str(tmp_path / "new" / "dir-a"))
+    recorder = Recorder(tmp_path / "old" / "record", metric="loss")
+    recorder.set_state(of_nothing(tmp_path / "old") | {"directory": str(recorder.directory)})
+    (tmp_path / "old").write_text("")  # where no folder can be made
+    (tmp_path / "new").mkdir()
+    recorder.setup()
+    recorder.on_experiment_end([trial])
+    assert recorder.errors == []
+    assert load_results(tmp_path / "new" / "record").reports["epoch"].tolist() == [7, 7]
+
+
 def test_nothing_is_made_before_the_run_starts_and_a_wrong_place_is_refused_then(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a" / "record")
     pickle.loads(pickle.dumps(recorder)).setup()  # noqa: S301

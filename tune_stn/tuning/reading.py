@@ -206,7 +206,7 @@ def as_number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if int(value) > 0 else -math.inf
+        return -math.inf if value < 0 else math.inf
 
 
 def texts(nested: Mapping[Any, Any], prefix: str = "", *, objects: bool = False) -> dict[str, str]:

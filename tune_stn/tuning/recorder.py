@@ -195,9 +195,7 @@ class Recorder(tune.Callback):
         self._saved = state
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        saved, self._saved = self._saved, {}
-        if saved and trials:
-            self._goes_on(saved, trials)
+        self._goes_on(trials)
         self._begin()
         if self._continued:  # the first step, and Tune has brought its trials back, but made no new ones yet
             self._continued = False
@@ -255,6 +253,7 @@ class Recorder(tune.Callback):
 
     @_harmless
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
+        self._goes_on(trials)  # of a restored run without a step, for all of its trials had ended
         if self.write_every_s is not None:
             self._write(trials, over=True)
 
@@ -293,8 +292,11 @@ class Recorder(tune.Callback):
         self._began = time.monotonic() - self._counted.wall_time_s
         self._next_writing = math.inf if self.write_every_s is None else time.monotonic() + self.write_every_s
 
-    def _goes_on(self, saved: Mapping[str, Any], trials: Sequence[Any]) -> None:
-        """Find the record of a restored run, or begin one with what Tune has saved of it."""
+    def _goes_on(self, trials: Sequence[Any]) -> None:
+        """Find the record of a run that was restored, or begin one with what Tune has saved of it."""
+        saved, self._saved = self._saved, {}
+        if not saved or not trials:
+            return
         given = self.directory
         before, self._experiment = Path(saved["experiment"]), _experiment_of(trials) or saved["experiment"]
         there = Path(self._experiment)
