@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import evaluating
-from tune_stn.space.sample import Sample
+from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward, eagerly
 from tune_stn.training.objectives import training_loss
@@ -55,19 +56,22 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
         batch: Some training examples.
 
     Raises:
-        ValueError: A hyperparameter is not read; the message says what is bound to it. Or the loss is not one number.
+        ValueError: A hyperparameter is not read; the message says what is bound to it. Or code of the model's reads one
+            as one number where each example has its own. Or the loss is not one number.
     """
-    batch = batch.unread()
-    sample = forward.model.hyper.constant_sample()
-    values = Noting(sample.values)
+    batch, model = batch.unread(), forward.model
     devices = [batch.device] if batch.device.type == "cuda" else []
-    training, buffers = forward.model.training, [(buffer, buffer.clone()) for buffer in forward.model.buffers()]
-    forward.model.train()
+    training, buffers = model.training, [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
     with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly(task.training.compile):
-        loss = training_loss(forward, batch, Sample(values))
+        # A response is trained with hyperparameters for each example, of which the model's code may want one number.
+        responds = isinstance(model.hyper, Tunable) and model.conversion.responding
+        sample = model.perturbed_sample(len(batch)) if responds else model.hyper.constant_sample()
+        values = Noting(sample.values)
+        loss = training_loss(forward, batch, replace(sample, values=values))
         for buffer, before in buffers:
             buffer.copy_(before)
-    forward.model.train(training)
+    model.train(training)
     if loss.numel() != 1:
         raise ValueError(
             f"loss of task {task.name!r} gave a tensor of shape {tuple(loss.shape)} for a batch: it gives the mean "
