@@ -35,11 +35,9 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
             names (`in_proj_weight` and so on) and stay here.
         dropout_rate: hyperparameter at whose rate attention weights are dropped, for each example its own; None for
             the fixed rate of the plain module.
-        path: where the module is in its network, for messages.
     """
 
     dropout_rate: str | None = None
-    path = "attention"
     out_proj: Any
 
     def __init__(
@@ -68,7 +66,7 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
         return None if kind is NonDynamicallyQuantizableLinear else f"its out_proj is a {kind.__name__}"
 
     @property
-    def dropout(self) -> float:  # type: ignore[override]
+    def dropout(self) -> float:
         """The rate as one number, for code that hands it to a function: in training the one in force.
 
         Raises:

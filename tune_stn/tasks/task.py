@@ -130,7 +130,8 @@ class Task:
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
                 f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "
-                "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty"
+                "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty; "
+                "WeightDecay is one, and OptimizerWeightDecay for AdamW's own weight_decay"
             )
 
     def tuning_only(self, *names: str) -> Task:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import evaluating
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.sample import Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
@@ -114,7 +115,7 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
 
     It is looked for only in a network of which a part does not train, for in others there is none: a parameter has no
     gradient, or a module stays in evaluation mode. Twice, at the present values of the others and in the middle of
-    their domains: a cutout of no holes has no size that matters.
+    their domains: a cutout of no holes has no size that matters. A decay by the optimizer is in no gradient.
     """
     few, model, space = batch.part(0, FEW), forward.model, forward.task.space
     weights, devices = model.base_parameters(), [batch.device] if batch.device.type == "cuda" else []
@@ -136,8 +137,9 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
     trains = not frozen and all(module.training for module in model.network.modules())
     if trains and all(gradient is not None for gradient in gradients(present)):
         return None
+    outside = {penalty.rate for penalty in forward.task.penalties if isinstance(penalty, OptimizerWeightDecay)}
     for name in space:
-        if not any(
+        if name not in outside and not any(
             _differ(gradients({**others, **at(-AWAY, name)}), gradients({**others, **at(AWAY, name)}))
             for others in (present, middle)
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
+from tune_stn.training.optimizer_decay import check_held, follow
 from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
 
@@ -56,6 +58,9 @@ class SelfTuner:
             needs one of `self_tuning(..., centred=True)`), or "fixed".
         steps: Training steps of the whole run. The time constants of "auto" and "progress-ratio" are shares of it, and
             so is the step size of the hyperparameters.
+        decays: Weight decays of the optimizer itself, AdamW's say, that follow a hyperparameter; the closure's loss has
+            no part in them, and what `train_step` returns has. The weights of each are groups of the optimizer of their
+            own. For "auto", "progress-ratio" and "fixed".
         settings: Settings of `Training` that are not the loop's own: accumulate, clip_norm, entropy_weight,
             hyper_clip_norm, hyper_lr, hyper_optimizer, hyper_optimizer_args, relative_hyper_lr, response_share,
             train_steps (training steps between hyper-steps, 5) and tune_scales.
@@ -87,6 +92,7 @@ class SelfTuner:
         *,
         algorithm: str = "auto",
         steps: int = 10_000,
+        decays: Sequence[OptimizerWeightDecay] = (),
         **settings: Any,
     ) -> None:
         if not isinstance(net, SelfTuningModel):
@@ -104,11 +110,13 @@ class SelfTuner:
             raise ValueError(f"{algorithm!r} tunes, and the network was made with self_tuning(..., tuned=False)")
         if rule.response is not None:
             _check_response(net, algorithm, centred=rule.centred)
+            check_held(decays, net.hyper.space, algorithm=algorithm)
+        follow(optimizer, decays, net)
         self._begin(
             rule,
             Tools(
                 model=net,
-                training_loss=partial(training_loss, net),
+                training_loss=partial(training_loss, net, decays=decays),
                 validation_loss=partial(validation_loss, net),
                 clean_loss=partial(clean_loss, net),
                 steps=steps,

@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tune_stn.data.batches import Batch
 from tune_stn.nn.cuda_graph import Recorded
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
+from tune_stn.training.optimizer_decay import follow, grouped
 
 HYPER = "hyper"
 B = TypeVar("B")
@@ -160,10 +162,24 @@ def _is_recordable(batch: Batch) -> bool:
     return batch.carry is None and isinstance(batch.inputs, Tensor) and isinstance(batch.targets, Tensor)
 
 
-def make_stepper(model: SelfTuningModel, training: Training, *, hyper_steps: int) -> Stepper:
-    """The optimizers of a run of so many hyper-steps: base and response parameters have one of the same kind each."""
-    groups = {"base": model.base_parameters(), "response": model.response_parameters()}
+def make_stepper(
+    model: SelfTuningModel, training: Training, *, hyper_steps: int, decays: Sequence[OptimizerWeightDecay] = ()
+) -> Stepper:
+    """The optimizers of a run of so many hyper-steps: base and response parameters have one of the same kind each.
+
+    Args:
+        model: The network.
+        training: The settings.
+        hyper_steps: Hyper-steps of the whole run.
+        decays: Weight decays of the optimizer that follow a hyperparameter.
+    """
+    base = model.base_parameters()
+    groups: dict[str, Any] = {
+        "base": grouped(base, decays, model.network) if decays else base,
+        "response": model.response_parameters(),
+    }
     optimizers = {name: training.make_optimizer(group) for name, group in groups.items() if group or name == "base"}
+    follow(optimizers["base"], decays, model)
     schedules = {name: training.make_lr_schedule(optimizer) for name, optimizer in optimizers.items()}
     if isinstance(model.hyper, Tunable):
         hyper = [model.hyper.raw, *([model.hyper.rho] if training.tune_scales else [])]
