@@ -112,6 +112,9 @@ class SelfTuningModel(nn.Module):
         self.register_state_dict_post_hook(_add_advice)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_leave_advice_out)  # type: ignore[no-untyped-call]
         self.tuned_by = ""
+        # Torch's name: DistributedDataParallel leaves them alone, as their gradient is no part of a training step's.
+        state = (*hyper.named_parameters(prefix="hyper"), *hyper.named_buffers(prefix="hyper"))
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in state]
         self._untuned_calls = 0
 
     forward = _Forward()

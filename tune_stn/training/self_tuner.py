@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
@@ -18,7 +20,9 @@ from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
+from tune_stn.training.objectives import Objective
 from tune_stn.training.optimizer_decay import check_held, follow
+from tune_stn.training.processes import unwrapped
 from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
 
@@ -51,7 +55,8 @@ class SelfTuner:
     reads for a batch of that length, so augmentations and penalties can read it too.
 
     Args:
-        net: What `self_tuning` has made.
+        net: What `self_tuning` has made; or that in a `DistributedDataParallel`, which the closures then call. Each
+            process has its part of a batch, of equal size, for training and hyper-steps; not for "delta-stn".
         optimizer: The optimizer of `net.parameters()`. It steps the weights and their response; hyperparameters have an
             optimizer of their own, and are left alone by this one. Learning-rate schedules of it stay the loop's.
         algorithm: The update rule: "auto", "progress-ratio", "stn" (the network needs a response), "delta-stn" (it
@@ -87,7 +92,7 @@ class SelfTuner:
 
     def __init__(
         self,
-        net: SelfTuningModel,
+        net: SelfTuningModel | DistributedDataParallel,
         optimizer: torch.optim.Optimizer,
         *,
         algorithm: str = "auto",
@@ -95,6 +100,7 @@ class SelfTuner:
         decays: Sequence[OptimizerWeightDecay] = (),
         **settings: Any,
     ) -> None:
+        net, processes = unwrapped(net)
         if not isinstance(net, SelfTuningModel):
             raise TypeError(f"net is a {type(net).__name__}: give what self_tuning(model, space, ...) returns")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -105,6 +111,11 @@ class SelfTuner:
             reason = "the loop's own affair" if of_loop else "no setting"
             raise TypeError(f"{unknown[0]}={settings[unknown[0]]!r} is {reason}: accepted are {', '.join(SETTINGS)}")
         rule = get_rule(algorithm)
+        if processes is not None and rule.centred:
+            raise ValueError(
+                f"{algorithm!r} has steps of the response alone, which DistributedDataParallel cannot do: accepted are "
+                "'auto', 'progress-ratio', 'stn' and 'fixed'"
+            )
         training = Training(**settings)
         if rule.tunes and not isinstance(net.hyper, Tunable):
             raise ValueError(f"{algorithm!r} tunes, and the network was made with self_tuning(..., tuned=False)")
@@ -112,15 +123,18 @@ class SelfTuner:
             _check_response(net, algorithm, centred=rule.centred)
             check_held(decays, net.hyper.space, algorithm=algorithm)
         follow(optimizer, decays, net)
+        agreed: Callable[[Objective], Objective] = (lambda f: f) if processes is None else processes.agreed
+        stepper = _make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps)
+        stepper.processes = processes
         self._begin(
             rule,
             Tools(
                 model=net,
-                training_loss=partial(training_loss, net, decays=decays),
+                training_loss=agreed(partial(training_loss, net, decays=decays)),
                 validation_loss=partial(validation_loss, net),
-                clean_loss=partial(clean_loss, net),
+                clean_loss=agreed(partial(clean_loss, net)),
                 steps=steps,
-                stepper=_make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps),
+                stepper=stepper,
                 training=training,
                 meter=NoMeter(),
             ),
@@ -197,7 +211,9 @@ class SelfTuner:
         self.since_hyper_step = 0
         hyper = self.rule.hyper
         hyper.raw.grad = None
-        self.rule.hyper_step(_batch(closure, tensors))
+        processes = self.rule.stepper.processes
+        with nullcontext() if processes is None else processes.apart():
+            self.rule.hyper_step(_batch(closure, tensors))
         if self.rule.response is not None and hyper.raw.grad is None:
             raise ValueError(
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "

@@ -19,6 +19,7 @@ from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.optimizer_decay import follow, grouped
+from tune_stn.training.processes import Processes
 
 HYPER = "hyper"
 B = TypeVar("B")
@@ -35,6 +36,8 @@ class Stepper:
         lr_schedules: The learning-rate schedules of some or all of them.
         groups: The parameters of each group, where optimizers do not tell: several groups may share one optimizer, and
             it may have parameters that are of none. By default, all parameters of its optimizer.
+        processes: Those that train one network together, over which gradients of hyperparameters are averaged; those of
+            the weights are the affair of the network's wrapper.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class Stepper:
         optimizers: Mapping[str, torch.optim.Optimizer],
         lr_schedules: Mapping[str, LRScheduler] | None = None,
         groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.optimizers = dict(optimizers)
         self.groups = groups
         self.lr_schedules = dict(lr_schedules or {})
+        self.processes = processes
         self._recorded: dict[Any, Recorded] | None = None
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
@@ -89,6 +94,8 @@ class Stepper:
             total, *gradients = self._recorded[losses, to](batch.inputs, batch.targets)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if HYPER in to and self.processes is not None:
+            self.processes.average([p.grad for p in parameters if p.grad is not None])
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         assert total is not None
