@@ -33,7 +33,7 @@ class Processes:
 
     def apart(self) -> AbstractContextManager[None]:
         """Inside the block, the wrapper averages no gradients: of a hyper-step, which has none of the weights."""
-        return self.wrapper.no_sync()  # type: ignore[no-any-return]
+        return self.wrapper.no_sync()
 
     def agreed(self, objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """An objective whose value, where no gradient is asked for, is the mean over the processes."""

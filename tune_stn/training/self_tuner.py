@@ -100,9 +100,10 @@ class SelfTuner:
         decays: Sequence[OptimizerWeightDecay] = (),
         **settings: Any,
     ) -> None:
-        net, processes = unwrapped(net)
-        if not isinstance(net, SelfTuningModel):
-            raise TypeError(f"net is a {type(net).__name__}: give what self_tuning(model, space, ...) returns")
+        network, processes = unwrapped(net)
+        if not isinstance(network, SelfTuningModel):
+            raise TypeError(f"net is a {type(network).__name__}: give what self_tuning(model, space, ...) returns")
+        net = network
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps={steps!r}: accepted is an integer of 1 or more, the training steps of the run")
         unknown = sorted(set(settings) - set(SETTINGS))
