@@ -50,7 +50,6 @@ def _is_loaded() -> bool:
     return "torch._dynamo" in sys.modules
 
 
-@functools.cache
 def _light(kind: type[Optimizer]) -> type[Optimizer]:
     # Torch puts a decorator that calls hooks on the step of each class that is used, this subclass too: once is enough.
     step: Any = kind.step

@@ -189,7 +189,7 @@ class Training:
         if not isinstance(choice, str):
             return choice
         kind = getattr(torch.optim, choice)
-        return kind if self.compile else light(kind)  # type: ignore[no-any-return]
+        return kind if self.compile else light(kind)
 
     def make_lr_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
         """The learning-rate schedule of one optimizer, or None."""
