@@ -17,17 +17,16 @@ from tune_stn.tasks.text_transformer import LanguageTransformer
 from tune_stn.training import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
-    "text-lstm": {"hidden": 6, "vocabulary": 40, "train_tokens": 900, "window": 8, "batch_size": 5},
+    "text-lstm": {"hidden": 6},
     "text-transformer": {
         "width": 8,
         "heads": 2,
         "layers": 2,
-        "vocabulary": 40,
-        "train_tokens": 900,
-        "window": 8,
-        "batch_size": 5,
     },
 }
+for settings in SMALL.values():
+    settings |= {"vocabulary": 40, "train_tokens": 900, "valid_tokens": 900, "test_tokens": 200, "window": 8}
+    settings |= {"batch_size": 5}
 
 
 # Loss ----------------------------------------------------------------------------------------------------------------

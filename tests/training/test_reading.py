@@ -155,7 +155,8 @@ def test_what_others_switch_off_at_the_start_values_has_an_effect() -> None:
 @pytest.mark.parametrize("algorithm", ["fixed", "stn"])
 @pytest.mark.parametrize("network", ["batch-norm", "text"])
 def test_looking_leaves_no_trace(make_task: Any, network: str, algorithm: str) -> None:
-    text = {"hidden": 6, "vocabulary": 40, "train_tokens": 900, "window": 8, "batch_size": 5}
+    text = {"hidden": 6, "vocabulary": 40, "window": 8, "batch_size": 5}
+    text |= {"train_tokens": 900, "valid_tokens": 200, "test_tokens": 200}
     task = get_task("text-lstm", **text) if network == "text" else make_task(network)
     net = make_network(task, RULES[algorithm], start=task.start, seed=0)
     splits, before, random = task.data(0), {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()

@@ -93,7 +93,8 @@ def test_only_what_asks_for_it_is_recorded(make_task: Any, replays: Any) -> None
 
 def test_a_carried_state_goes_through_python(replays: Any) -> None:
     """There, what is replayed are the loops over time."""
-    task = get_task("text-lstm", hidden=8, train_tokens=2000, vocabulary=50, batch_size=5, window=20, warmup_epochs=0)
+    tokens = {"train_tokens": 2000, "valid_tokens": 500, "test_tokens": 200}
+    task = get_task("text-lstm", hidden=8, **tokens, vocabulary=50, batch_size=5, window=20, warmup_epochs=0)
     runs = []
     for recorded in (False, True):
         trainer = Trainer(task, algorithm="stn")

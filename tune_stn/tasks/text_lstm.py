@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tune_stn.data import paradise_lost
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
@@ -11,17 +13,25 @@ from tune_stn.tasks.task import Task
 
 
 def text_lstm(
-    *, hidden: int = 128, layers: int = 2, window: int = 35, train_tokens: int | None = None, vocabulary: int = 2000
+    *,
+    hidden: int = 128,
+    layers: int = 2,
+    window: int = 35,
+    train_tokens: int | None = None,
+    valid_tokens: int | None = None,
+    test_tokens: int | None = None,
+    vocabulary: int = 2000,
 ) -> Task:
     """Paradise Lost (inside the package), two LSTM layers of 128 units, the seven hyperparameters of ptb-lstm.
 
     Eight books to train on, the ninth for validation, the tenth for testing.
     """
     check_sizes(hidden=hidden, layers=layers, window=window)
+    lengths = {"train": train_tokens, "valid": valid_tokens, "test": test_tokens}
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",
-        data=lambda seed: _load(train_tokens, vocabulary, window),
+        data=lambda seed: _load(lengths, vocabulary, window),
         **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=30,
@@ -40,7 +50,6 @@ def text_lstm(
     )
 
 
-def _load(train_tokens: int | None, vocabulary: int, window: int) -> Splits:
-    lengths = {"train": train_tokens, "valid": None, "test": None}
+def _load(lengths: Mapping[str, int | None], vocabulary: int, window: int) -> Splits:
     tokens = encoded(paradise_lost.load(), lengths, vocabulary)
     return Splits(**{split: Text(part, window) for split, part in tokens.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ def text_transformer(
     layers: int = 3,
     window: int = 48,
     train_tokens: int | None = None,
+    valid_tokens: int | None = None,
+    test_tokens: int | None = None,
     vocabulary: int = 2000,
 ) -> Task:
     """Paradise Lost (inside the package), a transformer of three blocks, six hyperparameters: dropouts and penalties.
@@ -36,11 +39,12 @@ def text_transformer(
     check_sizes(width=width, heads=heads, layers=layers, window=window)
     if width % heads:
         raise ValueError(f"heads={heads}: accepted is a number that divides width={width}")
+    lengths = {"train": train_tokens, "valid": valid_tokens, "test": test_tokens}
     return Task(
         name="text-transformer",
         description="Paradise Lost, transformer",
         model=lambda: LanguageTransformer(vocabulary, width, heads, layers, window),
-        data=lambda seed: _load(train_tokens, vocabulary, window),
+        data=lambda seed: _load(lengths, vocabulary, window),
         space=SearchSpace(
             {
                 "dropout_embedding": Uniform(0.0, 0.9),
@@ -141,7 +145,6 @@ class Block(nn.Module):
         return outputs
 
 
-def _load(train_tokens: int | None, vocabulary: int, window: int) -> Splits:
-    lengths = {"train": train_tokens, "valid": None, "test": None}
+def _load(lengths: Mapping[str, int | None], vocabulary: int, window: int) -> Splits:
     tokens = encoded(paradise_lost.load(), lengths, vocabulary)
     return Splits(**{split: passages(part, window, full=split == "train") for split, part in tokens.items()})

@@ -23,7 +23,8 @@ from tune_stn.training.rules.progress_ratio import EVERY, FAST, SCALED, SLOW, SM
 from tune_stn.training.schedule import Schedule
 
 ALGORITHMS = ("progress-ratio", "auto")
-TEXT: dict[str, Any] = {"hidden": 6, "vocabulary": 40, "train_tokens": 900, "window": 8, "batch_size": 5}
+TEXT: dict[str, Any] = {"hidden": 6, "vocabulary": 40, "window": 8, "batch_size": 5}
+TEXT |= {"train_tokens": 900, "valid_tokens": 900, "test_tokens": 200}
 # Task -> its settings; "text" is the LSTM language model, the others are those of conftest.
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mlp", {}),
