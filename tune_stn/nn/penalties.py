@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tune_stn.nn.observe import Activations
@@ -57,27 +58,31 @@ class WeightDecay:
 
     def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
-        total = rate.new_zeros(1)
-        norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-        layers = [module for module in network.modules() if isinstance(module, Responding)]
-        response = {id(parameter) for layer in layers for parameter in layer.response_parameters()}
-        weights = {
-            path: parameter
-            for path, parameter in network.named_parameters()  # a shared one by its first path
-            if parameter.dim() >= 2 and id(parameter) not in norms | response
-        }
+        total: Tensor = rate.new_zeros(1)
+        layers: list[Responding] = []
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        excluded: set[int] = set()
+        for prefix, module in network.named_modules():  # one pass: in a small network it takes as long as a layer
+            own = _own(module)
+            if isinstance(module, NORMS):
+                excluded |= {id(parameter) for parameter in own.values()}
+            if isinstance(module, Responding):
+                layers.append(module)
+                excluded |= {id(parameter) for parameter in module.response_parameters()}
+            for name, parameter in own.items():  # a shared one by its first path
+                found.setdefault(id(parameter), (f"{prefix}.{name}".removeprefix("."), parameter))
+        weights = {path: p for path, p in found.values() if p.dim() >= 2 and id(p) not in excluded}
         decayed = {id(weight) for path, weight in weights.items() if self._matches(path)}
         responding: set[int] = set()
         for layer in layers:
-            own = dict(layer.named_parameters(recurse=False))
+            own = _own(layer)
             if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
                 for name, norm in layer.squared_norms(sample.response_input).items():
                     if id(own[name]) in decayed:
                         total = total + norm
             responding |= {id(parameter) for parameter in own.values()}
-        for weight in weights.values():
-            if id(weight) in decayed - responding:
-                total = total + weight.square().sum()
+        plain = decayed - responding
+        total = _AddSquares.apply(total, *(weight for weight in weights.values() if id(weight) in plain))  # type: ignore[no-untyped-call]
         if not decayed:
             raise ValueError(
                 f"{type(self).__name__}({self.rate!r}, only={self.only!r}) matches no weight of the network; it has "
@@ -87,6 +92,31 @@ class WeightDecay:
 
     def _matches(self, path: str) -> bool:
         return fnmatchcase(path, self.only) or path.startswith(f"{self.only}.")
+
+
+class _AddSquares(torch.autograd.Function):
+    """`total`, and to it the sum of squares of each weight: one node in the graph, where torch would make three for
+    each weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights)
+        for weight in weights:
+            total = total + weight.square().sum()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        twice = 2 * gradient.sum()  # over the rows, which share the weights
+        pairs = zip(ctx.saved_tensors, wanted, strict=True)
+        return gradient, *(weight * twice.to(weight.dtype) if wants else None for weight, wants in pairs)
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own parameters by name, those of its children left out."""
+    return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tune_stn.nn.model import SelfTuningModel
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
-from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
+from tune_stn.training.closure import Closure, bare_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
 from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
@@ -110,7 +110,7 @@ class SelfTuner:
                 model=net,
                 training_loss=partial(training_loss, net),
                 validation_loss=partial(validation_loss, net),
-                clean_loss=partial(clean_loss, net),
+                bare_loss=partial(bare_loss, net),
                 steps=steps,
                 stepper=_make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps),
                 training=training,
