@@ -114,13 +114,28 @@ def clean_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_running_statistics(model: nn.Module) -> Iterator[list[nn.modules.batchnorm._BatchNorm]]:
-    """Inside the block, batch norms normalise by the batch but do not count it a second time; it gets all of them."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """Inside the block, batch norms normalise by the batch but do not count it a second time; it gets all of them.
+
+    Nor do spectral norms go on with their power iteration.
+    """
+    modules = list(model.modules())
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     counting = [norm for norm in norms if norm.track_running_stats]
+    # Torch has two: a parametrization, which is a module, and a hook.
+    iterating = [
+        (holder, holder.n_power_iterations)
+        for module in modules
+        for holder in (module, *module._forward_pre_hooks.values())
+        if type(holder).__name__ in ("_SpectralNorm", "SpectralNorm") and hasattr(holder, "n_power_iterations")
+    ]
     for norm in counting:
         norm.track_running_stats = False
+    for holder, _ in iterating:
+        holder.n_power_iterations = 0
     try:
         yield norms
     finally:
         for norm in counting:
             norm.track_running_stats = True
+        for holder, count in iterating:
+            holder.n_power_iterations = count

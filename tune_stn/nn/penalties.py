@@ -59,7 +59,25 @@ class WeightDecay:
     def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
         total: Tensor = rate.new_zeros(1)
-        layers: list[Responding] = []
+        weights = self.weights(network)
+        decayed = {id(weight) for weight in weights}
+        responding: set[int] = set()
+        for layer in _responding(network):
+            own = _own(layer)
+            if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
+                for name, norm in layer.squared_norms(sample.response_input).items():
+                    if id(own[name]) in decayed:
+                        total = total + norm
+            responding |= {id(parameter) for parameter in own.values()}
+        total = _AddSquares.apply(total, *(weight for weight in weights if id(weight) not in responding))  # type: ignore[no-untyped-call]
+        return rate / 2 * total
+
+    def weights(self, network: nn.Module) -> list[nn.Parameter]:
+        """The parameters that it is for, each once.
+
+        Raises:
+            ValueError: There is none; the message lists those that could be.
+        """
         found: dict[int, tuple[str, nn.Parameter]] = {}
         excluded: set[int] = set()
         for prefix, module in network.named_modules():  # one pass: in a small network it takes as long as a layer
@@ -67,28 +85,17 @@ class WeightDecay:
             if isinstance(module, NORMS):
                 excluded |= {id(parameter) for parameter in own.values()}
             if isinstance(module, Responding):
-                layers.append(module)
                 excluded |= {id(parameter) for parameter in module.response_parameters()}
             for name, parameter in own.items():  # a shared one by its first path
                 found.setdefault(id(parameter), (f"{prefix}.{name}".removeprefix("."), parameter))
         weights = {path: p for path, p in found.values() if p.dim() >= 2 and id(p) not in excluded}
-        decayed = {id(weight) for path, weight in weights.items() if self._matches(path)}
-        responding: set[int] = set()
-        for layer in layers:
-            own = _own(layer)
-            if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
-                for name, norm in layer.squared_norms(sample.response_input).items():
-                    if id(own[name]) in decayed:
-                        total = total + norm
-            responding |= {id(parameter) for parameter in own.values()}
-        plain = decayed - responding
-        total = _AddSquares.apply(total, *(weight for weight in weights.values() if id(weight) in plain))  # type: ignore[no-untyped-call]
+        decayed = [weight for path, weight in weights.items() if self._matches(path)]
         if not decayed:
             raise ValueError(
                 f"{type(self).__name__}({self.rate!r}, only={self.only!r}) matches no weight of the network; it has "
                 f"{', '.join(weights) or 'none'}"
             )
-        return rate / 2 * total
+        return decayed
 
     def _matches(self, path: str) -> bool:
         return fnmatchcase(path, self.only) or path.startswith(f"{self.only}.")
@@ -117,6 +124,29 @@ class _AddSquares(torch.autograd.Function):
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's own parameters by name, those of its children left out."""
     return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+
+
+def _responding(network: nn.Module) -> list[Responding]:
+    return [module for module in network.modules() if isinstance(module, Responding)]
+
+
+@dataclass(frozen=True)
+class OptimizerWeightDecay(WeightDecay):
+    """The weight decay that the optimizer does itself, such as AdamW's, which the loss has no part in.
+
+    Before each step, the optimizer's `weight_decay` of these weights is set to the present value; of others it stays
+    what the optimizer was given. To the loss a penalty of the same strength is added without its gradient: so a rule
+    sees how much the decay weighs. A response cannot learn about it, so "stn" and "delta-stn" refuse it.
+
+    Attributes and raises: as for `WeightDecay`.
+
+    Example:
+        >>> Task(..., penalties=(OptimizerWeightDecay("decay"),), training=Training(optimizer="AdamW", lr=1e-3))
+    """
+
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
+        with torch.no_grad():
+            return super().__call__(network, sample, activations)
 
 
 @dataclass(frozen=True)
