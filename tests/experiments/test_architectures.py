@@ -18,7 +18,8 @@ def test_architectures(run_script: Callable[..., None], capsys: pytest.CaptureFi
         pytest.importorskip(package, reason=f"{package} is not installed")
     run_script("architectures.py", "--smoke-test")
     table = capsys.readouterr().out
-    assert "model GPT-2, rate batch, responding 15 of 16, bound 7, equal_at_zero True, equal_merged True" in table
+    assert 'model GPT-2, rate batch, responding 15 of 16, left_plain {"net.transformer.wpe": ' in table
+    assert "bound 7, equal_at_zero True, equal_merged True" in table
     assert "model ConvNeXt, rate example" in table
     assert "trains_fixed yes, trains_auto yes, trains_progress-ratio yes, trains_stn yes, trains_delta-stn yes" in table
     assert "model GPT-2, size tiny, examples 8, parameters" in table
