@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pages import markdown
 
 from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.plots import plot_schedules
@@ -396,11 +397,6 @@ def step_cost_short() -> str:
             ratios = one.set_index("model")["over_plain"]
             rows.append([f"{step}{part}", str(threads), *(f"{ratios[name]:.2f}" for name in NETWORKS)])
     return markdown(["", "threads", *NETWORKS.values()], rows)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def replace_marked(text: str, name: str, content: str) -> str:

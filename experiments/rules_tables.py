@@ -17,13 +17,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from readme import markdown
+from pages import Section
 from rules import ORACLE, OUTSIDE, RANDOM, RESULTS, RULES, SETTINGS
 from rules_verdicts import (
     COST,
@@ -99,25 +98,6 @@ LIMITS = (
 )
 
 Tables = Mapping[str, pd.DataFrame]
-
-
-@dataclass
-class Section:
-    """A part of the page.
-
-    Attributes:
-        title: The heading.
-        about: What the table shows, in a sentence or two.
-        header: The names of the columns.
-        rows: The cells, one list for each row.
-        notes: What a reader must know beside the cells.
-    """
-
-    title: str
-    about: str
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -612,9 +592,7 @@ def page(parts: Iterable[Section], tables: Tables, curves: bool) -> str:
     lines += ["", "```", f"{command} \\", f"  --arms {','.join(arms)}", "```", ""]
     lines += ["with fewer seeds or arms where a table says so. Every loss is at the epoch of least validation loss."]
     for part in parts:
-        lines += ["", f"## {part.title}", "", part.about, ""]
-        lines += [markdown(part.header, part.rows)] if part.rows else ["Not run."]
-        lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
+        lines += part.lines()
         if part.title == "What the gain is made of" and curves:
             lines += ["", "![Mean validation loss against cost](curves.png)"]
     lines += ["", "## What the rule cannot do", "", *(f"- {line}" for line in LIMITS)]

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from tune_stn.nn.first_order import first_order, map_tensors, to_first_order, without_running_statistics
+from tune_stn.nn.first_order import (
+    evaluating,
+    first_order,
+    map_tensors,
+    to_first_order,
+    without_running_statistics,
+)
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import observing
 from tune_stn.nn.self_tuning import self_tuning
@@ -111,3 +117,22 @@ def test_a_look_does_not_go_on_with_running_statistics() -> None:
             name.split(".")[0] for name, value in before.items() if not torch.equal(value, model.state_dict()[name])
         }
         assert moved == {"1", "2", "3"}
+
+
+class Merging(nn.Linear):
+    """Does more in evaluation mode than to set it, as adapters do that merge their weights."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_after_an_evaluation_each_module_is_as_before() -> None:
+    model = nn.Sequential(Merging(2, 2), nn.Dropout().eval(), nn.Dropout())
+    with evaluating(model):
+        assert model[0].merged
+        assert not any(module.training for module in model.modules())
+    assert not model[0].merged
+    assert [module.training for module in model] == [True, False, True]

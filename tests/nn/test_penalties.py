@@ -108,6 +108,26 @@ def test_plain_network_and_its_gradient() -> None:
             assert gradient is None, name
 
 
+def test_it_adds_the_squares_as_torch_does() -> None:
+    """To the last bit, forward and backward; a frozen weight counts and gets no gradient."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 4), nn.Linear(4, 2))
+    network[1].weight.requires_grad_(False)
+    rates = torch.tensor([0.3, 0.1, 0.7])
+    weights = [network[0].weight, network[1].weight, network[2].weight]
+    total = torch.zeros(1)
+    for weight in weights:
+        total = total + weight.square().sum()
+    found, expected = WeightDecay()(network, Sample({"weight_decay": rates}), {}), rates / 2 * total
+    assert torch.equal(found, expected)
+    trained = [weights[0], weights[2]]
+    pairs = zip(*(torch.autograd.grad(p.mean(), trained) for p in (found, expected)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    network[0].weight.requires_grad_(False)
+    WeightDecay()(network, Sample({"weight_decay": rates}), {}).sum().backward()
+    assert [parameter.grad is not None for parameter in network.parameters()] == [False, False, False, True, False]
+
+
 def test_gradients_reach_the_response_input_and_the_response_parameters() -> None:
     model = make("full")
     rows = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)

@@ -65,6 +65,9 @@ class Batch:
 
     def parts(self, count: int) -> Iterator[tuple[Batch, float]]:
         """The batch in `count` parts of consecutive examples, each with its share of the batch."""
+        if count == 1:  # nothing to cut
+            yield self, 1.0
+            return
         size = -(-len(self) // count)
         for start in range(0, len(self), size):
             part = self.part(start, start + size)

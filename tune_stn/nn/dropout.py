@@ -56,17 +56,25 @@ class UnitDropout(nn.Module):
         """Whatever else the replaced module was given is of no use here (the AWD-LSTM code gives it the rate)."""
         if not self.training:
             return inputs
-        rates, axis = self.slot.sample[self.rate], self.batch_axis
-        where = f"dropout {self.rate!r}" + (f" with the batch on axis {axis}, here shown first," if axis else "")
-        check_rows(rates.shape[0], inputs.movedim(axis, 0), where=where)
+        sample, axis = self.slot.sample, self.batch_axis
+        rates = sample[self.rate]
+        if rates.shape[0] != 1:
+            where = f"dropout {self.rate!r}" + (f" with the batch on axis {axis}, here shown first," if axis else "")
+            check_rows(rates.shape[0], inputs.movedim(axis, 0), where=where)
         # In half precision a small rate would be none at all.
         dtype = torch.promote_types(inputs.dtype, torch.float32)
         keep = 1 - rates.to(dtype).view(*[1] * axis, -1, *[1] * (inputs.dim() - axis - 1)).clamp(max=MAX_RATE)
         noise = torch.rand(self.mask_shape(inputs), device=inputs.device, dtype=dtype)
-        factor, offset = self.noise(noise.lt(keep).to(dtype), keep)
+        factor, offset = self.noise(self.kept(noise, keep), keep)
         factor = factor.to(inputs.dtype)
-        outputs = _masked_dual(inputs, factor) if self.slot.sample.linearise else inputs * factor
+        outputs = _masked_dual(inputs, factor) if sample.linearise else inputs * factor
         return outputs if offset is None else outputs + offset.to(inputs.dtype)
+
+    def kept(self, noise: Tensor, keep: Tensor) -> Tensor:
+        """1 where a unit is kept, 0 where it is dropped; in the memory of the noise, which is faster than by way of
+        true and false.
+        """
+        return noise.lt_(keep)
 
     def noise(self, kept: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the inputs are multiplied by, and what is added to them, if anything.
@@ -186,6 +194,9 @@ class BranchDropout(UnitDropout):
     def drop_prob(self) -> float:
         """The rate as one number, by the name that DropPath has for it."""
         return self.p
+
+    def kept(self, noise: Tensor, keep: Tensor) -> Tensor:
+        return noise.lt(keep).to(keep.dtype)  # of one draw for the batch, at the rate of each example
 
     def noise(self, kept: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         return (kept.div_(keep) if self.rescales else kept), None

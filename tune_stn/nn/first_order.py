@@ -81,46 +81,61 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        network.train(modes[0][1])  # of its own, if it has one that does more than to set the mode
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Inside the block, batch norms normalise by the batch, as in training, and do not count it."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
-    with without_running_statistics(model):
-        for norm in norms:
+    with without_running_statistics(model) as norms:
+        evaluated = [norm for norm in norms if not norm.training]
+        for norm in evaluated:
             norm.training = True
         try:
             yield
         finally:
-            for norm in norms:
+            for norm in evaluated:
                 norm.training = False
 
 
 @contextmanager
-def without_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norms normalise by the batch but do not count it a second time.
+def clean_mode(network: nn.Module) -> Iterator[None]:
+    """Inside the block, the network is in evaluation mode, but batch norms normalise by the batch.
+
+    So it is the same function on training and validation batches, and at any weights: running statistics are those of
+    the weights that training has now.
+    """
+    with evaluating(network), batch_statistics(network):
+        yield
+
+
+@contextmanager
+def without_running_statistics(model: nn.Module) -> Iterator[list[nn.modules.batchnorm._BatchNorm]]:
+    """Inside the block, batch norms normalise by the batch but do not count it a second time; it gets all of them.
 
     Nor do spectral norms go on with their power iteration.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modules = list(model.modules())
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    counting = [norm for norm in norms if norm.track_running_stats]
     # Torch has two: a parametrization, which is a module, and a hook.
     iterating = [
         (holder, holder.n_power_iterations)
-        for module in model.modules()
+        for module in modules
         for holder in (module, *module._forward_pre_hooks.values())
         if type(holder).__name__ in ("_SpectralNorm", "SpectralNorm") and hasattr(holder, "n_power_iterations")
     ]
-    for norm in norms:
+    for norm in counting:
         norm.track_running_stats = False
     for holder, _ in iterating:
         holder.n_power_iterations = 0
     try:
-        yield
+        yield norms
     finally:
-        for norm in norms:
+        for norm in counting:
             norm.track_running_stats = True
         for holder, count in iterating:
             holder.n_power_iterations = count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,19 +58,18 @@ class WeightDecay:
 
     def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
-        total = rate.new_zeros(1)
-        decayed = {id(weight) for weight in self.weights(network)}
+        total: Tensor = rate.new_zeros(1)
+        weights = self.weights(network)
+        decayed = {id(weight) for weight in weights}
         responding: set[int] = set()
         for layer in _responding(network):
-            own = dict(layer.named_parameters(recurse=False))
+            own = _own(layer)
             if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
                 for name, norm in layer.squared_norms(sample.response_input).items():
                     if id(own[name]) in decayed:
                         total = total + norm
             responding |= {id(parameter) for parameter in own.values()}
-        for weight in self.weights(network):
-            if id(weight) not in responding:
-                total = total + weight.square().sum()
+        total = _AddSquares.apply(total, *(weight for weight in weights if id(weight) not in responding))  # type: ignore[no-untyped-call]
         return rate / 2 * total
 
     def weights(self, network: nn.Module) -> list[nn.Parameter]:
@@ -79,13 +78,17 @@ class WeightDecay:
         Raises:
             ValueError: There is none; the message lists those that could be.
         """
-        norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-        response = {id(parameter) for layer in _responding(network) for parameter in layer.response_parameters()}
-        weights = {
-            path: parameter
-            for path, parameter in network.named_parameters()  # a shared one by its first path
-            if parameter.dim() >= 2 and id(parameter) not in norms | response
-        }
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        excluded: set[int] = set()
+        for prefix, module in network.named_modules():  # one pass: in a small network it takes as long as a layer
+            own = _own(module)
+            if isinstance(module, NORMS):
+                excluded |= {id(parameter) for parameter in own.values()}
+            if isinstance(module, Responding):
+                excluded |= {id(parameter) for parameter in module.response_parameters()}
+            for name, parameter in own.items():  # a shared one by its first path
+                found.setdefault(id(parameter), (f"{prefix}.{name}".removeprefix("."), parameter))
+        weights = {path: p for path, p in found.values() if p.dim() >= 2 and id(p) not in excluded}
         decayed = [weight for path, weight in weights.items() if self._matches(path)]
         if not decayed:
             raise ValueError(
@@ -96,6 +99,31 @@ class WeightDecay:
 
     def _matches(self, path: str) -> bool:
         return fnmatchcase(path, self.only) or path.startswith(f"{self.only}.")
+
+
+class _AddSquares(torch.autograd.Function):
+    """`total`, and to it the sum of squares of each weight: one node in the graph, where torch would make three for
+    each weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights)
+        for weight in weights:
+            total = total + weight.square().sum()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        twice = 2 * gradient.sum()  # over the rows, which share the weights
+        pairs = zip(ctx.saved_tensors, wanted, strict=True)
+        return gradient, *(weight * twice.to(weight.dtype) if wants else None for weight, wants in pairs)
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own parameters by name, those of its children left out."""
+    return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
 
 
 def _responding(network: nn.Module) -> list[Responding]:

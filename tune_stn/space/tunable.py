@@ -73,8 +73,8 @@ class Tunable(nn.Module):
         With those that are held, of shape `(1,)`.
         """
         columns = dict(zip(self.space, raw.detach().unbind(-1), strict=True))
-        shared = {name: columns[name][:1] for name in self.space.per_batch}
-        tuned = {name: domain.transform((columns | shared)[name]) for name, domain in self.space.items()}
+        columns |= {name: columns[name][:1] for name in self.space.per_batch}
+        tuned = {name: domain.transform(columns[name]) for name, domain in self.space.items()}
         return tuned | _held(self.space, raw)
 
     def mean_values(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.nn.first_order import batch_statistics, evaluating
+from tune_stn.nn.first_order import evaluating
 from tune_stn.nn.model import SelfTuningModel, examples
 from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.nn.rows import take_rows
@@ -52,7 +52,7 @@ class Closure:
 
     def parts(self, count: int) -> Iterator[tuple[Closure, float]]:
         """The batch in `count` parts of consecutive examples, each with its share of the batch; or as a whole."""
-        if not self.tensors:
+        if count == 1 or not self.tensors:
             yield self, 1.0
             return
         size = -(-len(self) // count)
@@ -81,8 +81,7 @@ def training_loss(
 
     With the weight decays that the optimizer does itself, without their gradient.
     """
-    with net.using(sample):
-        loss = checked(closure(), sample)
+    loss = bare_loss(net, closure, sample)
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError(
             "the loss of train_step has no gradient: the closure calls the network that self_tuning returned, outside "
@@ -95,13 +94,13 @@ def training_loss(
 
 def validation_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
     """The validation objective F: what the closure gives at a sample, in evaluation mode."""
-    with evaluating(net), net.using(sample):
-        return checked(closure(), sample)
+    with evaluating(net):
+        return bare_loss(net, closure, sample)
 
 
-def clean_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
-    """As the validation objective, but batch norms normalise by the batch."""
-    with evaluating(net), batch_statistics(net), net.using(sample):
+def bare_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
+    """What the closure gives at a sample, in the mode that the network is in."""
+    with net.using(sample):
         return checked(closure(), sample)
 
 

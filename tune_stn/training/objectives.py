@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from tune_stn.data.batches import Batch
-from tune_stn.nn.first_order import batch_statistics
 from tune_stn.space.sample import Sample
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward
@@ -50,27 +49,20 @@ def validation_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:
         sample: The hyperparameters.
     """
     forward.model.eval()
-    loss = forward.task.loss(forward.outputs(batch, sample), batch.targets)
+    loss = bare_loss(forward, batch, sample)
     forward.model.train()
     return loss
 
 
-def clean_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:
-    """As the validation objective, but batch norms normalise by the batch.
-
-    So it is the same function on training and validation batches, and at any weights: running statistics are those of
-    the weights that training has now.
+def bare_loss(forward: Forward, batch: Batch, sample: Sample) -> Tensor:
+    """The mean loss without augmentation and penalties, in the mode that the network is in.
 
     Args:
-        forward: The network; it is in training mode before and after.
+        forward: The network.
         batch: The batch as it was drawn.
         sample: The hyperparameters.
     """
-    forward.model.eval()
-    with batch_statistics(forward.model):
-        loss = forward.task.loss(forward.outputs(batch, sample), batch.targets)
-    forward.model.train()
-    return loss
+    return forward.task.loss(forward.outputs(batch, sample), batch.targets)
 
 
 def augmented(task: Task, batch: Batch, sample: Sample) -> Batch:

@@ -18,7 +18,7 @@ from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
-from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
+from tune_stn.training.closure import Closure, bare_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
 from tune_stn.training.objectives import Objective
 from tune_stn.training.optimizer_decay import check_held, follow
@@ -133,7 +133,7 @@ class SelfTuner:
                 model=net,
                 training_loss=agreed(partial(training_loss, net, decays=decays)),
                 validation_loss=partial(validation_loss, net),
-                clean_loss=agreed(partial(clean_loss, net)),
+                bare_loss=agreed(partial(bare_loss, net)),
                 steps=steps,
                 stepper=stepper,
                 training=training,

@@ -25,7 +25,7 @@ from tune_stn.training.divergence import Restarts, why_diverged
 from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
-from tune_stn.training.objectives import clean_loss, training_loss, validation_loss
+from tune_stn.training.objectives import bare_loss, training_loss, validation_loss
 from tune_stn.training.optimizer_decay import check_held
 from tune_stn.training.reading import check_read, warn_of_draws
 from tune_stn.training.replay import Replay
@@ -111,7 +111,7 @@ class Trainer:
                 model=self.model,
                 training_loss=partial(training_loss, self.forward),
                 validation_loss=partial(validation_loss, self.forward),
-                clean_loss=partial(clean_loss, self.forward),
+                bare_loss=partial(bare_loss, self.forward),
                 steps=task.training.epochs * steps_per_epoch,
                 stepper=self.stepper,
                 training=task.training,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tune_stn.nn.first_order import clean_mode
 from tune_stn.space import Tunable
 from tune_stn.tasks import Task, get_task
 from tune_stn.testing import placebo
@@ -291,7 +292,8 @@ def test_the_first_loss_is_that_of_the_initial_weights(make_task: Any) -> None:
     trainer = Trainer(make_task("batch-norm", epochs=100), algorithm="progress-ratio")
     rule = rule_of(trainer)
     batch = next(trainer.splits.train.batches(8, torch.Generator()))
-    expected = float(rule.clean(batch).detach())
+    with clean_mode(trainer.model):
+        expected = float(rule.clean(batch).detach())
     for _ in range(2):
         rule.train_step(batch)
         assert rule.first == expected
@@ -329,14 +331,16 @@ def test_clean_losses_are_comparable(make_task: Any) -> None:
     """No dropout, augmentation or penalty is in them, and batch norms normalise by the batch, at any weights."""
     trainer = Trainer(make_task("batch-norm"), algorithm="progress-ratio", hp={"dropout": 0.8, "decay": 0.1})
     rule, batch = rule_of(trainer), trainer.splits.train.take(torch.arange(8))
-    first = rule.clean(batch)
+    with clean_mode(trainer.model):
+        first = rule.clean(batch)
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.fill_(5.0)  # type: ignore[union-attr]
     plain = trainer.task.model()
     plain.load_state_dict(trainer.model.network.state_dict())
     plain[3].p = 0.0
-    assert torch.equal(rule.clean(batch), first)
+    with clean_mode(trainer.model):
+        assert torch.equal(rule.clean(batch), first)
     torch.testing.assert_close(first, torch.nn.functional.cross_entropy(plain(batch.inputs), batch.targets))
 
 

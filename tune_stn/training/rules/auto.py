@@ -50,12 +50,12 @@ class Auto(ProgressRatio):
         """Measure one dose on a part of a training batch, with the same draws on both sides."""
         part = batch.part(0, max(2, round(SHARE * len(batch)))).unread()  # of one example, batch norms make no mean
         losses = []
-        for side in (DISTANCE, -DISTANCE):
-            raw = self.hyper.raw.detach().clone()
-            raw[index] += side
-            devices = [raw.device] if raw.is_cuda else []
-            with torch.random.fork_rng(devices=devices), without_running_statistics(self.model):
-                losses.append(float(self.training_loss(part, Sample(self.hyper.values(raw[None])))))
+        with without_running_statistics(self.model):
+            for side in (DISTANCE, -DISTANCE):
+                raw = self.hyper.raw.detach().clone()
+                raw[index] += side
+                with torch.random.fork_rng(devices=[raw.device] if raw.is_cuda else []):
+                    losses.append(float(self.training_loss(part, Sample(self.hyper.values(raw[None])))))
         self.counts[index] += 1
         rate = max(RATE, 1 / self.counts[index])
         self.doses[index] += rate * ((losses[0] - losses[1]) / (2 * DISTANCE) - self.doses[index])

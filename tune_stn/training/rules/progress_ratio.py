@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tune_stn.nn.first_order import clean_mode
 from tune_stn.training.rules.fixed import Fixed
 from tune_stn.training.rules.rule import AnyBatch, Tools
 
@@ -77,14 +78,15 @@ class ProgressRatio(Fixed):
     def before_step(self, batch: AnyBatch) -> None:
         """The training loss in the beginning."""
         if self.first is None:
-            with torch.no_grad():
+            with torch.no_grad(), clean_mode(self.model):
                 self.first = float(self.clean(batch.unread()))
 
     def after_step(self, batch: AnyBatch) -> None:
         """The averages of the weights follow."""
-        weights = [weight.detach() for weight in self.stepper.parameters("base")]
-        torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
-        torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
+        weights: list[Tensor] = [*self.stepper.parameters("base")]
+        with torch.no_grad():
+            torch._foreach_lerp_(self.fast, weights, 1 / self.window(FAST, self.steps))
+            torch._foreach_lerp_(self.slow, weights, 1 / self.window(SLOW, self.steps))
         self.batch = batch
         self.done += 1
         self.since += 1
@@ -116,10 +118,11 @@ class ProgressRatio(Fixed):
         nothing; both are what they were in the beginning, and the same, for nothing is learned by heart. That tells it
         from the end of training.
         """
-        with self.at(self.fast):
-            after = torch.stack([self.clean(valid), self.clean(train.unread())])
-        with self.at(self.slow):
-            before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
+        with clean_mode(self.model):
+            with self.at(self.fast):
+                after = torch.stack([self.clean(valid), self.clean(train.unread())])
+            with self.at(self.slow):
+                before = torch.stack([self.clean(valid.unread()), self.clean(train.unread())])
         gains = difference(before, after).nan_to_num()  # a loss of 0 on both sides gains nothing
         gap = float(difference(after[0], after[1]).nan_to_num(1.0))  # and does not say that the network is trapped
         self.measured += 1
@@ -148,8 +151,8 @@ class ProgressRatio(Fixed):
         return torch.ones_like(self.hyper.raw)
 
     def clean(self, batch: AnyBatch) -> Tensor:
-        """The loss without any regularisation."""
-        return self.clean_loss(batch, self.hyper.constant_sample())
+        """The loss without any regularisation, inside `clean_mode`."""
+        return self.bare_loss(batch, self.hyper.constant_sample())
 
     @contextmanager
     def at(self, average: list[Tensor]) -> Iterator[None]:

@@ -31,7 +31,8 @@ class Tools:
         model: The network with its hyperparameters, which draws the samples.
         training_loss: The training objective f of a batch at a sample.
         validation_loss: The validation objective F of a batch at a sample.
-        clean_loss: The validation objective as it is on training batches too, at any weights.
+        bare_loss: The loss of a batch at a sample, without augmentations and penalties, in the mode that the network
+            is in.
         steps: The training steps of the whole run.
         stepper: The optimizers of the groups "base", "response" and "hyper".
         training: The settings of the run.
@@ -41,7 +42,7 @@ class Tools:
     model: SelfTuningModel
     training_loss: Objective
     validation_loss: Objective
-    clean_loss: Objective
+    bare_loss: Objective
     steps: int
     stepper: Stepper
     training: Training
@@ -77,7 +78,7 @@ class Rule(Protocol):
     model: SelfTuningModel
     training_loss: Objective
     validation_loss: Objective
-    clean_loss: Objective
+    bare_loss: Objective
     steps: int
     stepper: Stepper
     training: Training
@@ -86,7 +87,7 @@ class Rule(Protocol):
     def __init__(self, tools: Tools) -> None:
         self.model = tools.model
         self.training_loss, self.validation_loss = tools.training_loss, tools.validation_loss
-        self.clean_loss, self.steps = tools.clean_loss, tools.steps
+        self.bare_loss, self.steps = tools.bare_loss, tools.steps
         self.stepper = tools.stepper
         self.training = tools.training
         self.meter = tools.meter
