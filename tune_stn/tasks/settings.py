@@ -46,7 +46,8 @@ class Training:
             its checkpoints then hold both states.
         clip_norm: largest norm of a step's gradient of the weights, or None.
         accumulate: parts in which a batch goes through the network, to need less memory; the gradient is that of the
-            whole batch.
+            whole batch for a loss that is a mean over examples. A batch norm, and a mean over the targets that are not
+            ignored, see each part by itself.
         precision: "float32", or "bfloat16" for the network under autocast; losses and weights stay float32.
         compile: whether `torch.compile` compiles the network: for training, response and hyper-steps, and evaluation.
             LSTMs inside it stay as they are; so do response steps where there are LSTMs, attention or norms.
