@@ -17,6 +17,7 @@ from tune_stn.nn.plain import copied
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
 from tune_stn.training.forward import call, eagerly
+from tune_stn.training.seeds import own_draws
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,8 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Batch) -> int:
     """
     plain = copied(model).train()
     parameters: list[nn.Parameter] = plain.base_parameters()
-    devices = [batch.device] if batch.device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=devices),
+        own_draws(batch.device),
         FlopCounter() as counter,
         plain.using(plain.hyper.constant_sample()),
     ):

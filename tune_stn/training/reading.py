@@ -23,6 +23,7 @@ from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import Forward, eagerly
 from tune_stn.training.objectives import training_loss
+from tune_stn.training.seeds import own_draws
 
 # Whether a hyperparameter has an effect is seen by so many examples, at raw coordinates so far below and above zero.
 FEW, AWAY = 8, 3.0
@@ -67,10 +68,9 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
             as one number where each example has its own. Or the loss is not one number.
     """
     batch, model = batch.unread(), forward.model
-    devices = [batch.device] if batch.device.type == "cuda" else []
     training, buffers = model.training, [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.train()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly(task.training.compile):
+    with torch.no_grad(), own_draws(batch.device), eagerly(task.training.compile):
         # A response is trained with hyperparameters for each example, of which the model's code may want one number.
         responds = isinstance(model.hyper, Tunable) and model.conversion.responding
         sample = model.perturbed_sample(len(batch)) if responds else model.hyper.constant_sample()
@@ -118,10 +118,10 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
     their domains: a cutout of no holes has no size that matters. A decay by the optimizer is in no gradient.
     """
     few, model, space = batch.part(0, FEW), forward.model, forward.task.space
-    weights, devices = model.base_parameters(), [batch.device] if batch.device.type == "cuda" else []
+    weights = model.base_parameters()
 
     def gradients(values: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        with torch.enable_grad(), own_draws(few.device):
             loss = training_loss(forward, few, Sample(values))
             return (
                 torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else (None,) * len(weights)
@@ -165,13 +165,13 @@ def warn_of_draws(task: Task, forward: Forward, batch: Batch) -> None:
         batch: Some training examples.
     """
     batch = batch.unread()
-    devices = [batch.device] if batch.device.type == "cuda" else []
     network = forward.model.network
     states: list[list[Tensor]] = []
     drawing: list[str] = []
 
     def state() -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+        on_gpu = [torch.cuda.get_rng_state(batch.device)] if batch.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
 
     def before(*_: Any) -> None:
         states.append(state())
@@ -185,7 +185,7 @@ def warn_of_draws(task: Task, forward: Forward, batch: Batch) -> None:
         for module in network.modules():
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(own_draws(batch.device))
         stack.enter_context(torch.no_grad())
         stack.enter_context(eagerly(task.training.compile))
         stack.enter_context(evaluating(forward.model))

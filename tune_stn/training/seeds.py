@@ -7,6 +7,7 @@ and methods compared at a seed see the same data order whatever else they draw.
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -15,6 +16,15 @@ def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
     """A 63-bit seed for one purpose and epoch of a run; the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def own_draws(device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block, torch draws as it likes; after it, on as if nothing had been drawn.
+
+    Args:
+        device: Where there are draws, beside those on the CPU.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:

@@ -32,7 +32,7 @@ from tune_stn.training.replay import Replay
 from tune_stn.training.rules import Tools, get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import ScheduleBuffer
-from tune_stn.training.seeds import derive_seed, stream
+from tune_stn.training.seeds import derive_seed, own_draws, stream
 from tune_stn.training.self_tuner import SelfTuner
 from tune_stn.training.stepper import make_stepper
 from tune_stn.training.take_over import taken_over
@@ -227,8 +227,7 @@ class Trainer:
 
     def _run_epoch(self) -> tuple[float, dict[str, float]]:
         """Train one epoch; mean training loss, and losses and metrics on the other splits."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with own_draws(self.device):
             torch.manual_seed(derive_seed(self.seed, self._purpose("noise", self.restarts), self.epoch))
             began = time.perf_counter()
             with self.stepper.slowed(self._restarts.lr_factor):

@@ -17,6 +17,7 @@ from tune_stn.nn.first_order import without_running_statistics
 from tune_stn.space.sample import Sample
 from tune_stn.training.rules.progress_ratio import ProgressRatio
 from tune_stn.training.rules.rule import AnyBatch, Tools
+from tune_stn.training.seeds import own_draws
 
 # A dose is the difference between raw coordinates so far above and below the present one.
 DISTANCE = 0.5
@@ -54,7 +55,7 @@ class Auto(ProgressRatio):
             for side in (DISTANCE, -DISTANCE):
                 raw = self.hyper.raw.detach().clone()
                 raw[index] += side
-                with torch.random.fork_rng(devices=[raw.device] if raw.is_cuda else []):
+                with own_draws(raw.device):
                     losses.append(float(self.training_loss(part, Sample(self.hyper.values(raw[None])))))
         self.counts[index] += 1
         rate = max(RATE, 1 / self.counts[index])
