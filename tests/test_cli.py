@@ -148,13 +148,13 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     "seeds": (but(COMPARE, "--seeds", "0"), ["--seeds 0", "1 or more"]),
     "trials": (but(RUN, "--trials", "0"), ["--trials 0", "1 or more"]),
     "seed": (but(RUN, "--seed", "-1"), ["--seed -1", "0 or more"]),
-    "epochs": (but(RUN, "--epochs", "0"), ["epochs=0", "1 or more"]),
+    "epochs": (but(RUN, "--epochs", "0"), ["--epochs 0", "1 or more"]),
     "no hyper-step": (
         [*but(RUN, "--algorithm", "stn"), "--epochs", "2"],
         ["stn would tune nothing", "2 epochs of ", "more --epochs", "--set warmup_epochs="],
     ),
     "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
-    "setting's value": (but(COMPARE, "--set", "lr=fast"), ["lr='fast'", "finite number above 0"]),
+    "setting's value": (but(COMPARE, "--set", "lr=fast"), ["--set lr='fast'", "finite number above 0"]),
     "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
     "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
     "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
         ["--working-dir none", "no such folder"],
     ),
     "concurrency": (but(COMPARE, "--max-concurrent", "0"), ["--max-concurrent 0", "1 or more"]),
-    "no data": (empty_data, ["Fashion-MNIST not found in empty", "data_dir", "tune-stn data"]),
+    "no data": (empty_data, ["Fashion-MNIST not found in empty", "--set data_dir=FOLDER", "tune-stn data"]),
     "corrupt data": (corrupt_data, ["bad/train-images-idx3-ubyte", "fetch the file again"]),
     "out under a file": (out_under_a_file, ["--out file/out", "cannot be made a directory"]),
     "out is a file": (out_is_a_file, ["--out file", "cannot be made a directory"]),
@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     "licensed data set": (["data", "ptb"], ["Penn Treebank is not fetched", "LDC99T42", "data_dir=FOLDER"]),
     "absent text": (
         but(but(COMPARE, "--task", "ptb-lstm"), "--set", "data_dir=none"),
-        ["Penn Treebank not found in none", "data_dir=FOLDER"],
+        ["Penn Treebank not found in none", "--set data_dir=FOLDER"],
     ),
     "size of a network": (but(but(COMPARE, "--task", "text-lstm"), "--set", "layers=0"), ["layers=0", "1 or more"]),
     "heads": (but(but(COMPARE, "--task", "text-transformer"), "--set", "heads=5"), ["heads=5", "width=96"]),
@@ -254,7 +254,7 @@ def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
     found = json.loads(values.read_text())
     assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)
     for arguments, part in (
-        (["--model", "--method", "random"], "method='random': the study in"),
+        (["--model", "--method", "random"], "--method random: the study in"),
         (["--method", "stn"], "--method and --seed choose a run for --model"),
     ):
         done = tune_stn("export", str(study.path), "--to", str(tmp_path / "y"), *arguments)
@@ -372,7 +372,7 @@ def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
     )
     assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
     study = json.loads((out / "study.json").read_text())
-    assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; go on with --resume"}]
+    assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; resume the study to go on"}]
     finished = tune_stn(*CUT_OFF, "--out", str(out), "--resume")
     assert finished.exit_code == 0, finished.stderr
     assert "fixed, seed 0: finished before, skipped" in finished.stdout

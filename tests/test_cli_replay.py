@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["outside.parquet"], ["'dropout_1' of the schedule is 0.95", "[0, 0.9]"]),
         (["steps.parquet", "--per-epoch"], ["does not know where its epochs begin"]),
         (["good.parquet", "--seed", "-1"], ["--seed -1", "0 or more"]),
-        (["good.parquet", "--epochs", "0"], ["epochs=0", "1 or more"]),
+        (["good.parquet", "--epochs", "0"], ["--epochs 0", "1 or more"]),
         (["good.parquet", "--task", "digits"], ["unknown task 'digits'"]),
         ([], ["SCHEDULE"]),
     ],

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from tune_stn.command_words import in_options
+
 # Heavy imports (torch, Ray) wait inside the commands, so that --help answers at once.
 
 
@@ -29,9 +31,11 @@ class Command(click.Command):
         except (ValueError, OSError) as error:
             if not _is_user_error(error):
                 raise
-            _fail(str(error))
+            _fail(_in_options(ctx, str(error)))
         except KeyboardInterrupt:
-            click.echo("tune-stn: interrupted; the same command with --resume goes on from here", err=True)
+            resumes = "resume" in ctx.params
+            advice = "; the same command with --resume goes on from here" if resumes else ", and can be started again"
+            click.echo(f"tune-stn: interrupted{advice}", err=True)
             sys.exit(130)
 
 
@@ -50,6 +54,22 @@ class Group(click.Group):
 def _fail(message: str) -> NoReturn:
     click.echo(f"tune-stn: {' '.join(message.split())}", err=True)
     sys.exit(2)
+
+
+def _in_options(ctx: click.Context, message: str) -> str:
+    """An error of the Python function behind a command, with that command's options for its arguments."""
+    options = [option for option in ctx.command.params if isinstance(option, click.Option)]
+    settings: tuple[str, ...] = ()
+    if "settings" in ctx.params:
+        from tune_stn.tasks.registry import setting_names
+
+        settings = setting_names(ctx.params["task"])
+    return in_options(
+        message,
+        {str(option.name): option.opts[0] for option in options},
+        {str(option.name) for option in options if option.is_flag},
+        settings,
+    )
 
 
 def _is_user_error(error: Exception) -> bool:
@@ -150,13 +170,13 @@ def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any
 
 @main.command(cls=Command)
 @click.argument("schedule")
-@click.option("--trial", help="Which trial's schedule, where the table holds several.")
+@click.option("--trial", "trial_id", help="Which trial's schedule, where the table holds several.")
 @click.option("--per-epoch", is_flag=True, help="Change values only where an epoch begins.")
 @click.option("--epochs", type=int, help="Length of the training; default: the task's.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_common
 def replay(
-    schedule: str, trial: str | None, per_epoch: bool, epochs: int | None, seed: int, quiet: bool, **options: Any
+    schedule: str, trial_id: str | None, per_epoch: bool, epochs: int | None, seed: int, quiet: bool, **options: Any
 ) -> None:
     """Train a task's plain network with the SCHEDULE (a Parquet file) of an earlier run."""
     _protect(options)
@@ -164,7 +184,7 @@ def replay(
     from tune_stn.study.compare import run_study
     from tune_stn.training.schedule import Schedule
 
-    found = Schedule.from_parquet(schedule, trial_id=trial)
+    found = Schedule.from_parquet(schedule, trial_id=trial_id)
     method = replay_method(found.per_epoch() if per_epoch else found)
     study = _study_of_one(seed, epochs, options)
     _show(run_study(methods=[method], budget=math.inf, trials=1, say=_say(quiet), **study), quiet)

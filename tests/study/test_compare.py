@@ -252,21 +252,21 @@ def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> No
 def test_resume_with_other_settings_is_refused(study: Results, change: dict[str, Any], words: str) -> None:
     arguments: dict[str, Any] = {"task": "digits-mlp", "budget": BUDGET, "settings": SETTINGS} | change
     before = (study.path / "study.json").read_bytes()
-    with pytest.raises(ValueError, match=f"--resume: .* was begun {words}"):
+    with pytest.raises(ValueError, match=f"resume=True: .* was begun {words}"):
         compare(methods=METHODS, seeds=[SEED], out=study.path, resume=True, **arguments)
     assert (study.path / "study.json").read_bytes() == before
 
 
 @pytest.mark.ray
 def test_a_study_is_not_overwritten(study: Results) -> None:
-    with pytest.raises(ValueError, match="holds a study already; add --resume"):
+    with pytest.raises(ValueError, match="holds a study already; add resume=True"):
         compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=study.path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "null"])
 def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(ValueError, match=r"study\.json (is damaged|describes no study).*choose another --out"):
+    with pytest.raises(ValueError, match=r"study\.json (is damaged|describes no study).*choose another out="):
         compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=tmp_path, resume=True)
 
 
@@ -307,15 +307,15 @@ def test_a_task_object_and_a_trial_that_fails(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 0}, "--budget 0: accepted is a number above 0"),
-        ({"budget": -3}, "--budget -3:"),
-        ({"budget": math.inf}, "--budget inf:"),
-        ({"budget": math.nan}, "--budget nan:"),
-        ({"seeds": 0}, "--seeds 0: accepted is a number of seeds, 1 or more"),
-        ({"seeds": -2}, "--seeds -2:"),
-        ({"seeds": [1, 1]}, r"--seeds \[1, 1\]:"),
-        ({"seeds": [-1]}, r"--seeds \[-1\]:"),
-        ({"methods": []}, "--methods: name at least one"),
+        ({"budget": 0}, "budget=0: accepted is a number above 0"),
+        ({"budget": -3}, "budget=-3:"),
+        ({"budget": math.inf}, "budget=inf:"),
+        ({"budget": math.nan}, "budget=nan:"),
+        ({"seeds": 0}, "seeds=0: accepted is a number of seeds, 1 or more"),
+        ({"seeds": -2}, "seeds=-2:"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]:"),
+        ({"seeds": [-1]}, r"seeds=\[-1\]:"),
+        ({"methods": []}, r"methods=\[\]: name at least one"),
         ({"methods": ["fixed", "fixed"]}, "a method is named twice"),
         ({"methods": ["fixed", "sgd"]}, "unknown method 'sgd'"),
         ({"task": "digits"}, "unknown task 'digits'"),

@@ -212,6 +212,6 @@ def test_what_gives_nothing_to_follow(tmp_path: Path, lines: list[dict[str, Any]
 
 def test_a_control_alone_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    with pytest.raises(ValueError, match=r"--methods replayed: .* of auto at the same seed, .*; add auto$"):
+    with pytest.raises(ValueError, match=r"methods=\['replayed'\]: .* of auto at the same seed, .*; add auto$"):
         compare("digits-mlp", ["replayed"], budget=1.0, seeds=1, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -67,15 +67,15 @@ def compare(
         KeyboardInterrupt: Ctrl-C; the directory can be resumed.
     """
     if not (budget > 0 and math.isfinite(budget)):
-        raise ValueError(f"--budget {budget:g}: accepted is a number above 0, in plain-epoch equivalents")
+        raise ValueError(f"budget={budget:g}: accepted is a number above 0, in plain-epoch equivalents")
     if not methods:
-        raise ValueError("--methods: name at least one method")
+        raise ValueError("methods=[]: name at least one method")
     if len(set(methods)) < len(methods):
-        raise ValueError(f"--methods {','.join(methods)}: a method is named twice")
+        raise ValueError(f"methods={list(methods)}: a method is named twice")
     chosen = [get_method(name) for name in methods]
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not wanted or len(set(wanted)) < len(wanted) or min(wanted) < 0:
-        raise ValueError(f"--seeds {seeds}: accepted is a number of seeds, 1 or more, or different seeds of 0 or more")
+        raise ValueError(f"seeds={seeds}: accepted is a number of seeds, 1 or more, or different seeds of 0 or more")
     return run_study(
         task,
         chosen,
@@ -179,8 +179,8 @@ def _check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: 
     raise ValueError(
         f"{method.name} would tune nothing on task {task.name!r}: a run of {training.epochs} epochs of "
         f"{steps_per_epoch} training steps, the first {training.warmup_epochs} of them warm-up, is over before its "
-        f"first hyper-step, which comes after {training.train_steps} training steps; give more --epochs, or a smaller "
-        "--set warmup_epochs=, train_steps= or batch_size="
+        f"first hyper-step, which comes after {training.train_steps} training steps; give more epochs=, or a smaller "
+        "warmup_epochs=, train_steps= or batch_size="
     )
 
 
@@ -189,22 +189,22 @@ def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {out}: cannot be made a directory ({error.strerror})") from None
+        raise ValueError(f"out={out}: cannot be made a directory ({error.strerror})") from None
     if not os.access(out, os.W_OK):
-        raise ValueError(f"--out {out}: not writable")
+        raise ValueError(f"out={out}: not writable")
     path = out / "study.json"
     if path.exists():
         if not resume:
-            raise ValueError(f"--out {out}: holds a study already; add --resume to go on with it, or choose another")
+            raise ValueError(f"out={out}: holds a study already; add resume=True to go on with it, or choose another")
         try:
             before = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
+            raise ValueError(f"{path} is damaged ({error}); choose another out=") from None
         if not isinstance(before, dict):
-            raise ValueError(f"{path} describes no study; choose another --out")
+            raise ValueError(f"{path} describes no study; choose another out=")
         for key in ("task", "task_given", "budget", "trials", "settings", "method_settings"):
             if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
-                raise ValueError(f"--resume: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
+                raise ValueError(f"resume=True: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
 
 
 def _description(
@@ -261,7 +261,7 @@ def _missing(run: Run) -> dict[str, Any] | None:
     """Why a run's results are not all there, or None."""
     record = run.done
     if record is None:
-        reason = "not finished; go on with --resume"
+        reason = "not finished; resume the study to go on"
         if run.followed is not None and run.followed.done is not None:
             try:
                 read_followed(run.followed)

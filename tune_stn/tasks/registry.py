@@ -49,7 +49,7 @@ def get_task(name: str | Task, **settings: Any) -> Task:
         ValueError: the task or a setting is unknown, or a setting's value is not accepted.
     """
     made = name if isinstance(name, Task) else _find(name)
-    own = {} if isinstance(made, Task) else _parameters(made)
+    own = [] if isinstance(made, Task) else _parameters(made)
     training_names = {f.name for f in fields(Training)}
     if unknown := [key for key in settings if key not in own and key not in training_names]:
         label = made.name if isinstance(made, Task) else name
@@ -60,6 +60,16 @@ def get_task(name: str | Task, **settings: Any) -> Task:
         raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
     overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
     return replace(task, training=replace(task.training, **overrides)) if overrides else task
+
+
+def setting_names(name: str) -> tuple[str, ...]:
+    """Names of the settings that `get_task` takes for a task; of an unknown one, those of every task's training."""
+    try:
+        made = _find(name)
+    except (ValueError, ImportError):
+        made = None
+    own = [] if made is None or isinstance(made, Task) else _parameters(made)
+    return (*own, *(f.name for f in fields(Training)))
 
 
 def _find(name: str) -> Callable[..., Task] | Task:

@@ -73,7 +73,7 @@ def trial_slots(nodes: Iterable[Node], bundle: Mapping[str, float], labels: Mapp
     where = "".join(f", on a node labelled {key}={value}" for key, value in labels.items())
     raise ValueError(
         f"a trial wants {wanted}{where}, but no node has that (there are nodes with {' or '.join(sorted(have))}): "
-        "lower --cpus-per-trial, --gpus-per-trial or --resources, or change --label"
+        "lower cpus_per_trial=, gpus_per_trial= or resources=, or change labels="
     )
 
 
@@ -124,7 +124,7 @@ def _answer(answer: Any) -> str:
     except RayError as error:
         cause = getattr(error, "cause", error)
         return (
-            f"the task cannot be made there ({type(cause).__name__}: {cause}); --working-dir sends a folder with your "
+            f"the task cannot be made there ({type(cause).__name__}: {cause}); working_dir= sends a folder with your "
             "own modules to all nodes, and data must lie where each of them finds it"
         )
 
@@ -146,14 +146,14 @@ def _look() -> Callable[..., str]:
             folder = marker.rpartition("/")[0]
             return (
                 f"{folder} is not the folder of that name that the driver writes to, so checkpoints would be lost; "
-                "give --storage-path a folder or URI that all nodes share (NFS, s3://..., gs://...)"
+                "give storage_path= a folder or URI that all nodes share (NFS, s3://..., gs://...)"
             )
         mine = f"{marker}-{uuid.uuid4().hex}"
         try:
             filesystem.open_output_stream(mine).close()
             filesystem.delete_file(mine)
         except OSError as error:
-            return f"cannot write to the storage ({error}); give --storage-path one that all nodes can write to"
+            return f"cannot write to the storage ({error}); give storage_path= one that all nodes can write to"
         try:
             found = metadata.version("tune_stn")
         except metadata.PackageNotFoundError:
