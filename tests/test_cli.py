@@ -211,6 +211,15 @@ def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
         tune_stn(*but(COMPARE, "--task", "own_cli_broken:make"))
 
 
+def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path | None, *, progress: bool) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tune_stn.data.fashion_mnist.fetch", interrupted)
+    done = tune_stn("data", "fashion-mnist")
+    assert (done.exit_code, done.stderr) == (130, "tune-stn: interrupted, and can be started again\n")
+
+
 # A study ------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from tune_stn import compare, load_model
 from tune_stn.data.splits import Split, Splits
 from tune_stn.methods import get_method
 from tune_stn.space import Normal, SearchSpace
-from tune_stn.study.compare import run_study
+from tune_stn.study.compare import _from_here, _git_commit, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
 from tune_stn.tasks import Task, get_task
@@ -353,3 +355,44 @@ def test_a_session_that_cannot_start_leaves_no_study(tmp_path: Path, monkeypatch
             say=print, **arguments,
         )  # fmt: skip
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# What a study says of its code and where its data lies ----------------------------------------------------------------
+
+
+def checkout(root: Path, project: str) -> Path:
+    """A repository with one commit and a package in it; gives the folder of the package."""
+    (root / "tune_stn").mkdir(parents=True)
+    (root / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    return root / "tune_stn"
+
+
+def test_the_commit_is_that_of_a_checkout_of_this_project_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if not name.startswith("GIT_")})
+    own = checkout(tmp_path / "own", "tune_stn")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own, check=True, capture_output=True, text=True)
+    assert _git_commit(own) == head.stdout.strip()
+    assert len(head.stdout.strip()) == 40
+    theirs = checkout(tmp_path / "theirs", "their_project")
+    assert _git_commit(theirs) is None
+    installed = theirs.parent / ".venv" / "site-packages" / "tune_stn"
+    installed.mkdir(parents=True)
+    assert _git_commit(installed) is None
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git there
+    assert _git_commit(own) is None
+
+
+def test_relative_data_is_looked_for_where_the_study_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _from_here({"data_dir": "data", "lr": 0.1}, Cluster()) == {"data_dir": str(tmp_path / "data"), "lr": 0.1}
+    assert _from_here({"data_dir": "~/data"}, Cluster()) == {"data_dir": str(Path.home() / "data")}
+    assert _from_here({"lr": 0.1}, Cluster()) == {"lr": 0.1}
+    sent = Cluster(address="auto", working_dir=tmp_path)
+    assert _from_here({"data_dir": "data"}, sent) == {"data_dir": "data"}

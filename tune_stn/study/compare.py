@@ -8,11 +8,13 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tune_stn
 from tune_stn.methods import Context, Method, Plan, get_method, in_order
 from tune_stn.study.collect import write_tables
 from tune_stn.study.progress import Progress
@@ -123,13 +125,14 @@ def run_study(
     given = task if isinstance(task, str) else None
     study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
+    config = {"task": task, "keep_best": True, **_from_here(settings, cluster)}
     runs: list[Run] = []
     for seed in seeds:  # all methods at a seed before the next seed: an unfinished study is still a comparison
         at_seed: dict[str | None, Run] = {}
         for method in ordered:
             at_seed[method.name] = Run(
                 task=resolved,
-                config={"task": task, "keep_best": True, **settings},
+                config=config,
                 method=method,
                 seed=seed,
                 budget=budget,
@@ -141,7 +144,7 @@ def run_study(
     progress = Progress(say, total=len(runs))
     with cluster.session():
         study["cluster"] = _cluster_description(cluster)
-        cluster.check(storage, task, settings, seed=seeds[0])
+        cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
         _write_study(out, study)
         try:
             for run in runs:
@@ -165,6 +168,17 @@ def run_study(
     results = load_results(out)
     write_report(results)
     return results
+
+
+def _from_here(settings: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """The settings as trials get them: their current directory may be another one, where `data_dir` would lead astray.
+
+    With a working directory that is sent to all nodes, a relative path means a place in it.
+    """
+    folder = settings.get("data_dir")
+    if cluster.working_dir is not None or not isinstance(folder, (str, Path)):
+        return dict(settings)
+    return {**settings, "data_dir": str(Path(folder).expanduser().absolute())}
 
 
 def _check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int) -> None:
@@ -250,10 +264,24 @@ def _cluster_description(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
-    """The commit of the checkout that the package lies in, if it lies in one."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+def _git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
+    """The commit of this project's checkout, if the package lies in one; None in somebody else's, or without git.
+
+    Args:
+        package: Folder of the package, whose parent a checkout has at its top, beside the project's own files.
+    """
+    root = package.resolve().parent
+    if not ((root / ".git").exists() and (root / "pyproject.toml").exists()):
+        return None
+    if tomllib.loads((root / "pyproject.toml").read_text()).get("project", {}).get("name") != "tune_stn":
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() or None
 
 
