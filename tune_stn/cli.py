@@ -29,8 +29,13 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            if not _is_user_error(error):
+            from tune_stn.tasks.own_code import OwnCodeError, is_refusal
+
+            if not is_refusal(error):
                 raise
+            if isinstance(error, OwnCodeError):
+                click.echo(error.trace, err=True, nl=False)
+                _fail(str(error))
             _fail(_in_options(ctx, str(error)))
         except KeyboardInterrupt:
             resumes = "resume" in ctx.params
@@ -72,14 +77,6 @@ def _in_options(ctx: click.Context, message: str) -> str:
     )
 
 
-def _is_user_error(error: Exception) -> bool:
-    """Whether the error was raised by this package's checks: another's is a defect, and keeps its traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tune_stn")
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tune_stn")
 def main() -> None:
@@ -107,6 +104,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             help="For Ray Tune's checkpoints: a folder or URI (s3://...) that all nodes share; default: inside --out.",
         ),
         click.option("--working-dir", help="With --address: a folder with your own modules, copied to every node."),
+        click.option("--no-rehearsal", is_flag=True, help="Do not try each kind of step on this machine's CPU first."),
         click.option("--resume", is_flag=True, help="Go on with what was cut off in the results directory."),
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     ]
@@ -257,6 +255,7 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "task": options["task"],
         "out": options["out"],
         "resume": options["resume"],
+        "rehearsal": not options["no_rehearsal"],
         "settings": dict(_setting(text) for text in options["settings"]),
         "cluster": Cluster(
             address=options["address"],

@@ -22,9 +22,12 @@ from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
 from tune_stn.tasks.arguments import check_splits
+from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.registry import get_task, look_in
 from tune_stn.tasks.task import Task
+from tune_stn.training.rehearsal import rehearse
 from tune_stn.training.rules import get_rule
+from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.nodes import alive_nodes
@@ -42,6 +45,7 @@ def compare(
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     cluster: Cluster | None = None,
+    rehearsal: bool = True,
     say: Say | None = None,
 ) -> Results:
     """Give every method the same budget on a task, at every seed, and write the study's directory.
@@ -59,13 +63,16 @@ def compare(
         resume: skip finished runs and go on with the one that was cut off.
         settings: of the task and its training.
         cluster: where to run; default a local Ray.
+        rehearsal: whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
+            False for a task that needs a GPU or more memory than is here.
         say: called with lines of progress; None for silence.
 
     Returns:
         The study's results, also on disk.
 
     Raises:
-        ValueError: an argument is not accepted; nothing was started.
+        ValueError: an argument is not accepted, or the rehearsal failed; nothing was started. Of an exception that code
+            of the task's own raised, it is an `OwnCodeError`, with that exception as its cause.
         KeyboardInterrupt: Ctrl-C; the directory can be resumed.
     """
     if not (budget > 0 and math.isfinite(budget)):
@@ -88,6 +95,7 @@ def compare(
         resume=resume,
         settings=settings or {},
         cluster=cluster or Cluster(),
+        rehearsal=rehearsal,
         say=say or (lambda line: None),
     )
 
@@ -104,6 +112,7 @@ def run_study(
     settings: Mapping[str, Any],
     cluster: Cluster,
     say: Say,
+    rehearsal: bool = True,
 ) -> Results:
     """Run all (method, seed) pairs and write tables and report; the common core of `compare` and `tune-stn run`.
 
@@ -115,13 +124,20 @@ def run_study(
     if cluster.working_dir is not None:
         look_in(Path(cluster.working_dir))
     resolved = get_task(task, **settings)
-    splits = check_splits(resolved.name, resolved.data(seeds[0]))
+    with own_code("the data", resolved.name):
+        splits = check_splits(resolved.name, resolved.data(seeds[0]))
     steps_per_epoch = splits.train.steps(resolved.training.batch_size)
+    schedules: list[Schedule | None] = []
     for method in methods:
         if method.follows is None:  # the others follow a schedule in this very space
             plan = method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
             _check_hyper_steps(resolved, method, plan, steps_per_epoch)
+            schedules.append(plan.config.get("schedule"))
     storage = cluster.storage(out / "state")
+    if rehearsal:
+        schedule = next((one for one in schedules if one is not None), None)
+        rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
+    del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
     study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tune_stn.data import paradise_lost
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import check_sizes, encoded, lstm_language_model
+from tune_stn.tasks.arguments import check_sizes
+from tune_stn.tasks.language import encoded, lstm_language_model
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -17,7 +18,7 @@ def text_lstm(
 
     Eight books to train on, the ninth for validation, the tenth for testing.
     """
-    check_sizes(hidden=hidden, layers=layers, window=window)
+    check_sizes(hidden=hidden, layers=layers, window=window, vocabulary=vocabulary)
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",
