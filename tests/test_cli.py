@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -204,13 +205,6 @@ def test_bad_input_is_one_line_and_starts_nothing(here: Path, monkeypatch: pytes
     assert not (here / "out").exists() or not list((here / "out").iterdir())
 
 
-def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
-    """It is a defect of the user's module, not of the command."""
-    (here / "own_cli_broken.py").write_text("def make():\n    return int('no number')\n")
-    with pytest.raises(ValueError, match="invalid literal"):
-        tune_stn(*but(COMPARE, "--task", "own_cli_broken:make"))
-
-
 def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(folder: Path | None, *, progress: bool) -> Path:
         raise KeyboardInterrupt
@@ -218,6 +212,27 @@ def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pyt
     monkeypatch.setattr("tune_stn.data.fashion_mnist.fetch", interrupted)
     done = tune_stn("data", "fashion-mnist")
     assert (done.exit_code, done.stderr) == (130, "tune-stn: interrupted, and can be started again\n")
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+@pytest.mark.parametrize("missing", [[], [False], [True], [False, True]])
+def test_the_exit_code_says_whether_every_run_has_a_result(
+    here: Path, monkeypatch: pytest.MonkeyPatch, quiet: list[str], missing: list[bool]
+) -> None:
+    """A run without one is named on stderr, quiet or not; one of which some trials failed, among the tables."""
+    entries = [
+        {"method": "stn", "seed": seed, "reason": "it\ndied", "no_result": no_result}
+        for seed, no_result in enumerate(missing)
+    ]
+    results = SimpleNamespace(study={"missing": entries})
+    monkeypatch.setattr("tune_stn.study.compare.run_study", lambda *_, **__: results)
+    monkeypatch.setattr("tune_stn.cli._show_tables", lambda results: print("tables"))
+    done = tune_stn(*RUN, *quiet)
+    assert done.exit_code == any(missing)
+    lines = [f"incomplete: stn, seed {seed}: it died" for seed in range(len(missing))]
+    assert done.stderr.splitlines() == [line for line, no_result in zip(lines, missing, strict=True) if no_result]
+    others = [line for line, no_result in zip(lines, missing, strict=True) if not no_result]
+    assert done.stdout.splitlines() == ([] if quiet else ["tables", *others])
 
 
 # A study ------------------------------------------------------------------------------------------------------------
@@ -381,7 +396,9 @@ def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
     )
     assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
     study = json.loads((out / "study.json").read_text())
-    assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; resume the study to go on"}]
+    assert study["missing"] == [
+        {"method": "stn", "seed": 0, "no_result": True, "reason": "not finished; resume the study to go on"}
+    ]
     finished = tune_stn(*CUT_OFF, "--out", str(out), "--resume")
     assert finished.exit_code == 0, finished.stderr
     assert "fixed, seed 0: finished before, skipped" in finished.stdout

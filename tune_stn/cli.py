@@ -309,18 +309,26 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 def _show(results: Any, quiet: bool) -> None:
-    """The table of a finished study, and where everything is."""
+    """The table of a finished study, and where everything is; exit code 1 if a run has no result, or gave up."""
+    if not quiet:
+        _show_tables(results)
+    for entry in results.study["missing"]:
+        if entry["no_result"] or not quiet:
+            reason = " ".join(entry["reason"].split())
+            line = f"incomplete: {entry['method']}, seed {entry['seed']}: {reason}"
+            click.echo(line, err=entry["no_result"])
+    if any(entry["no_result"] for entry in results.study["missing"]):
+        sys.exit(1)
+
+
+def _show_tables(results: Any) -> None:
     from tune_stn.study.summary import format_controls, format_summary, summary
 
-    if quiet:
-        return
     click.echo()
     click.echo(format_summary(summary(results)))
     click.echo()
     if controls := format_controls(results):
         click.echo(f"{controls}\n")
-    for entry in results.study["missing"]:
-        click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}")
     tables = ", ".join(f"{name}.parquet" for name in ("reports", "schedule", "incumbent"))
     click.echo(f"frames: {results.path}/{{{tables}}}")
     click.echo(f"plots:  {results.path}/plots")

@@ -25,6 +25,7 @@ from tune_stn.space import Normal, SearchSpace
 from tune_stn.study.compare import _from_here, _git_commit, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
+from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 from tune_stn.tuning.cluster import Cluster
@@ -277,11 +278,8 @@ def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> N
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("undrawn")
-def test_a_task_object_and_a_trial_that_fails(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The failure is named, its run is missing, and the other run is there."""
-    monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)
+def test_a_task_object_and_a_trial_that_fails(cluster: Cluster, tmp_path: Path) -> None:
+    """The failure is named and counted, its run is missing, and the other run is there."""
     plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=2)
     load = plain.data
 
@@ -299,6 +297,13 @@ def test_a_task_object_and_a_trial_that_fails(
     (missing,) = found.study["missing"]
     assert (missing["method"], missing["seed"]) == ("fixed", 8)
     assert "no data at this seed" in missing["reason"]
+    assert missing["no_result"] is True
+    (failure,) = found.study["failures"]
+    assert {**failure, "trial_id": "", "file": ""} == {
+        "method": "fixed", "seed": 8, "trial_id": "", "reason": "RuntimeError: no data at this seed", "file": "",
+    }  # fmt: skip
+    assert "in data" in Path(failure["file"]).read_text()
+    assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [2, 1, 1]).all()
     assert any("failed: RuntimeError: no data at this seed" in line for line in lines)
     assert "no data at this seed" in (tmp_path / "report.html").read_text()
 

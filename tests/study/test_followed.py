@@ -152,7 +152,7 @@ def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_
 
     (missing,) = found.study["missing"]
     reason = "the run of auto at seed 0, which it is made from, has no finite validation loss"
-    assert missing == {"method": "replayed", "seed": 0, "reason": reason}
+    assert missing == {"method": "replayed", "seed": 0, "reason": reason, "no_result": True}
     assert f"[3/3] replayed, seed 0: has no result: {reason}" in lines
     assert reason in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "state" / "replayed-seed0").exists()  # it is tried again, should there be a result one day

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.journal import REPORTS, read_reports
 from tune_stn.tuning.nodes import alive_nodes
+from tune_stn.tuning.recorded import read_recorded
 
 Say = Callable[[str], None]
 
@@ -169,7 +172,7 @@ def run_study(
                     continue
                 try:
                     with progress.running(run) as on_report:
-                        record = execute(run, cluster, on_report)
+                        record = execute(run, cluster, on_report, partial(progress.failed, run))
                 except NothingToFollow as error:
                     progress.without_result(run, str(error))
                 else:
@@ -178,6 +181,7 @@ def run_study(
             raise KeyboardInterrupt from None
         finally:
             study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
+            study["failures"] = [failure for run in runs for failure in _failures(run)]
             study["peak_memory_mib"] = _peak_memory(runs)
             _write_study(out, study)
             write_tables(resolved, runs, out)
@@ -263,6 +267,7 @@ def _description(
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "method_settings": {method.name: dict(method.settings) for method in methods if method.settings},
         "missing": [],
+        "failures": [],
     }
 
 
@@ -302,8 +307,9 @@ def _git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
 
 
 def _missing(run: Run) -> dict[str, Any] | None:
-    """Why a run's results are not all there, or None."""
+    """Why a run's results are not all there, and whether it has `no_result` or gave up; or None."""
     record = run.done
+    no_result = record is None or record["hopeless"] or not has_result(run)
     if record is None:
         reason = "not finished; resume the study to go on"
         if run.followed is not None and run.followed.done is not None:
@@ -316,9 +322,27 @@ def _missing(run: Run) -> dict[str, Any] | None:
     elif record["failures"]:
         first = next(iter(record["failures"].items()))
         reason = f"{len(record['failures'])} of its trials failed, the first ({first[0]}) with: {first[1]}"
+    elif no_result:
+        reason = "no trial reported a finite validation loss"
     else:
         return None
-    return {"method": run.method.name, "seed": run.seed, "reason": reason}
+    return {"method": run.method.name, "seed": run.seed, "reason": reason, "no_result": no_result}
+
+
+def _failures(run: Run) -> list[dict[str, Any]]:
+    """The trials of a run that failed for good, those that never reported included."""
+    record = run.done or {}
+    failures = {**record.get("failures", {}), **read_recorded(run.folder / REPORTS).failures}
+    files = record.get("error_files", {})
+    return [
+        {"method": run.method.name, "seed": run.seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
+        for trial, reason in failures.items()
+    ]
+
+
+def has_result(run: Run) -> bool:
+    """Whether a trial of the run has reported a finite validation loss."""
+    return any(math.isfinite(report["val_loss"]) for report in read_reports(run.folder / REPORTS))
 
 
 def _peak_memory(runs: Sequence[Run]) -> dict[str, int]:

@@ -41,7 +41,7 @@ def write_report(results: Results) -> Path:
         controls=control_cells(results.controls),
         control_words=control_words(results.study, results.incumbent),
         missing=_missing(results),
-        trouble=_trouble(results.reports),
+        trouble=_trouble(results),
         values=_values(results),
         differences=_differences(results.incumbent),
         made=_made(results.study),
@@ -69,9 +69,18 @@ def _missing(results: Results) -> list[dict[str, str]]:
     ]
 
 
-def _trouble(reports: pd.DataFrame) -> list[dict[str, str]]:
+def _trouble(results: Results) -> list[dict[str, str]]:
+    """Trials that diverged or failed, where they ended, and of those that failed why."""
     columns = ["method", "seed", "trial_id", "status", "epoch", "step", "cost_total"]
-    return _cells(reports.loc[reports["status"].isin(["diverged", "failed"]), columns])
+    reports, failures = results.reports, results.study.get("failures", ())
+    rows = _cells(reports.loc[reports["status"].isin(["diverged", "failed"]), columns])
+    reasons = {(one["method"], str(one["seed"]), one["trial_id"]): one["reason"] for one in failures}
+    for row in rows:
+        row["reason"] = reasons.pop((row["method"], row["seed"], row["trial_id"]), "")
+    for (method, seed, trial_id), reason in reasons.items():
+        named = {"method": method, "seed": seed, "trial_id": trial_id, "status": "failed"}
+        rows.append({**named, "epoch": "0", "step": "0", "cost_total": "-", "reason": reason})
+    return rows
 
 
 def _values(results: Results) -> list[dict[str, str]]:

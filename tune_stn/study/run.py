@@ -22,13 +22,14 @@ from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import REPORTS, read_reports
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
 from tune_stn.tuning.trainable import STNTrainable
 
 SCHEDULE, DONE = "schedule.parquet", "done.json"
-MAX_RESTARTS = 3  # of a trial whose process died
+MAX_RESTARTS = 3  # of a trial that was set up once
 CHECKPOINTS_PER_TRIAL = 20
 
 
@@ -132,13 +133,16 @@ def read_followed(run: Run) -> Followed:
     )
 
 
-def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> dict[str, Any]:
+def execute(
+    run: Run, cluster: Cluster, on_report: OnReport | None = None, on_failure: OnFailure | None = None
+) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
 
     A method that does not restore starts again, and its earlier reports are dropped.
 
     Returns:
-        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `peak_memory_bytes` (the most that one
+        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `error_files` (trial -> file with its
+        traceback on this machine), `hopeless` (whether it was given up), `peak_memory_bytes` (the most that one
         of its trials had; None if none reported), `followed` (the trial of another run that it was made from, or None).
 
     Raises:
@@ -174,7 +178,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         search_alg=plan.search_alg,
         scheduler=plan.scheduler,
         stop=stopper,
-        callbacks=[recorder],
+        callbacks=[recorder, Failures(MAX_RESTARTS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -183,7 +187,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
             checkpoint_at_end=True,
         ),
-        max_failures=MAX_RESTARTS,
+        max_failures=0,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
         # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
         # Where trials are few and long, a process for each costs next to nothing.
@@ -206,6 +210,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
         "failures": recorder.failures,
+        "error_files": {trial.trial_id: trial.error_file for trial in trials if trial.status == "ERROR"},
         "hopeless": stopper.hopeless,
         "peak_memory_bytes": max(peaks, default=None),
         "followed": found.trial_id,
