@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -396,9 +397,12 @@ def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
     )
     assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
     study = json.loads((out / "study.json").read_text())
-    assert study["missing"] == [
-        {"method": "stn", "seed": 0, "no_result": True, "reason": "not finished; resume the study to go on"}
-    ]
+    (missing,) = study["missing"]
+    assert (missing["method"], missing["seed"]) == ("stn", 0)
+    assert re.fullmatch(r"not finished: cost [\d.]+ of 130 so far; resume the study to go on", missing["reason"])
+    read = tune_stn("report", str(out))
+    assert (read.exit_code, read.stdout) == (0, f"{out / 'report.html'}\n")
+    assert read.stderr == f"incomplete: stn, seed 0: {missing['reason']}\n"
     finished = tune_stn(*CUT_OFF, "--out", str(out), "--resume")
     assert finished.exit_code == 0, finished.stderr
     assert "fixed, seed 0: finished before, skipped" in finished.stdout

@@ -105,7 +105,12 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--working-dir", help="With --address: a folder with your own modules, copied to every node."),
         click.option("--no-rehearsal", is_flag=True, help="Do not try each kind of step on this machine's CPU first."),
-        click.option("--resume", is_flag=True, help="Go on with what was cut off in the results directory."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on with what was cut off in the results directory, and run again what has no result.",
+        ),
+        click.option("--retry-failed", is_flag=True, help="With --resume: run failed trials of other runs again, too."),
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     ]
     for option in reversed(options):
@@ -206,8 +211,10 @@ def export(directory: Path, out: Path, file_format: str, model: bool, method: st
         return
     if method is not None or seed is not None:
         raise click.UsageError("--method and --seed choose a run for --model; tables are exported whole")
-    for path in export_results(load_results(directory), out, file_format):
+    results = load_results(directory)
+    for path in export_results(results, out, file_format):
         click.echo(path)
+    _say_missing(results)
 
 
 @main.command(cls=Command)
@@ -217,7 +224,9 @@ def report(directory: Path) -> None:
     from tune_stn.study.report import write_report
     from tune_stn.study.results import load_results
 
-    click.echo(write_report(load_results(directory)))
+    results = load_results(directory)
+    click.echo(write_report(results))
+    _say_missing(results)
 
 
 @main.command(cls=Command)
@@ -256,6 +265,7 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "out": options["out"],
         "resume": options["resume"],
         "rehearsal": not options["no_rehearsal"],
+        "retry_failed": options["retry_failed"],
         "settings": dict(_setting(text) for text in options["settings"]),
         "cluster": Cluster(
             address=options["address"],
@@ -333,6 +343,12 @@ def _show_tables(results: Any) -> None:
     click.echo(f"frames: {results.path}/{{{tables}}}")
     click.echo(f"plots:  {results.path}/plots")
     click.echo(f"report: {results.path}/report.html")
+
+
+def _say_missing(results: Any) -> None:
+    """What a study that is running or was cut off does not have yet, beside what its tables and report show."""
+    for entry in results.study["missing"]:
+        click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}", err=True)
 
 
 def _list(entries: dict[str, str]) -> None:

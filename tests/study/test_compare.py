@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -278,34 +279,70 @@ def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> N
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("undrawn")
-def test_a_task_object_and_a_trial_that_fails(cluster: Cluster, tmp_path: Path) -> None:
-    """The failure is named and counted, its run is missing, and the other run is there."""
-    plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=2)
-    load = plain.data
+def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run has no result; one has, though its trial failed in epoch 3; the other run is there all the time."""
+    monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)
+    plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=4)
+    load, cause, out, driver = plain.data, tmp_path / "cause", tmp_path / "out", os.getpid()
+    cause.touch()
 
     def data(seed: int) -> Splits:
-        if seed == 8:
+        if seed == 8 and cause.exists():
             raise RuntimeError("no data at this seed")
-        return load(seed)
+        splits = load(seed)
+        return replace(splits, valid=replace(splits.valid, targets=splits.valid.targets + 10 * (seed == 9)))
 
-    lines: list[str] = []
-    task: Task = replace(plain, name="mine", data=data)
-    found = compare(task, ["fixed"], budget=5, seeds=[7, 8], out=tmp_path, cluster=cluster, say=lines.append)
-    assert found.study["task"] == "mine"
-    assert set(found.reports["seed"]) == {7}
-    assert set(found.reports["task"]) == {"mine"}
-    (missing,) = found.study["missing"]
-    assert (missing["method"], missing["seed"]) == ("fixed", 8)
-    assert "no data at this seed" in missing["reason"]
-    assert missing["no_result"] is True
-    (failure,) = found.study["failures"]
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The trial at seed 9, which is told by its validation targets, fails when it has trained its third epoch."""
+        if targets.max() > 9 and cause.exists() and os.getpid() != driver:
+            with open(cause, "a") as file:
+                file.write("x")
+            if cause.stat().st_size == 3:
+                raise RuntimeError("no third epoch")
+        return nn.functional.cross_entropy(outputs, targets % 10)
+
+    task: Task = replace(plain, name="mine", data=data, loss=loss)
+
+    def study(**more: Any) -> tuple[Results, list[str]]:
+        lines: list[str] = []
+        found = compare(task, ["fixed"], budget=5, seeds=[7, 8, 9], out=out, cluster=cluster, say=lines.append, **more)
+        assert found.study["task"] == "mine"
+        assert set(found.reports["task"]) == {"mine"}
+        return found, lines
+
+    found, lines = study()
+    assert found.reports.groupby("seed")["epoch"].max().to_dict() == {7: 4, 9: 2}
+    reasons = {entry["seed"]: entry["reason"] for entry in found.study["missing"]}
+    assert {entry["seed"]: entry["no_result"] for entry in found.study["missing"]} == {8: True, 9: False}
+    assert "no result: 1 of its trials failed, the first with: RuntimeError: no data at this seed" in reasons[8]
+    assert "1 of its trials failed" in reasons[9]
+    assert "no third epoch" in reasons[9]
+    failure, _ = found.study["failures"]
     assert {**failure, "trial_id": "", "file": ""} == {
         "method": "fixed", "seed": 8, "trial_id": "", "reason": "RuntimeError: no data at this seed", "file": "",
     }  # fmt: skip
     assert "in data" in Path(failure["file"]).read_text()
-    assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [2, 1, 1]).all()
+    assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [3, 2, 1]).all()
     assert any("failed: RuntimeError: no data at this seed" in line for line in lines)
-    assert "no data at this seed" in (tmp_path / "report.html").read_text()
+    assert all(reason in html.unescape((out / "report.html").read_text()) for reason in reasons.values())
+    first = found.reports.query("seed == 7")
+    cause.unlink()
+
+    found, lines = study(resume=True)
+    assert found.reports.groupby("seed")["epoch"].max().to_dict() == {7: 4, 8: 4, 9: 2}
+    assert [entry["seed"] for entry in found.study["missing"]] == [9]
+    assert lines[0] == "[1/3] fixed, seed 7: finished before, skipped"
+    assert lines[1] == "[2/3] fixed, seed 8: taken up again, for it had no result"
+    assert lines[-1].startswith("[3/3] fixed, seed 9: finished before, skipped; 1 of its trials failed, which --retry")
+
+    found, lines = study(resume=True, retry_failed=True)
+    assert found.study["missing"] == []
+    assert found.reports.query("seed == 9")["epoch"].tolist() == [1, 2, 3, 4]
+    assert found.reports.query("seed == 9")["cost_total"].tolist() == [1, 2, 3, 4]
+    assert found.reports.query("seed == 9")["status"].tolist() == ["running"] * 3 + ["finished"]
+    pd.testing.assert_frame_equal(found.reports.query("seed == 7"), first, check_exact=True)
 
 
 # Refused before anything starts -------------------------------------------------------------------------------------

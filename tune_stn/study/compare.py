@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,11 +18,13 @@ from typing import Any
 
 import tune_stn
 from tune_stn.methods import Context, Method, Plan, get_method, in_order
-from tune_stn.study.collect import write_tables
+from tune_stn.study.collect import metrics_of, write_tables
+from tune_stn.study.mend import mending
 from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
+from tune_stn.study.state import failures_of, missing_of, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.registry import get_task, look_in
@@ -31,9 +34,7 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS, read_reports
 from tune_stn.tuning.nodes import alive_nodes
-from tune_stn.tuning.recorded import read_recorded
 
 Say = Callable[[str], None]
 
@@ -46,6 +47,7 @@ def compare(
     seeds: int | Sequence[int],
     out: str | Path,
     resume: bool = False,
+    retry_failed: bool = False,
     settings: Mapping[str, Any] | None = None,
     cluster: Cluster | None = None,
     rehearsal: bool = True,
@@ -63,7 +65,10 @@ def compare(
         budget: cost of each run, in plain-epoch equivalents.
         seeds: how many (0, 1, ...), or which.
         out: directory of the study; must be new, or hold this study if `resume`.
-        resume: skip finished runs and go on with the one that was cut off.
+        resume: skip finished runs and go on with the one that was cut off; a run that ended without a result is run
+            again, and one that was given up goes on, its failed trials included.
+        retry_failed: with `resume`, run the failed trials of other runs again, too, from their last checkpoints, where
+            there is budget left.
         settings: of the task and its training.
         cluster: where to run; default a local Ray.
         rehearsal: whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
@@ -96,6 +101,7 @@ def compare(
         trials=None,
         out=Path(out),
         resume=resume,
+        retry_failed=retry_failed,
         settings=settings or {},
         cluster=cluster or Cluster(),
         rehearsal=rehearsal,
@@ -116,12 +122,15 @@ def run_study(
     cluster: Cluster,
     say: Say,
     rehearsal: bool = True,
+    retry_failed: bool = False,
 ) -> Results:
     """Run all (method, seed) pairs and write tables and report; the common core of `compare` and `tune-stn run`.
 
     Arguments are those of `compare`, checked; `trials` is the number of trials of each run where the budget is
     infinite.
     """
+    if retry_failed and not resume:
+        raise ValueError("retry_failed=True: only with resume=True, which says that there is a study to go on with")
     # What is missing, be it a method, data, or a way to search the space, is found before anything starts.
     ordered = in_order(methods)
     if cluster.working_dir is not None:
@@ -142,7 +151,7 @@ def run_study(
         rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
     del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
-    study = _description(resolved.name, given, methods, seeds, budget, trials, settings)
+    study = _description(resolved, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
     config = {"task": task, "keep_best": True, **_from_here(settings, cluster)}
     runs: list[Run] = []
@@ -156,7 +165,7 @@ def run_study(
                 seed=seed,
                 budget=budget,
                 trials=trials,
-                folder=out / "state" / f"{method.name}-seed{seed}",
+                folder=state_folder(out, method.name, seed),
                 followed=at_seed.get(method.follows),
             )
         runs.extend(at_seed.values())
@@ -164,15 +173,22 @@ def run_study(
     with cluster.session():
         study["cluster"] = _cluster_description(cluster)
         cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
+        study["missing"] = _missing(runs)  # so it says should this process be killed
         _write_study(out, study)
+        taken_up: list[Run] = []
         try:
             for run in runs:
-                if run.done is not None:
+                again = mending(run, retry_failed=retry_failed, taken_up=taken_up)
+                if run.done is not None and again is None:
                     progress.skipped(run)
                     continue
+                taken_up.append(run)
+                if again is not None and again.anew:
+                    shutil.rmtree(run.folder)
+                retry = retry_failed or again is not None
                 try:
-                    with progress.running(run) as on_report:
-                        record = execute(run, cluster, on_report, partial(progress.failed, run))
+                    with progress.running(run, again.why if again is not None else "") as on_report:
+                        record = execute(run, cluster, on_report, partial(progress.failed, run), retry_failed=retry)
                 except NothingToFollow as error:
                     progress.without_result(run, str(error))
                 else:
@@ -180,8 +196,8 @@ def run_study(
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:
-            study["missing"] = [entry for run in runs if (entry := _missing(run)) is not None]
-            study["failures"] = [failure for run in runs for failure in _failures(run)]
+            study["missing"] = _missing(runs)
+            study["failures"] = [one for run in runs for one in failures_of(run.method.name, run.seed, run.folder)]
             study["peak_memory_mib"] = _peak_memory(runs)
             _write_study(out, study)
             write_tables(resolved, runs, out)
@@ -242,7 +258,7 @@ def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
 
 
 def _description(
-    task: str,
+    task: Task,
     given: str | None,
     methods: Sequence[Method],
     seeds: Sequence[int],
@@ -254,7 +270,9 @@ def _description(
     packages = ("tune_stn", "torch", "ray", "optuna", "numpy", "scipy", "pyarrow")
     return {
         "schema_version": STUDY_SCHEMA_VERSION,
-        "task": task,
+        "task": task.name,
+        "metrics": metrics_of(task),
+        "hyperparameters": list(task.space),
         "task_given": given,  # module:attribute of a user's own; None for a Task object
         "methods": [method.name for method in methods],
         "seeds": list(seeds),
@@ -306,43 +324,19 @@ def _git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
     return done.stdout.strip() or None
 
 
-def _missing(run: Run) -> dict[str, Any] | None:
-    """Why a run's results are not all there, and whether it has `no_result` or gave up; or None."""
-    record = run.done
-    no_result = record is None or record["hopeless"] or not has_result(run)
-    if record is None:
-        reason = "not finished; resume the study to go on"
-        if run.followed is not None and run.followed.done is not None:
+def _missing(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The runs whose results are not all there, with the reason, and whether they have `no_result` or gave up."""
+    entries = []
+    for run in runs:
+        entry = missing_of(run.method.name, run.seed, run.folder, run.limit if run.trials is None else None)
+        if run.done is None and run.followed is not None and run.followed.done is not None:
             try:
                 read_followed(run.followed)
             except NothingToFollow as error:
-                reason = str(error)
-    elif record["hopeless"]:
-        reason = f"given up: one trial after the other failed, the last with: {list(record['failures'].values())[-1]}"
-    elif record["failures"]:
-        first = next(iter(record["failures"].items()))
-        reason = f"{len(record['failures'])} of its trials failed, the first ({first[0]}) with: {first[1]}"
-    elif no_result:
-        reason = "no trial reported a finite validation loss"
-    else:
-        return None
-    return {"method": run.method.name, "seed": run.seed, "reason": reason, "no_result": no_result}
-
-
-def _failures(run: Run) -> list[dict[str, Any]]:
-    """The trials of a run that failed for good, those that never reported included."""
-    record = run.done or {}
-    failures = {**record.get("failures", {}), **read_recorded(run.folder / REPORTS).failures}
-    files = record.get("error_files", {})
-    return [
-        {"method": run.method.name, "seed": run.seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
-        for trial, reason in failures.items()
-    ]
-
-
-def has_result(run: Run) -> bool:
-    """Whether a trial of the run has reported a finite validation loss."""
-    return any(math.isfinite(report["val_loss"]) for report in read_reports(run.folder / REPORTS))
+                entry = {**entry, "reason": str(error)}
+        if entry:
+            entries.append(entry)
+    return entries
 
 
 def _peak_memory(runs: Sequence[Run]) -> dict[str, int]:

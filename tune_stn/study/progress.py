@@ -31,12 +31,16 @@ class Progress:
 
     def skipped(self, run: Run) -> None:
         self.count += 1
-        self.say(f"{self._label(run)} finished before, skipped")
+        failed = len((run.done or {"failures": ()})["failures"])
+        words = f"; {failed} of its trials failed, which --retry-failed runs again" if failed else ""
+        self.say(f"{self._label(run)} finished before, skipped{words}")
 
     @contextmanager
-    def running(self, run: Run) -> Iterator[OnReport]:
-        """Announce a run; gives a function that is told each report."""
+    def running(self, run: Run, again: str = "") -> Iterator[OnReport]:
+        """Announce a run, and why it is taken up again if it had ended; gives a function that is told each report."""
         self.count += 1
+        if again:
+            self.say(f"{self._label(run)} taken up again, for {again}")
         self.best, self.began, self.reasons = run.best_before, time.monotonic(), set()
         last = self.began
 

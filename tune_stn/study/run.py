@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.state import DONE, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
@@ -28,7 +29,6 @@ from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_r
 from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
 from tune_stn.tuning.trainable import STNTrainable
 
-SCHEDULE, DONE = "schedule.parquet", "done.json"
 MAX_RESTARTS = 3  # of a trial that was set up once
 CHECKPOINTS_PER_TRIAL = 20
 
@@ -70,8 +70,7 @@ class Run:
     @property
     def done(self) -> dict[str, Any] | None:
         """The closing record of a finished run, or None."""
-        path = self.folder / DONE
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_done(self.folder)
 
     @property
     def best_before(self) -> float:
@@ -134,11 +133,23 @@ def read_followed(run: Run) -> Followed:
 
 
 def execute(
-    run: Run, cluster: Cluster, on_report: OnReport | None = None, on_failure: OnFailure | None = None
+    run: Run,
+    cluster: Cluster,
+    on_report: OnReport | None = None,
+    on_failure: OnFailure | None = None,
+    *,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
 
     A method that does not restore starts again, and its earlier reports are dropped.
+
+    Args:
+        run: What to run.
+        cluster: Where.
+        on_report: Called with each new report and the running total of cost.
+        on_failure: Called when a trial has failed for good, as `Failures` does.
+        retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
 
     Returns:
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `error_files` (trial -> file with its
@@ -157,6 +168,8 @@ def execute(
     if run.folder.exists() and not run.method.restores:
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
+    for of_before in (DONE, SCHEDULE):  # where an execution that had ended is gone on with
+        (run.folder / of_before).unlink(missing_ok=True)
     name = _own_name(run.folder) if cluster.storage_path else "run"
     recorder = Recorder(
         run.folder,
@@ -192,7 +205,7 @@ def execute(
         # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
         # Where trials are few and long, a process for each costs next to nothing.
         reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
-        resume="AUTO" if begun else False,
+        resume=("AUTO+ERRORED" if retry_failed else "AUTO") if begun else False,
         verbose=0,
     )
     trials = analysis.trials
