@@ -84,7 +84,16 @@ def test_help(arguments: Sequence[str]) -> None:
     assert done.stdout.startswith("Usage: ")
     if arguments[0] == "compare":
         options = ["task", "methods", "budget", "seeds", "out", "resume", "set", "address", "max-concurrent"]
-        options += ["cpus-per-trial", "gpus-per-trial", "resources", "label", "storage-path", "working-dir", "quiet"]
+        options += [
+            "retry-failed",
+            "cpus-per-trial",
+            "gpus-per-trial",
+            "resources",
+            "label",
+            "storage-path",
+            "working-dir",
+            "quiet",
+        ]
         assert all(f"--{name} " in done.stdout for name in options)
 
 
@@ -157,6 +166,7 @@ REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[s
     ),
     "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
     "setting's value": (but(COMPARE, "--set", "lr=fast"), ["--set lr='fast'", "finite number above 0"]),
+    "nothing to retry in": ([*COMPARE, "--retry-failed"], ["--retry-failed: only with --resume"]),
     "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
     "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
     "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
@@ -204,6 +214,17 @@ def test_bad_input_is_one_line_and_starts_nothing(here: Path, monkeypatch: pytes
     assert line.startswith("tune-stn: ")
     assert all(part in line for part in parts), line
     assert not (here / "out").exists() or not list((here / "out").iterdir())
+
+
+def test_a_folder_of_another_user_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    (here / "out").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: (here / "out").stat().st_uid + 1)
+    done = tune_stn(*COMPARE, "--resume")
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tune-stn: --resume: out belongs to ")
+    assert "if you trust it" in line
 
 
 def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tune_stn.study.state import DONE, has_result, read_done, state_folder, why_incomplete
+from tune_stn.study.state import DONE, foreign_path, has_result, read_done, state_folder, why_incomplete
 from tune_stn.tuning.journal import REPORTS
 
 RECORD = {"trials": 1, "cost_total": 2.0, "failures": {}, "hopeless": False}
@@ -73,3 +74,50 @@ def test_a_limit_that_is_none_or_passed_is_not_named(tmp_path: Path) -> None:
     (tmp_path / REPORTS).write_text(json.dumps(GOOD) + "\n")
     for limit in (None, math.inf, 1.5):
         assert why_incomplete(tmp_path, limit) == "not finished: cost 2.0 so far; resume the study to go on"
+
+
+# What Ray Tune would unpickle ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """As two runs leave it, of which the second keeps Tune's state elsewhere."""
+    state = tmp_path / "study" / "state"
+    (state / "a-seed0" / "tune" / "run").mkdir(parents=True)
+    (state / "a-seed0" / "tune" / "run" / "tuner.pkl").touch()
+    (state / "b-seed0").mkdir()
+    (state / "b-seed0" / "name.txt").write_text("study-b-123")
+    (tmp_path / "storage" / "study-b-123").mkdir(parents=True)
+    (tmp_path / "storage" / "study-b-123" / "experiment_state.json").touch()
+    (tmp_path / "storage" / "of somebody else").mkdir()
+    (tmp_path / "study" / "study.json").touch()
+    return tmp_path / "study"
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "study",
+        "study/study.json",
+        "study/state",
+        "study/state/a-seed0",
+        "study/state/a-seed0/tune/run",
+        "study/state/a-seed0/tune/run/tuner.pkl",
+        "storage/study-b-123/experiment_state.json",
+        "storage/of somebody else",
+    ],
+)
+def test_what_belongs_to_another_user_is_found(study: Path, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
+    root, stat = study.parent, Path.stat
+    assert foreign_path(study, root / "storage") is None
+
+    def owned(path: Path, **how: Any) -> os.stat_result:
+        found = list(stat(path, **how))
+        if path == root / theirs:
+            found[4] += 1  # the owner
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    expected = None if theirs == "storage/of somebody else" else root / theirs
+    assert foreign_path(study, root / "storage") == expected
+    assert foreign_path(study) == (None if theirs.startswith("storage") else expected)

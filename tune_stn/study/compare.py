@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
+
 import tune_stn
 from tune_stn.methods import Context, Method, Plan, get_method, in_order
 from tune_stn.study.collect import metrics_of, write_tables
@@ -24,7 +26,7 @@ from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
-from tune_stn.study.state import failures_of, missing_of, state_folder
+from tune_stn.study.state import failures_of, foreign_path, missing_of, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.registry import get_task, look_in
@@ -35,6 +37,7 @@ from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.nodes import alive_nodes
+from tune_stn.tuning.storage import Storage
 
 Say = Callable[[str], None]
 
@@ -153,6 +156,8 @@ def run_study(
     given = task if isinstance(task, str) else None
     study = _description(resolved, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
+    if resume:
+        _check_owner(out, storage if cluster.storage_path else None)
     config = {"task": task, "keep_best": True, **_from_here(settings, cluster)}
     runs: list[Run] = []
     for seed in seeds:  # all methods at a seed before the next seed: an unfinished study is still a comparison
@@ -255,6 +260,21 @@ def _prepare_directory(out: Path, study: dict[str, Any], resume: bool) -> None:
         for key in ("task", "task_given", "budget", "trials", "settings", "method_settings"):
             if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
                 raise ValueError(f"resume=True: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
+
+
+def _check_owner(out: Path, storage: Storage | None) -> None:
+    """Refuse to resume what somebody else may have written: see SECURITY.md."""
+    local = storage is not None and isinstance(storage.filesystem, LocalFileSystem)
+    path = foreign_path(out, Path(storage.path) if storage is not None and local else None)
+    if path is not None:
+        try:
+            owner = path.owner()
+        except KeyError:
+            owner = f"user {path.stat().st_uid}"
+        raise ValueError(
+            f"resume=True: {path} belongs to {owner}, and to resume is to run what Ray Tune's state there says; a copy "
+            "of your own can be resumed, if you trust it"
+        )
 
 
 def _description(

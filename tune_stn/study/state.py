@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
         {"method": method, "seed": seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
         for trial, reason in {**record.get("failures", {}), **told}.items()
     ]
+
+
+def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
+    """What of a study belongs to another user, of all that Ray Tune may unpickle to resume it; None if nothing does.
+
+    Args:
+        directory: Of the study.
+        storage: The folder in which Ray Tune keeps its state, where that is another one on this machine.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return None
+    names = [path.read_text() for path in directory.glob("state/*/name.txt")] if storage is not None else []
+    experiments = [*directory.glob("state/*/tune/run"), *(storage / name for name in names if storage is not None)]
+    found = [directory, *(directory / name for name in ("study.json", "state")), *directory.glob("state/*")]
+    for path in (*found, *(path for one in experiments for path in (one, *one.glob("*")))):
+        if path.exists() and path.stat().st_uid != os.geteuid():
+            return path
+    return None
 
 
 def why_incomplete(folder: Path, limit: float | None = None) -> str:
