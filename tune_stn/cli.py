@@ -108,7 +108,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--resume",
             is_flag=True,
-            help="Go on with what was cut off in the results directory, and run again what has no result.",
+            help="Go on with what was cut off, and run again what has no result or was given up.",
         ),
         click.option("--retry-failed", is_flag=True, help="With --resume: run failed trials of other runs again, too."),
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),

@@ -351,8 +351,10 @@ def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 0}, "budget=0: accepted is a number above 0"),
+        ({"budget": 0}, "budget=0: accepted is a number of 1 or more"),
         ({"budget": -3}, "budget=-3:"),
+        ({"budget": 0.9}, "budget=0.9: not even one epoch of one trial, which costs 1; accepted is 1 or more"),
+        ({"budget": 2, "methods": ["stn"]}, "stn would tune nothing .* give more than budget=2, or a smaller"),
         ({"budget": math.inf}, "budget=inf:"),
         ({"budget": math.nan}, "budget=nan:"),
         ({"seeds": 0}, "seeds=0: accepted is a number of seeds, 1 or more"),

@@ -14,7 +14,16 @@ from ray import cloudpickle
 from tune_stn.tasks import get_task
 from tune_stn.tuning import nodes
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.nodes import Node, alive_nodes, check_nodes, trial_slots
+from tune_stn.tuning.nodes import (
+    LOOK_EVERY_S,
+    LOST_S,
+    Node,
+    NodesLost,
+    Watch,
+    alive_nodes,
+    check_nodes,
+    trial_slots,
+)
 from tune_stn.tuning.storage import Storage, open_storage
 
 
@@ -136,3 +145,29 @@ print(look(sys.argv[1], LocalFileSystem(), "1.2", []))
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().strip() == "tune_stn is not installed there; install tune_stn==1.2, as on the driver"
+
+
+def test_a_run_that_no_node_can_take_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, alive = [0.0], [node(CPU=2)]
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: alive)
+    watch = Watch({"CPU": 2}, {})
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+        watch.look()
+
+    wait(10 * LOST_S)
+    alive[:] = [node(CPU=1)]
+    wait(LOOK_EVERY_S)
+    wait(LOST_S - LOOK_EVERY_S - 1)
+    alive[:] = [node(CPU=1), node(CPU=4)]  # another one has come
+    wait(LOOK_EVERY_S)
+    alive[:] = [node(CPU=1)]
+    wait(LOST_S - 1)
+    now[0] += 1
+    watch.look()  # it looks now and then
+    with pytest.raises(
+        NodesLost, match=r"nodes were lost: for 300 s, a trial wants 2 CPU, but no node has that \(there"
+    ):
+        wait(LOOK_EVERY_S)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +37,7 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.nodes import alive_nodes
+from tune_stn.tuning.nodes import NodesLost, alive_nodes
 from tune_stn.tuning.storage import Storage
 
 Say = Callable[[str], None]
@@ -68,8 +69,8 @@ def compare(
         budget: cost of each run, in plain-epoch equivalents.
         seeds: how many (0, 1, ...), or which.
         out: directory of the study; must be new, or hold this study if `resume`.
-        resume: skip finished runs and go on with the one that was cut off; a run that ended without a result is run
-            again, and one that was given up goes on, its failed trials included.
+        resume: skip finished runs and go on with the one that was cut off; a run that ended without a result, or was
+            given up, is run again.
         retry_failed: with `resume`, run the failed trials of other runs again, too, from their last checkpoints, where
             there is budget left.
         settings: of the task and its training.
@@ -87,7 +88,9 @@ def compare(
         KeyboardInterrupt: Ctrl-C; the directory can be resumed.
     """
     if not (budget > 0 and math.isfinite(budget)):
-        raise ValueError(f"budget={budget:g}: accepted is a number above 0, in plain-epoch equivalents")
+        raise ValueError(f"budget={budget:g}: accepted is a number of 1 or more, in plain-epoch equivalents")
+    if budget < 1:
+        raise ValueError(f"budget={budget:g}: not even one epoch of one trial, which costs 1; accepted is 1 or more")
     if not methods:
         raise ValueError("methods=[]: name at least one method")
     if len(set(methods)) < len(methods):
@@ -146,7 +149,7 @@ def run_study(
     for method in methods:
         if method.follows is None:  # the others follow a schedule in this very space
             plan = method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
-            _check_hyper_steps(resolved, method, plan, steps_per_epoch)
+            _check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
             schedules.append(plan.config.get("schedule"))
     storage = cluster.storage(out / "state")
     if rehearsal:
@@ -154,7 +157,7 @@ def run_study(
         rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
     del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
-    study = _description(resolved, given, methods, seeds, budget, trials, settings)
+    study: dict[str, Any] = _description(resolved, given, methods, seeds, budget, trials, settings)
     _prepare_directory(out, study, resume)
     if resume:
         _check_owner(out, storage if cluster.storage_path else None)
@@ -190,12 +193,17 @@ def run_study(
                 taken_up.append(run)
                 if again is not None and again.anew:
                     shutil.rmtree(run.folder)
-                retry = retry_failed or again is not None
                 try:
                     with progress.running(run, again.why if again is not None else "") as on_report:
-                        record = execute(run, cluster, on_report, partial(progress.failed, run), retry_failed=retry)
+                        record = execute(
+                            run, cluster, on_report, partial(progress.failed, run), retry_failed=retry_failed
+                        )
                 except NothingToFollow as error:
                     progress.without_result(run, str(error))
+                except NodesLost as error:
+                    progress.without_result(run, str(error))
+                    study["stopped"] = str(error)
+                    break  # the others would fare no better
                 else:
                     progress.finished(run, record)
         except Interrupted:
@@ -222,19 +230,23 @@ def _from_here(settings: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
     return {**settings, "data_dir": str(Path(folder).expanduser().absolute())}
 
 
-def _check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int) -> None:
+def _check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int, budget: float) -> None:
     """Refuse a run that is to tune and is over before its first hyper-step; a control that has none on purpose is none.
+
+    An epoch costs 1 at least, so there are no more of them than the budget says.
 
     Raises:
         ValueError: it is; the message says why.
     """
-    training = task.training
+    epochs = min(task.training.epochs, math.ceil(budget)) if math.isfinite(budget) else task.training.epochs
+    training = replace(task.training, epochs=epochs)
     if not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config or training.hyper_steps(steps_per_epoch):
         return
+    more = "more epochs=" if epochs == task.training.epochs else f"more than budget={budget:g}"
     raise ValueError(
         f"{method.name} would tune nothing on task {task.name!r}: a run of {training.epochs} epochs of "
         f"{steps_per_epoch} training steps, the first {training.warmup_epochs} of them warm-up, is over before its "
-        f"first hyper-step, which comes after {training.train_steps} training steps; give more epochs=, or a smaller "
+        f"first hyper-step, which comes after {training.train_steps} training steps; give {more}, or a smaller "
         "warmup_epochs=, train_steps= or batch_size="
     )
 

@@ -37,8 +37,8 @@ def mending(run: Run, *, retry_failed: bool, taken_up: Collection[Run] = ()) -> 
         return Mending("the run that it is made from was taken up again", anew=True)
     if not has_result(run.folder):
         return Mending("it had no result", anew=True)
-    if record["hopeless"]:
-        return Mending("it had been given up", anew=not run.method.restores)
+    if record["hopeless"]:  # Tune has stopped its other trials and its searcher, and keeps them so
+        return Mending("it had been given up", anew=True)
     if record["failures"] and retry_failed and record["cost_total"] < run.limit:
         return Mending(f"{len(record['failures'])} of its trials had failed", anew=not run.method.restores)
     return None

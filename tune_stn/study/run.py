@@ -25,6 +25,7 @@ from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
 from tune_stn.tuning.trainable import STNTrainable
@@ -158,6 +159,7 @@ def execute(
 
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
+        NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
         ValueError: the method cannot search the task's space.
     """
@@ -181,7 +183,7 @@ def execute(
         time_before=found.wall_time_s,
     )
     tunes = get_rule(run.method.algorithm).tunes
-    stopper = BudgetStopper(recorder, run.limit, save_last=tunes)
+    stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=Watch(cluster.bundle, cluster.labels).look)
     begun = recorder.cost_total > found.cost_total
     analysis = tune.run(
         STNTrainable,
