@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,6 +228,21 @@ def test_a_folder_of_another_user_is_not_resumed(here: Path, monkeypatch: pytest
     (line,) = done.stderr.splitlines()
     assert line.startswith("tune-stn: --resume: out belongs to ")
     assert "if you trust it" in line
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tune_stn.study.compare._write_study", full)
+    monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.session", lambda *_: nullcontext())
+    monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.check", lambda *_, **__: None)
+    monkeypatch.setattr("tune_stn.study.compare._cluster_description", lambda *_: {})
+    done = tune_stn(*COMPARE)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tune-stn: No space left on device for out ")
+    assert line.endswith("make room, then resume the study")
 
 
 def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:

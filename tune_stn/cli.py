@@ -37,6 +37,13 @@ class Command(click.Command):
                 click.echo(error.trace, err=True, nl=False)
                 _fail(str(error))
             _fail(_in_options(ctx, str(error)))
+        except RuntimeError as error:
+            from tune_stn.study.state import DiskFull
+
+            if not isinstance(error, DiskFull):
+                raise
+            click.echo(f"tune-stn: {error}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             resumes = "resume" in ctx.params
             advice = "; the same command with --resume goes on from here" if resumes else ", and can be started again"

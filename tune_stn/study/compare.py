@@ -27,7 +27,7 @@ from tune_stn.study.progress import Progress
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
-from tune_stn.study.state import failures_of, foreign_path, missing_of, state_folder
+from tune_stn.study.state import failures_of, foreign_path, missing_of, naming_a_full_disk, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.registry import get_task, look_in
@@ -85,6 +85,7 @@ def compare(
     Raises:
         ValueError: an argument is not accepted, or the rehearsal failed; nothing was started. Of an exception that code
             of the task's own raised, it is an `OwnCodeError`, with that exception as its cause.
+        DiskFull: there was no room for the study's files; the directory can be resumed.
         KeyboardInterrupt: Ctrl-C; the directory can be resumed.
     """
     if not (budget > 0 and math.isfinite(budget)):
@@ -178,7 +179,7 @@ def run_study(
             )
         runs.extend(at_seed.values())
     progress = Progress(say, total=len(runs))
-    with cluster.session():
+    with naming_a_full_disk(out), cluster.session():
         study["cluster"] = _cluster_description(cluster)
         cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
         study["missing"] = _missing(runs)  # so it says should this process be killed
@@ -214,8 +215,9 @@ def run_study(
             study["peak_memory_mib"] = _peak_memory(runs)
             _write_study(out, study)
             write_tables(resolved, runs, out)
-    results = load_results(out)
-    write_report(results)
+    with naming_a_full_disk(out):
+        results = load_results(out)
+        write_report(results)
     return results
 
 
