@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -105,7 +106,7 @@ class Reads:
         return inputs
 
 def one_method():
-    return tiny(augmentations=(Reads(),))
+    return tiny(augmentations=(*tiny().augmentations, Reads()))
 
 def slow():
     import time
@@ -146,7 +147,7 @@ class Failure:
 BOTH = "fixed,random"
 FAILURES = (
     Failure("all trials", "in_set_up", "no data today", methods=BOTH, budget=8),
-    Failure("one method", "one_method", "only the start values work", methods=BOTH, budget=40),
+    Failure("one method", "one_method", "only the start values work", methods=BOTH, budget=12),
     Failure("worker killed four times", "killed", "the trial's process died", code=0, retry=True),
     Failure(
         "disk full",
@@ -208,12 +209,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, object]:
+def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, Any]:
     """Let a study fail, and mend it: a row of the table."""
     out = folder / failure.name.replace(" ", "-") / "study"
     out.parent.mkdir()
     cause.touch()
-    row: dict[str, object] = {"failure": failure.name, "right_code": failure.code}
+    row: dict[str, Any] = {"failure": failure.name, "right_code": failure.code}
     with surroundings(failure, out.parent, cause) as possible:
         if not possible:
             return row | {"right": "not tried: a disk cannot be mounted here"}
@@ -225,24 +226,33 @@ def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, object]:
             row["untouched"] = not out.exists()
             right = row["in_output"] and row["untouched"]
         else:
+            if failure.name == "disk full":  # on which nothing can be written, be it a report or a reason
+                make_room(out.parent)
             reported, _ = command(failure, out, only_report=True)
-            study = json.loads((out / "study.json").read_text()) if (out / "study.json").exists() else {}
+            study = described(out)
             told = json.dumps([study.get("missing"), study.get("failures"), study.get("stopped")])
             row["in_study"] = failure.reason in told
-            row["in_report"] = reported == 0 and failure.reason in html.unescape((out / "report.html").read_text())
+            page = (out / "report.html").read_text() if reported == 0 else ""
+            row["in_report"] = failure.reason in html.unescape(page)
             right = row["in_output"] and row["in_study"] and row["in_report"]
         if not right or code != failure.code:
             print(said[-3000:])
         cause.unlink()
         again = ("--resume", *["--retry-failed"] * failure.retry) if failure.code != 2 else ()
-        with mended(failure, out.parent):
-            row["code_mended"], said = command(failure, out, *again, mended=True)
-        study = json.loads((out / "study.json").read_text())
-        row["missing"] = len(study["missing"])
+        if failure.name == "node lost for good":
+            time.sleep(10)  # for another one to come
+        row["code_mended"], said = command(failure, out, *again, mended=True)
+        row["missing"] = len(described(out).get("missing", [None]))
         if row["code_mended"] or row["missing"]:
             print(said[-3000:])
         row["right"] = bool(right and code == failure.code and row["code_mended"] == 0 and row["missing"] == 0)
     return row
+
+
+def described(out: Path) -> dict[str, Any]:
+    """The study's `study.json`; empty where there is none."""
+    path = out / "study.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def command(
@@ -341,14 +351,8 @@ def two_nodes(cause: Path) -> Iterator[None]:
         cluster.shutdown()
 
 
-@contextmanager
-def mended(failure: Failure, folder: Path) -> Iterator[None]:
-    """The cause is gone: the disk has room, and the node is there."""
-    if failure.name == "disk full":
-        subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
-    if failure.name == "node lost for good":
-        time.sleep(10)
-    yield
+def make_room(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class PopulationFirst(BasicVariantGenerator):
 
     def __init__(self, size: int, context: Context) -> None:
         points = [{"hp": start_point(context.task)}]
-        super().__init__(points_to_evaluate=points, random_state=context.seed)  # type: ignore[no-untyped-call]
+        super().__init__(points_to_evaluate=points, random_state=context.seed)
         self.size = size
         self.made = 0
         self.alive: set[str] = set()
@@ -46,7 +46,7 @@ class PopulationFirst(BasicVariantGenerator):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self.alive.discard(trial_id)
-        super().on_trial_complete(trial_id, result, error)  # type: ignore[no-untyped-call]
+        super().on_trial_complete(trial_id, result, error)
 
 
 def _plan(context: Context) -> Plan:

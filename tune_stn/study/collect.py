@@ -72,9 +72,9 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
         found = [name for name in dict.fromkeys(columns) if name.startswith(("val_", "test_"))]
         metrics = [name for name in found if name not in ("val_loss", "test_loss")]
         hps = hp_names(dict.fromkeys(columns))
-    with tempfile.TemporaryDirectory() as folder:
-        _write(study["task"], runs, reports_schema(metrics, hps), Path(folder))
-        tables = {name: read_table(Path(folder) / f"{name}.parquet", name) for name in TABLES}
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(study["task"], runs, reports_schema(metrics, hps), Path(scratch))
+        tables = {name: read_table(Path(scratch) / f"{name}.parquet", name) for name in TABLES}
     before = {(entry["method"], entry["seed"]): entry for entry in study["missing"]}
     missing, failures = [], []
     for labels, folder in runs:
