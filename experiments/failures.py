@@ -230,7 +230,7 @@ def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, Any]:
                 make_room(out.parent)
             reported, _ = command(failure, out, only_report=True)
             study = described(out)
-            told = json.dumps([study.get("missing"), study.get("failures"), study.get("stopped")])
+            told = json.dumps([study.get("missing"), study.get("failures")])
             row["in_study"] = failure.reason in told
             page = (out / "report.html").read_text() if reported == 0 else ""
             row["in_report"] = failure.reason in html.unescape(page)

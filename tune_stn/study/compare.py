@@ -185,6 +185,7 @@ def run_study(
         study["missing"] = _missing(runs)  # so it says should this process be killed
         _write_study(out, study)
         taken_up: list[Run] = []
+        stopped = ""
         try:
             for run in runs:
                 again = mending(run, retry_failed=retry_failed, taken_up=taken_up)
@@ -203,14 +204,14 @@ def run_study(
                     progress.without_result(run, str(error))
                 except NodesLost as error:
                     progress.without_result(run, str(error))
-                    study["stopped"] = str(error)
+                    stopped = f"{error}; "
                     break  # the others would fare no better
                 else:
                     progress.finished(run, record)
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:
-            study["missing"] = _missing(runs)
+            study["missing"] = _missing(runs, stopped)
             study["failures"] = [one for run in runs for one in failures_of(run.method.name, run.seed, run.folder)]
             study["peak_memory_mib"] = _peak_memory(runs)
             _write_study(out, study)
@@ -358,8 +359,13 @@ def _git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
     return done.stdout.strip() or None
 
 
-def _missing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The runs whose results are not all there, with the reason, and whether they have `no_result` or gave up."""
+def _missing(runs: Sequence[Run], stopped: str = "") -> list[dict[str, Any]]:
+    """The runs whose results are not all there, with the reason, and whether they have `no_result` or gave up.
+
+    Args:
+        runs: Of the study.
+        stopped: Why runs that have not ended were not gone on with, to be put before the reason. Default nothing.
+    """
     entries = []
     for run in runs:
         entry = missing_of(run.method.name, run.seed, run.folder, run.limit if run.trials is None else None)
@@ -369,7 +375,8 @@ def _missing(runs: Sequence[Run]) -> list[dict[str, Any]]:
             except NothingToFollow as error:
                 entry = {**entry, "reason": str(error)}
         if entry:
-            entries.append(entry)
+            reason = entry["reason"] if run.done is not None else stopped + entry["reason"]
+            entries.append({**entry, "reason": reason})
     return entries
 
 
