@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -31,7 +35,6 @@ import time
 from dataclasses import replace
 from torch import nn
 from tune_stn.tasks import get_task
-from tune_stn.space import SearchSpace, Uniform
 
 def slow(outputs, targets):
     time.sleep(0.004)  # so that a run lasts long enough to be cut off in the middle of it
@@ -41,11 +44,6 @@ def make(*, width=16):
     plain = get_task("digits-mlp", train_images=100, hidden=width)
     training = replace(plain.training, epochs=100, warmup_epochs=0, eval_batch_size=2000, response="gate")
     return replace(plain, name="own", metrics={"accuracy": slow}, training=training)
-
-def unknown_hp(): return replace(make(), start={**make().start, "dropout_9": 0.5})
-def outside(): return replace(make(), start={**make().start, "dropout_1": 0.95})
-def empty(): return SearchSpace({"rate": Uniform(0.5, 0.5)})
-def learning_rate(): return SearchSpace({"lr": Uniform(0.001, 0.1)})
 """
 
 
@@ -82,7 +80,16 @@ def test_help(arguments: Sequence[str]) -> None:
     assert done.stdout.startswith("Usage: ")
     if arguments[0] == "compare":
         options = ["task", "methods", "budget", "seeds", "out", "resume", "set", "address", "max-concurrent"]
-        options += ["cpus-per-trial", "gpus-per-trial", "resources", "label", "storage-path", "working-dir", "quiet"]
+        options += [
+            "retry-failed",
+            "cpus-per-trial",
+            "gpus-per-trial",
+            "resources",
+            "label",
+            "storage-path",
+            "working-dir",
+            "quiet",
+        ]
         assert all(f"--{name} " in done.stdout for name in options)
 
 
@@ -104,111 +111,60 @@ def but(command: Sequence[str], option: str, *values: str) -> list[str]:
     return [*command[:at], *([option, *values] if values else []), *command[at + 2 :]]
 
 
-def empty_data(folder: Path) -> list[str]:
-    (folder / "empty").mkdir()
-    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=empty")
-
-
-def corrupt_data(folder: Path) -> list[str]:
-    (folder / "bad").mkdir()
-    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
-        (folder / "bad" / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(b"\0\0\x08\x03 no more")
-    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=bad")
-
-
-def out_under_a_file(folder: Path) -> list[str]:
-    (folder / "file").write_text("")
-    return but(COMPARE, "--out", "file/out")
-
-
-def out_is_a_file(folder: Path) -> list[str]:
-    (folder / "file").write_text("")
-    return but(RUN, "--out", "file")
-
-
-REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[str]]] = {
-    "no command": (["trian"], ["'trian'", "Accepted are", "compare"]),
-    "no option": ([*COMPARE, "--budgets", "3"], ["--budgets"]),
-    "missing option": (but(COMPARE, "--budget"), ["--budget"]),
-    "no number": (but(COMPARE, "--budget", "much"), ["--budget", "'much'", "float"]),
-    "task": (but(COMPARE, "--task", "digits"), ["unknown task 'digits'", "digits-mlp", "module:attribute"]),
-    "own task's module": (but(COMPARE, "--task", "nothing:task"), ["'nothing:task'", "no module 'nothing'"]),
-    "own task's attribute": (but(COMPARE, "--task", "own_cli_task:none"), ["has no task or function 'none'"]),
-    "method": (but(COMPARE, "--methods", "fixed,sgd"), ["unknown method 'sgd'", "random", "gp-bo"]),
-    "method twice": (but(COMPARE, "--methods", "fixed,fixed"), ["--methods fixed,fixed", "twice"]),
-    "control alone": (but(COMPARE, "--methods", "replayed"), ["--methods replayed", "the run of auto", "add auto"]),
-    "no method": (but(COMPARE, "--methods", ","), ["--methods", "at least one"]),
-    "algorithm": (but(RUN, "--algorithm", "sgd"), ["unknown algorithm 'sgd'", "stn", "delta-stn", "fixed"]),
-    "hyperparameter": (but(COMPARE, "--task", "own_cli_task:unknown_hp"), ["'dropout_9'", "dropout_1"]),
-    "start value": (but(COMPARE, "--task", "own_cli_task:outside"), ["0.95", "'dropout_1'", "[0, 0.9]"]),
-    "empty domain": (but(COMPARE, "--task", "own_cli_task:empty"), ["empty domain", "low=0.5", "high=0.5"]),
-    "learning rate": (but(COMPARE, "--task", "own_cli_task:learning_rate"), ["'lr'", "gradient", "param_space"]),
-    "budget": (but(COMPARE, "--budget", "-5"), ["--budget -5", "above 0"]),
-    "endless budget": (but(COMPARE, "--budget", "inf"), ["--budget inf", "above 0"]),
-    "seeds": (but(COMPARE, "--seeds", "0"), ["--seeds 0", "1 or more"]),
-    "trials": (but(RUN, "--trials", "0"), ["--trials 0", "1 or more"]),
-    "seed": (but(RUN, "--seed", "-1"), ["--seed -1", "0 or more"]),
-    "epochs": (but(RUN, "--epochs", "0"), ["epochs=0", "1 or more"]),
-    "no hyper-step": (
-        [*but(RUN, "--algorithm", "stn"), "--epochs", "2"],
-        ["stn would tune nothing", "2 epochs of ", "more --epochs", "--set warmup_epochs="],
-    ),
-    "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
-    "setting's value": (but(COMPARE, "--set", "lr=fast"), ["lr='fast'", "finite number above 0"]),
-    "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
-    "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
-    "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
-    "part of several gpus": (but(COMPARE, "--gpus-per-trial", "1.5"), ["--gpus-per-trial 1.5", "a share of one"]),
-    "form of a resource": (but(COMPARE, "--resources", "fast"), ["--resources fast", "key=value"]),
-    "resource": (but(COMPARE, "--resources", "fast=much"), ["--resources fast=much", "'much' is no number"]),
-    "no resource": (but(COMPARE, "--resources", "fast=0"), ["--resources fast=0", "above 0"]),
-    "cpus as a resource": (but(COMPARE, "--resources", "CPU=2"), ["--resources CPU=2", "--cpus-per-trial"]),
-    "form of a label": (but(COMPARE, "--label", "b"), ["--label b", "key=value"]),
-    "storage": (but(COMPARE, "--storage-path", "foo://x"), ["--storage-path foo://x", "s3://bucket/folder"]),
-    "working directory": (but(COMPARE, "--working-dir", "."), ["--working-dir .", "only with --address"]),
-    "no working directory": (
-        [*COMPARE, "--address", "auto", "--working-dir", "none"],
-        ["--working-dir none", "no such folder"],
-    ),
-    "concurrency": (but(COMPARE, "--max-concurrent", "0"), ["--max-concurrent 0", "1 or more"]),
-    "no data": (empty_data, ["Fashion-MNIST not found in empty", "data_dir", "tune-stn data"]),
-    "corrupt data": (corrupt_data, ["bad/train-images-idx3-ubyte", "fetch the file again"]),
-    "out under a file": (out_under_a_file, ["--out file/out", "cannot be made a directory"]),
-    "out is a file": (out_is_a_file, ["--out file", "cannot be made a directory"]),
-    "data set": (["data", "mnist"], ["'mnist'", "fashion-mnist"]),
-    "licensed data set": (["data", "ptb"], ["Penn Treebank is not fetched", "LDC99T42", "data_dir=FOLDER"]),
-    "absent text": (
-        but(but(COMPARE, "--task", "ptb-lstm"), "--set", "data_dir=none"),
-        ["Penn Treebank not found in none", "data_dir=FOLDER"],
-    ),
-    "size of a network": (but(but(COMPARE, "--task", "text-lstm"), "--set", "layers=0"), ["layers=0", "1 or more"]),
-    "heads": (but(but(COMPARE, "--task", "text-transformer"), "--set", "heads=5"), ["heads=5", "width=96"]),
-    "tokens": (but(but(COMPARE, "--task", "text-lstm"), "--set", "train_tokens=1"), ["train_tokens=1", "2 to 77633"]),
-    "study": (["report", "nowhere"], ["nowhere"]),
-    "no study": (["report", "."], ["study.json"]),
-    "export of no study": (["export", ".", "--to", "x"], ["study.json"]),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_one_line_and_starts_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    command, parts = REFUSED[case]
+def test_a_folder_of_another_user_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
-    done = tune_stn(*(command(here) if callable(command) else command))
+    (here / "out").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: (here / "out").stat().st_uid + 1)
+    done = tune_stn(*COMPARE, "--resume")
     assert done.exit_code == 2
-    assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("tune-stn: ")
-    assert all(part in line for part in parts), line
-    assert not (here / "out").exists() or not list((here / "out").iterdir())
+    assert line.startswith("tune-stn: --resume: out belongs to ")
+    assert "if you trust it" in line
 
 
-def test_an_error_inside_an_own_task_keeps_its_traceback(here: Path) -> None:
-    """It is a defect of the user's module, not of the command."""
-    (here / "own_cli_broken.py").write_text("def make():\n    return int('no number')\n")
-    with pytest.raises(ValueError, match="invalid literal"):
-        tune_stn(*but(COMPARE, "--task", "own_cli_broken:make"))
+def test_a_full_disk_is_one_line_and_exit_code_1(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tune_stn.study.compare._write_study", full)
+    monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.session", lambda *_: nullcontext())
+    monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.check", lambda *_, **__: None)
+    monkeypatch.setattr("tune_stn.study.compare._cluster_description", lambda *_: {})
+    done = tune_stn(*COMPARE)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tune-stn: No space left on device for out ")
+    assert line.endswith("make room, then resume the study")
+
+
+def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path | None, *, progress: bool) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tune_stn.data.fashion_mnist.fetch", interrupted)
+    done = tune_stn("data", "fashion-mnist")
+    assert (done.exit_code, done.stderr) == (130, "tune-stn: interrupted, and can be started again\n")
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+@pytest.mark.parametrize("missing", [[], [False], [True], [False, True]])
+def test_the_exit_code_says_whether_every_run_has_a_result(
+    here: Path, monkeypatch: pytest.MonkeyPatch, quiet: list[str], missing: list[bool]
+) -> None:
+    """A run without one is named on stderr, quiet or not; one of which some trials failed, among the tables."""
+    entries = [
+        {"method": "stn", "seed": seed, "reason": "it\ndied", "no_result": no_result}
+        for seed, no_result in enumerate(missing)
+    ]
+    results = SimpleNamespace(study={"missing": entries})
+    monkeypatch.setattr("tune_stn.study.compare.run_study", lambda *_, **__: results)
+    monkeypatch.setattr("tune_stn.cli._show_tables", lambda results: print("tables"))
+    done = tune_stn(*RUN, *quiet)
+    assert done.exit_code == any(missing)
+    lines = [f"incomplete: stn, seed {seed}: it died" for seed in range(len(missing))]
+    assert done.stderr.splitlines() == [line for line, no_result in zip(lines, missing, strict=True) if no_result]
+    others = [line for line, no_result in zip(lines, missing, strict=True) if not no_result]
+    assert done.stdout.splitlines() == ([] if quiet else ["tables", *others])
 
 
 # A study ------------------------------------------------------------------------------------------------------------
@@ -254,7 +210,7 @@ def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
     found = json.loads(values.read_text())
     assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)
     for arguments, part in (
-        (["--model", "--method", "random"], "method='random': the study in"),
+        (["--model", "--method", "random"], "--method random: the study in"),
         (["--method", "stn"], "--method and --seed choose a run for --model"),
     ):
         done = tune_stn("export", str(study.path), "--to", str(tmp_path / "y"), *arguments)
@@ -372,7 +328,12 @@ def test_what_was_killed_or_interrupted_goes_on_as_if_nothing_had_happened(
     )
     assert "fixed, seed 0: finished before, skipped" in interrupted.stdout
     study = json.loads((out / "study.json").read_text())
-    assert study["missing"] == [{"method": "stn", "seed": 0, "reason": "not finished; go on with --resume"}]
+    (missing,) = study["missing"]
+    assert (missing["method"], missing["seed"]) == ("stn", 0)
+    assert re.fullmatch(r"not finished: cost [\d.]+ of 130 so far; resume the study to go on", missing["reason"])
+    read = tune_stn("report", str(out))
+    assert (read.exit_code, read.stdout) == (0, f"{out / 'report.html'}\n")
+    assert read.stderr == f"incomplete: stn, seed 0: {missing['reason']}\n"
     finished = tune_stn(*CUT_OFF, "--out", str(out), "--resume")
     assert finished.exit_code == 0, finished.stderr
     assert "fixed, seed 0: finished before, skipped" in finished.stdout

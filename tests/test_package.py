@@ -13,7 +13,20 @@ import pytest
 import tune_stn
 
 ROOT = Path(tune_stn.__file__).parent
-LAYERS = ("space", "nn", "data", "tasks", "testing", "training", "integrations", "tuning", "methods", "study", "cli")
+LAYERS = (
+    "space",
+    "nn",
+    "data",
+    "tasks",
+    "testing",
+    "training",
+    "integrations",
+    "tuning",
+    "methods",
+    "study",
+    "command_words",
+    "cli",
+)
 BINDING = (
     *("SearchSpace", "self_tuning", "Task", "get_task", "STNTrainable", "STNSearch", "STNScheduler", "ScheduleReplay"),
     *("Schedule", "Recorder", "compare", "load_results"),

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from tune_stn.command_words import in_options
+
 # Heavy imports (torch, Ray) wait inside the commands, so that --help answers at once.
 
 
@@ -27,11 +29,25 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            if not _is_user_error(error):
+            from tune_stn.tasks.own_code import OwnCodeError, is_refusal
+
+            if not is_refusal(error):
                 raise
-            _fail(str(error))
+            if isinstance(error, OwnCodeError):
+                click.echo(error.trace, err=True, nl=False)
+                _fail(str(error))
+            _fail(_in_options(ctx, str(error)))
+        except RuntimeError as error:
+            from tune_stn.study.state import DiskFull
+
+            if not isinstance(error, DiskFull):
+                raise
+            click.echo(f"tune-stn: {error}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("tune-stn: interrupted; the same command with --resume goes on from here", err=True)
+            resumes = "resume" in ctx.params
+            advice = "; the same command with --resume goes on from here" if resumes else ", and can be started again"
+            click.echo(f"tune-stn: interrupted{advice}", err=True)
             sys.exit(130)
 
 
@@ -52,12 +68,20 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _is_user_error(error: Exception) -> bool:
-    """Whether the error was raised by this package's checks: another's is a defect, and keeps its traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tune_stn")
+def _in_options(ctx: click.Context, message: str) -> str:
+    """An error of the Python function behind a command, with that command's options for its arguments."""
+    options = [option for option in ctx.command.params if isinstance(option, click.Option)]
+    settings: tuple[str, ...] = ()
+    if "settings" in ctx.params:
+        from tune_stn.tasks.registry import setting_names
+
+        settings = setting_names(ctx.params["task"])
+    return in_options(
+        message,
+        {str(option.name): option.opts[0] for option in options},
+        {str(option.name) for option in options if option.is_flag},
+        settings,
+    )
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +111,13 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             help="For Ray Tune's checkpoints: a folder or URI (s3://...) that all nodes share; default: inside --out.",
         ),
         click.option("--working-dir", help="With --address: a folder with your own modules, copied to every node."),
-        click.option("--resume", is_flag=True, help="Go on with what was cut off in the results directory."),
+        click.option("--no-rehearsal", is_flag=True, help="Do not try each kind of step on this machine's CPU first."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on with what was cut off, and run again what has no result or was given up.",
+        ),
+        click.option("--retry-failed", is_flag=True, help="With --resume: run failed trials of other runs again, too."),
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     ]
     for option in reversed(options):
@@ -150,13 +180,13 @@ def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any
 
 @main.command(cls=Command)
 @click.argument("schedule")
-@click.option("--trial", help="Which trial's schedule, where the table holds several.")
+@click.option("--trial", "trial_id", help="Which trial's schedule, where the table holds several.")
 @click.option("--per-epoch", is_flag=True, help="Change values only where an epoch begins.")
 @click.option("--epochs", type=int, help="Length of the training; default: the task's.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_common
 def replay(
-    schedule: str, trial: str | None, per_epoch: bool, epochs: int | None, seed: int, quiet: bool, **options: Any
+    schedule: str, trial_id: str | None, per_epoch: bool, epochs: int | None, seed: int, quiet: bool, **options: Any
 ) -> None:
     """Train a task's plain network with the SCHEDULE (a Parquet file) of an earlier run."""
     _protect(options)
@@ -164,7 +194,7 @@ def replay(
     from tune_stn.study.compare import run_study
     from tune_stn.training.schedule import Schedule
 
-    found = Schedule.from_parquet(schedule, trial_id=trial)
+    found = Schedule.from_parquet(schedule, trial_id=trial_id)
     method = replay_method(found.per_epoch() if per_epoch else found)
     study = _study_of_one(seed, epochs, options)
     _show(run_study(methods=[method], budget=math.inf, trials=1, say=_say(quiet), **study), quiet)
@@ -188,8 +218,10 @@ def export(directory: Path, out: Path, file_format: str, model: bool, method: st
         return
     if method is not None or seed is not None:
         raise click.UsageError("--method and --seed choose a run for --model; tables are exported whole")
-    for path in export_results(load_results(directory), out, file_format):
+    results = load_results(directory)
+    for path in export_results(results, out, file_format):
         click.echo(path)
+    _say_missing(results)
 
 
 @main.command(cls=Command)
@@ -199,7 +231,9 @@ def report(directory: Path) -> None:
     from tune_stn.study.report import write_report
     from tune_stn.study.results import load_results
 
-    click.echo(write_report(load_results(directory)))
+    results = load_results(directory)
+    click.echo(write_report(results))
+    _say_missing(results)
 
 
 @main.command(cls=Command)
@@ -237,6 +271,8 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "task": options["task"],
         "out": options["out"],
         "resume": options["resume"],
+        "rehearsal": not options["no_rehearsal"],
+        "retry_failed": options["retry_failed"],
         "settings": dict(_setting(text) for text in options["settings"]),
         "cluster": Cluster(
             address=options["address"],
@@ -290,22 +326,36 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 def _show(results: Any, quiet: bool) -> None:
-    """The table of a finished study, and where everything is."""
+    """The table of a finished study, and where everything is; exit code 1 if a run has no result, or gave up."""
+    if not quiet:
+        _show_tables(results)
+    for entry in results.study["missing"]:
+        if entry["no_result"] or not quiet:
+            reason = " ".join(entry["reason"].split())
+            line = f"incomplete: {entry['method']}, seed {entry['seed']}: {reason}"
+            click.echo(line, err=entry["no_result"])
+    if any(entry["no_result"] for entry in results.study["missing"]):
+        sys.exit(1)
+
+
+def _show_tables(results: Any) -> None:
     from tune_stn.study.summary import format_controls, format_summary, summary
 
-    if quiet:
-        return
     click.echo()
     click.echo(format_summary(summary(results)))
     click.echo()
     if controls := format_controls(results):
         click.echo(f"{controls}\n")
-    for entry in results.study["missing"]:
-        click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}")
     tables = ", ".join(f"{name}.parquet" for name in ("reports", "schedule", "incumbent"))
     click.echo(f"frames: {results.path}/{{{tables}}}")
     click.echo(f"plots:  {results.path}/plots")
     click.echo(f"report: {results.path}/report.html")
+
+
+def _say_missing(results: Any) -> None:
+    """What a study that is running or was cut off does not have yet, beside what its tables and report show."""
+    for entry in results.study["missing"]:
+        click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}", err=True)
 
 
 def _list(entries: dict[str, str]) -> None:

@@ -69,7 +69,7 @@ def test_methods_that_follow_another_run_after_all_others() -> None:
 
 
 def test_a_method_without_the_one_it_follows_is_refused_in_one_line() -> None:
-    message = "--methods fixed,replayed: replayed is made from the run of auto at the same seed, .*; add auto$"
+    message = r"methods=\['fixed', 'replayed'\]: replayed is made from the run of auto at the same seed, .*; add auto$"
     with pytest.raises(ValueError, match=message):
         in_order([get_method("fixed"), get_method("replayed")])
 

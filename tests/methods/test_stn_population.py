@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from ray.tune.error import TuneError
+from ray.tune.experiment import Experiment
 
 from tune_stn.methods import Context, Plan
 from tune_stn.methods.stn_population import STN_POPULATION
@@ -20,6 +21,7 @@ from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS
 from tune_stn.tuning.recorded import read_recorded
 from tune_stn.tuning.scheduler import STNScheduler
+from tune_stn.tuning.trainable import STNTrainable
 
 TIMES = ["wall_time_s", "device_time_s"]
 SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
@@ -40,11 +42,41 @@ def test_as_many_members_as_full_trials_are_paid_if_epochs_are_cheap(
     make_context: Any, draw: Any, budget: float, size: int
 ) -> None:
     plan = STN_POPULATION.plan(make_context(budget=budget))
-    assert plan.samples == size
-    drawn = draw(plan, size + 1)
+    drawn = draw(plan, size)
     assert drawn[0] == dict(get_task("digits-mlp").start)
     assert len(drawn) == size == len({point["dropout_1"] for point in drawn})
+    assert plan.search_alg.size == size
     assert (scheduler(plan).budget, scheduler(plan).epochs) == (budget, 10)
+
+
+def test_when_all_members_have_ended_others_follow_one_at_a_time(make_context: Any, tmp_path: Path) -> None:
+    """The comparisons stop members, so that something of the budget is left at the end: 148 of 200 were spent."""
+    plan = STN_POPULATION.plan(make_context(budget=60.0))
+
+    def search() -> Any:
+        made: Any = STN_POPULATION.plan(make_context(budget=60.0)).search_alg
+        config: Any = {"config": {"hp": plan.hp}, "num_samples": plan.samples, "storage_path": str(tmp_path)}
+        made.add_configurations([Experiment("x", STNTrainable, **config)])
+        return made
+
+    first = search()
+    members = [first.next_trial() for _ in range(4)]
+    assert first.next_trial() is None
+    for member in members[:3]:
+        first.on_trial_complete(member.trial_id)
+        assert first.next_trial() is None
+    first.save_to_dir(str(tmp_path), "session")
+    restored = search()
+    restored.restore_from_dir(str(tmp_path))
+    assert restored.next_trial() is None
+    for one in (first, restored):
+        one.on_trial_complete(members[3].trial_id)
+        another = one.next_trial()
+        assert another is not None
+        assert one.next_trial() is None
+        one.on_trial_complete(another.trial_id, error=True)
+        assert one.next_trial() is not None
+    assert plan.samples >= 4 + 60 / 10  # enough for whatever is left
 
 
 def test_a_number_of_trials_is_taken_as_it_is_and_none_is_stopped(make_context: Any) -> None:

@@ -172,6 +172,17 @@ def test_every_member_comes_out_as_itself(domain: Domain) -> None:
         assert at(domain, domain.inverse(value), torch.float32) == pytest.approx(value, rel=2e-7, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    "domain", [Integer(1, 10**6, log=True), LogUniform(1, 1e6, step=1), Integer(1, 10**6), Uniform(0, 1e6, step=1)]
+)
+def test_of_a_million_members_each_comes_out_as_itself_in_float32(domain: Domain) -> None:
+    members = [*range(1, 200), *range(200, 999_000, 997), *range(999_900, 1_000_001)]
+    raws = torch.tensor([domain.inverse(float(value)) for value in members])
+    found = domain.transform(raws)
+    assert found.dtype == torch.float32
+    assert found.tolist() == members
+
+
 def test_wide_integers_come_out_as_themselves_in_float32() -> None:
     for domain in (Integer(0, 100_000), Integer(1, 100_000, log=True)):
         for value in (1, 2, 3, 4_999, 50_000, 99_998, 99_999, 100_000):

@@ -88,6 +88,19 @@ def test_per_batch_names_are_checked() -> None:
         SearchSpace(SPACE, per_batch=["rate", "wrong"])
 
 
+def test_equal_are_spaces_whose_draws_and_held_values_are_the_same() -> None:
+    space = SearchSpace(dict(SPACE), per_batch=["rate"], held={"noise": 0.1})
+    assert space == SearchSpace(dict(reversed([*SPACE.items()])), per_batch=["rate"], held={"noise": 0.1})
+    for other in (
+        SearchSpace(dict(SPACE), per_batch=["decay"], held={"noise": 0.1}),
+        SearchSpace(dict(SPACE), per_batch=["rate"], held={"noise": 0.2}),
+        SearchSpace(dict(SPACE), per_batch=["rate"]),
+        SearchSpace({**SPACE, "rate": Uniform(0, 0.5)}, per_batch=["rate"], held={"noise": 0.1}),
+        dict(SPACE),
+    ):
+        assert space != other
+
+
 def test_values_come_back_as_floats_in_the_order_of_the_space() -> None:
     given = {"holes": np.int64(3), "decay": np.float32(1e-3), "rate": 0}
     values = SPACE.check_values(given)  # type: ignore[arg-type]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ import pandas as pd
 import pytest
 
 from tune_stn.methods import get_method
-from tune_stn.study.collect import write_tables
-from tune_stn.study.run import DONE, SCHEDULE, Run
+from tune_stn.study.collect import metrics_of, write_tables
+from tune_stn.study.report import write_report
+from tune_stn.study.results import export_results, load_results
+from tune_stn.study.run import Run
+from tune_stn.study.state import DONE, SCHEDULE, state_folder
 from tune_stn.tasks import get_task
-from tune_stn.training.tables import INCUMBENT, read_table, reports_schema
+from tune_stn.training.tables import INCUMBENT, STUDY_SCHEMA_VERSION, read_table, reports_schema
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
 from tune_stn.tuning.journal import REPORTS
 
@@ -108,3 +114,63 @@ def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
     (run.folder / REPORTS).write_text("no json\n" + (run.folder / REPORTS).read_text())
     with pytest.raises(ValueError, match=r"r/reports\.jsonl, line 1 is damaged"):
         write_tables(TASK, [run], tmp_path)
+
+
+# A study that runs, or was killed -------------------------------------------------------------------------------------
+
+
+def half_finished(directory: Path, *, earlier_version: bool = False) -> None:
+    """`random` has ended, `stn` has begun, `fixed` has not; no tables yet. One trial has failed."""
+    begun = [line("d", 1, 1.9, 0.6), line("d", 2, 3.8, 0.5), {"trial_id": "e", "@event": "failed", "reason": "died"}]
+    make_run(state_folder(directory, "random", 1), LINES, RECORD)
+    make_run(state_folder(directory, "stn", 1), begun, None, "stn")
+    study: dict[str, Any] = {"schema_version": STUDY_SCHEMA_VERSION, "task": "digits-mlp", "budget": 40.0}
+    study |= {"methods": ["random", "stn", "fixed"], "seeds": [1], "missing": [], "settings": {}, "versions": {}}
+    if not earlier_version:
+        study |= {"metrics": metrics_of(TASK), "hyperparameters": list(TASK.space)}
+    (directory / "study.json").write_text(json.dumps(study))
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_a_study_that_runs_is_read_and_says_what_is_missing(tmp_path: Path, earlier_version: bool) -> None:
+    half_finished(tmp_path, earlier_version=earlier_version)
+    found = load_results(tmp_path)
+    assert found.reports.groupby("method").size().to_dict() == {"random": 5, "stn": 2}
+    assert list(found.reports) == reports_schema(["val_accuracy", "test_accuracy"], list(TASK.space)).names
+    assert found.schedule.groupby("method").size().to_dict() == {"random": 1, "stn": len(TASK.space)}
+    assert found.incumbent.groupby("method")["best_val_loss"].last().to_dict() == {"random": 0.7, "stn": 0.5}
+    missing = {entry["method"]: entry["reason"] for entry in found.study["missing"]}
+    assert missing == {
+        "stn": "not finished: cost 3.8 of 40 so far, 1 of its trials failed, the first with: died; resume the study to "
+        "go on",
+        "fixed": "not begun; resume the study to go on",
+    }
+    page = html.unescape(write_report(found).read_text())
+    assert all(reason in page for reason in missing.values())
+    export_results(found, tmp_path / "out", "parquet")
+    again = load_results(tmp_path / "out")
+    assert again.study["missing"] == found.study["missing"]
+    pd.testing.assert_frame_equal(again.reports, found.reports)
+    assert not (tmp_path / "reports.parquet").exists()  # which are the study's own to write
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_of_which_nothing_has_begun_is_read(tmp_path: Path) -> None:
+    half_finished(tmp_path)
+    shutil.rmtree(tmp_path / "state")
+    found = load_results(tmp_path)
+    assert (len(found.reports), len(found.schedule), len(found.incumbent)) == (0, 0, 0)
+    assert {entry["reason"] for entry in found.study["missing"]} == {"not begun; resume the study to go on"}
+    assert "not begun" in write_report(found).read_text()
+
+
+def test_tables_are_read_where_no_run_has_gone_on_since(tmp_path: Path) -> None:
+    half_finished(tmp_path)
+    runs = [make_run(tmp_path / "other", LINES[:1], RECORD)]
+    write_tables(TASK, runs, tmp_path)
+    assert len(load_results(tmp_path).reports) == 1
+    journal = state_folder(tmp_path, "stn", 1) / REPORTS
+    later = (tmp_path / "incumbent.parquet").stat().st_mtime_ns + 1
+    os.utime(journal, ns=(later, later))
+    assert len(load_results(tmp_path).reports) == 7

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +23,12 @@ from tune_stn import compare, load_model
 from tune_stn.data.splits import Split, Splits
 from tune_stn.methods import get_method
 from tune_stn.space import Normal, SearchSpace
-from tune_stn.study.compare import run_study
+from tune_stn.study.compare import _from_here, _git_commit, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
+from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
+from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.training import Trainer
 from tune_stn.tuning.cluster import Cluster
 
@@ -157,6 +162,13 @@ def test_study_json_says_how_to_run_it_again(study: Results) -> None:
     assert (found["budget"], found["settings"], found["missing"]) == (BUDGET, dict(SETTINGS), [])
     assert {"python", "torch", "ray", "tune_stn"} <= set(found["versions"])
     assert found["cluster"]["slots"] == 2
+    assert set(found["conversion"]) == {"fixed", "stn"}
+    assert found["conversion"]["stn"]["bound"] == {"0": "dropout_input", "3": "dropout_1", "6": "dropout_2"}
+    assert set(found["conversion"]["stn"]["responding"]) == {"1", "4", "7"}
+    assert all(isinstance(remark, str) for remark in found["remarks"])
+    page = (study.path / "report.html").read_text()
+    assert "What became of the network" in page
+    assert ("Worth a second look" in page) == bool(found["remarks"])
     assert set(found["peak_memory_mib"]) == set(found["methods"])
     assert all(50 < peak < 5000 for peak in found["peak_memory_mib"].values())  # of a process that has loaded torch
     assert (study.path / "report.html").stat().st_size > 10_000
@@ -232,9 +244,8 @@ def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> No
         "digits-mlp", METHODS, budget=BUDGET, seeds=[SEED], out=study.path, resume=True, settings=SETTINGS,
         cluster=cluster, say=lines.append,
     )  # fmt: skip
-    assert lines == [
-        f"[{i}/3] {name}, seed {SEED}: finished before, skipped" for i, name in enumerate(METHODS, start=1)
-    ]
+    skipped = [f"[{i}/3] {name}, seed {SEED}: finished before, skipped" for i, name in enumerate(METHODS, start=1)]
+    assert lines == [*skipped, *(f"note: {remark}" for remark in again.study["remarks"])]
     assert {path: path.stat().st_mtime_ns for path in (study.path / "state").rglob("*") if path.is_file()} == state
     for name in ("reports", "schedule", "incumbent"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(study, name))
@@ -252,21 +263,21 @@ def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> No
 def test_resume_with_other_settings_is_refused(study: Results, change: dict[str, Any], words: str) -> None:
     arguments: dict[str, Any] = {"task": "digits-mlp", "budget": BUDGET, "settings": SETTINGS} | change
     before = (study.path / "study.json").read_bytes()
-    with pytest.raises(ValueError, match=f"--resume: .* was begun {words}"):
+    with pytest.raises(ValueError, match=f"resume=True: .* was begun {words}"):
         compare(methods=METHODS, seeds=[SEED], out=study.path, resume=True, **arguments)
     assert (study.path / "study.json").read_bytes() == before
 
 
 @pytest.mark.ray
 def test_a_study_is_not_overwritten(study: Results) -> None:
-    with pytest.raises(ValueError, match="holds a study already; add --resume"):
+    with pytest.raises(ValueError, match="holds a study already; add resume=True"):
         compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=study.path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "null"])
 def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(ValueError, match=r"study\.json (is damaged|describes no study).*choose another --out"):
+    with pytest.raises(ValueError, match=r"study\.json (is damaged|describes no study).*choose another out="):
         compare("digits-mlp", ["fixed"], budget=1, seeds=1, out=tmp_path, resume=True)
 
 
@@ -275,30 +286,70 @@ def test_resume_of_a_damaged_study_is_refused(tmp_path: Path, content: str) -> N
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("undrawn")
-def test_a_task_object_and_a_trial_that_fails(
+def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failure is named, its run is missing, and the other run is there."""
+    """One run has no result; one has, though its trial failed in epoch 3; the other run is there all the time."""
     monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)
-    plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=2)
-    load = plain.data
+    plain = get_task(get_task("digits-mlp", train_images=100, hidden=16), epochs=4)
+    load, cause, out, driver = plain.data, tmp_path / "cause", tmp_path / "out", os.getpid()
+    cause.touch()
 
     def data(seed: int) -> Splits:
-        if seed == 8:
+        if seed == 8 and cause.exists():
             raise RuntimeError("no data at this seed")
-        return load(seed)
+        splits = load(seed)
+        return replace(splits, valid=replace(splits.valid, targets=splits.valid.targets + 10 * (seed == 9)))
 
-    lines: list[str] = []
-    task: Task = replace(plain, name="mine", data=data)
-    found = compare(task, ["fixed"], budget=5, seeds=[7, 8], out=tmp_path, cluster=cluster, say=lines.append)
-    assert found.study["task"] == "mine"
-    assert set(found.reports["seed"]) == {7}
-    assert set(found.reports["task"]) == {"mine"}
-    (missing,) = found.study["missing"]
-    assert (missing["method"], missing["seed"]) == ("fixed", 8)
-    assert "no data at this seed" in missing["reason"]
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The trial at seed 9, which is told by its validation targets, fails when it has trained its third epoch."""
+        if targets.max() > 9 and cause.exists() and os.getpid() != driver:
+            with open(cause, "a") as file:
+                file.write("x")
+            if cause.stat().st_size == 3:
+                raise RuntimeError("no third epoch")
+        return nn.functional.cross_entropy(outputs, targets % 10)
+
+    task: Task = replace(plain, name="mine", data=data, loss=loss)
+
+    def study(**more: Any) -> tuple[Results, list[str]]:
+        lines: list[str] = []
+        found = compare(task, ["fixed"], budget=5, seeds=[7, 8, 9], out=out, cluster=cluster, say=lines.append, **more)
+        assert found.study["task"] == "mine"
+        assert set(found.reports["task"]) == {"mine"}
+        return found, lines
+
+    found, lines = study()
+    assert found.reports.groupby("seed")["epoch"].max().to_dict() == {7: 4, 9: 2}
+    reasons = {entry["seed"]: entry["reason"] for entry in found.study["missing"]}
+    assert {entry["seed"]: entry["no_result"] for entry in found.study["missing"]} == {8: True, 9: False}
+    assert "no result: 1 of its trials failed, the first with: RuntimeError: no data at this seed" in reasons[8]
+    assert "1 of its trials failed" in reasons[9]
+    assert "no third epoch" in reasons[9]
+    failure, _ = found.study["failures"]
+    assert {**failure, "trial_id": "", "file": ""} == {
+        "method": "fixed", "seed": 8, "trial_id": "", "reason": "RuntimeError: no data at this seed", "file": "",
+    }  # fmt: skip
+    assert "in data" in Path(failure["file"]).read_text()
+    assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [3, 2, 1]).all()
     assert any("failed: RuntimeError: no data at this seed" in line for line in lines)
-    assert "no data at this seed" in (tmp_path / "report.html").read_text()
+    assert all(reason in html.unescape((out / "report.html").read_text()) for reason in reasons.values())
+    first = found.reports.query("seed == 7")
+    cause.unlink()
+
+    found, lines = study(resume=True)
+    assert found.reports.groupby("seed")["epoch"].max().to_dict() == {7: 4, 8: 4, 9: 2}
+    assert [entry["seed"] for entry in found.study["missing"]] == [9]
+    assert lines[0] == "[1/3] fixed, seed 7: finished before, skipped"
+    assert lines[1] == "[2/3] fixed, seed 8: taken up again, for it had no result"
+    assert lines[-1].startswith("[3/3] fixed, seed 9: finished before, skipped; 1 of its trials failed, which --retry")
+
+    found, lines = study(resume=True, retry_failed=True)
+    assert found.study["missing"] == []
+    assert found.reports.query("seed == 9")["epoch"].tolist() == [1, 2, 3, 4]
+    assert found.reports.query("seed == 9")["cost_total"].tolist() == [1, 2, 3, 4]
+    assert found.reports.query("seed == 9")["status"].tolist() == ["running"] * 3 + ["finished"]
+    pd.testing.assert_frame_equal(found.reports.query("seed == 7"), first, check_exact=True)
 
 
 # Refused before anything starts -------------------------------------------------------------------------------------
@@ -307,15 +358,17 @@ def test_a_task_object_and_a_trial_that_fails(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 0}, "--budget 0: accepted is a number above 0"),
-        ({"budget": -3}, "--budget -3:"),
-        ({"budget": math.inf}, "--budget inf:"),
-        ({"budget": math.nan}, "--budget nan:"),
-        ({"seeds": 0}, "--seeds 0: accepted is a number of seeds, 1 or more"),
-        ({"seeds": -2}, "--seeds -2:"),
-        ({"seeds": [1, 1]}, r"--seeds \[1, 1\]:"),
-        ({"seeds": [-1]}, r"--seeds \[-1\]:"),
-        ({"methods": []}, "--methods: name at least one"),
+        ({"budget": 0}, "budget=0: accepted is a number of 1 or more"),
+        ({"budget": -3}, "budget=-3:"),
+        ({"budget": 0.9}, "budget=0.9: not even one epoch of one trial, which costs 1; accepted is 1 or more"),
+        ({"budget": 2, "methods": ["stn"]}, "stn would tune nothing .* give more than budget=2, or a smaller"),
+        ({"budget": math.inf}, "budget=inf:"),
+        ({"budget": math.nan}, "budget=nan:"),
+        ({"seeds": 0}, "seeds=0: accepted is a number of seeds, 1 or more"),
+        ({"seeds": -2}, "seeds=-2:"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]:"),
+        ({"seeds": [-1]}, r"seeds=\[-1\]:"),
+        ({"methods": []}, r"methods=\[\]: name at least one"),
         ({"methods": ["fixed", "fixed"]}, "a method is named twice"),
         ({"methods": ["fixed", "sgd"]}, "unknown method 'sgd'"),
         ({"task": "digits"}, "unknown task 'digits'"),
@@ -346,10 +399,80 @@ def test_a_session_that_cannot_start_leaves_no_study(tmp_path: Path, monkeypatch
     """The same command with the right address must not be told that there is a study already."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False, "settings": {}}
+    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False}
+    arguments["settings"] = {"lr_schedule": "CosineAnnealingLR", "lr_schedule_args": {"T_max": 1000}}
+    lines: list[str] = []
     with pytest.raises(ValueError, match="no Ray cluster answers"):
         run_study(
-            "digits-mlp", [get_method("fixed")], out=tmp_path / "out", cluster=Cluster(address="127.0.0.1:1"),
-            say=print, **arguments,
+            "digits-mlp", [get_method("stn")], out=tmp_path / "out", cluster=Cluster(address="127.0.0.1:1"),
+            say=lines.append, **arguments,
         )  # fmt: skip
     assert list((tmp_path / "out").iterdir()) == []
+    # What was to be said before it started was said.
+    assert lines[0].startswith("the network under stn:\n  1: response ")
+    assert "\n  0: reads dropout_input" in lines[0]
+    assert lines[1:] == [one for one in lines if one.startswith("note: lr_schedule: CosineAnnealingLR has T_max=1000")]
+    assert len(lines) == 2
+
+
+def test_what_a_task_raises_in_the_rehearsal_is_the_cause_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a rehearsal, the study gets as far as the cluster."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise KeyError("weights")
+
+    task = replace(get_task("digits-mlp"), name="mine", loss=loss)
+    with pytest.raises(OwnCodeError, match=r"the loss of task 'mine', given .* raised KeyError: 'weights'") as caught:
+        compare(task, ["fixed", "auto"], budget=3, seeds=1, out=tmp_path / "out")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="no Ray cluster answers"):
+        compare(
+            task, ["fixed"], budget=3, seeds=1, out=tmp_path / "out", rehearsal=False,
+            cluster=Cluster(address="127.0.0.1:1"),
+        )  # fmt: skip
+
+
+# What a study says of its code and where its data lies ----------------------------------------------------------------
+
+
+def checkout(root: Path, project: str) -> Path:
+    """A repository with one commit and a package in it; gives the folder of the package."""
+    (root / "tune_stn").mkdir(parents=True)
+    (root / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    return root / "tune_stn"
+
+
+def test_the_commit_is_that_of_a_checkout_of_this_project_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if not name.startswith("GIT_")})
+    own = checkout(tmp_path / "own", "tune_stn")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own, check=True, capture_output=True, text=True)
+    assert _git_commit(own) == head.stdout.strip()
+    assert len(head.stdout.strip()) == 40
+    theirs = checkout(tmp_path / "theirs", "their_project")
+    assert _git_commit(theirs) is None
+    installed = theirs.parent / ".venv" / "site-packages" / "tune_stn"
+    installed.mkdir(parents=True)
+    assert _git_commit(installed) is None
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git there
+    assert _git_commit(own) is None
+
+
+def test_relative_data_is_looked_for_where_the_study_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _from_here({"data_dir": "data", "lr": 0.1}, Cluster()) == {"data_dir": str(tmp_path / "data"), "lr": 0.1}
+    assert _from_here({"data_dir": "~/data"}, Cluster()) == {"data_dir": str(Path.home() / "data")}
+    assert _from_here({"lr": 0.1}, Cluster()) == {"lr": 0.1}
+    sent = Cluster(address="auto", working_dir=tmp_path)
+    assert _from_here({"data_dir": "data"}, sent) == {"data_dir": "data"}

@@ -109,10 +109,10 @@ def test_a_gain_that_is_there_without_tuning_is_warned_of(frozen: float, warned:
 
 def test_what_a_study_lacks_is_said_in_a_line() -> None:
     (line,) = said({"fixed": {0: 1.0}, "auto": {0: 0.5}, "frozen": {0: 1.0}})
-    assert "add replayed,last-values,progress-ratio to --methods" in line
+    assert "add replayed,last-values,progress-ratio to the methods" in line
     lines = said({"auto": {0: 0.5}, "random": {0: 1.0}})
     assert len(lines) == 2
-    assert "over the start values is unknown here: add fixed to --methods" in lines[0]
+    assert "over the start values is unknown here: add fixed to the methods" in lines[0]
     (line,) = said({"fixed": {0: 1.0}, "stn": {0: 0.5}, "delta-stn": {0: 0.5}})
     assert line.startswith("stn and delta-stn: no controls of their own in a study")
     assert said({"fixed": {0: 1.0}, "random": {0: 0.5}}) == []
@@ -148,7 +148,7 @@ def test_terminal_and_report_say_the_same(controlled: Results) -> None:
     assert [line.split()[1] for line in lines[3:5]] == ["replayed", "frozen"]
     for line in lines[5:]:
         assert line.replace("'", "&#39;") in page
-    assert any("add last-values,progress-ratio to --methods" in line for line in lines)
+    assert any("add last-values,progress-ratio to the methods" in line for line in lines)
 
 
 @pytest.mark.usefixtures("undrawn")

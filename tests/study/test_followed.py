@@ -152,7 +152,7 @@ def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_
 
     (missing,) = found.study["missing"]
     reason = "the run of auto at seed 0, which it is made from, has no finite validation loss"
-    assert missing == {"method": "replayed", "seed": 0, "reason": reason}
+    assert missing == {"method": "replayed", "seed": 0, "reason": reason, "no_result": True}
     assert f"[3/3] replayed, seed 0: has no result: {reason}" in lines
     assert reason in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "state" / "replayed-seed0").exists()  # it is tried again, should there be a result one day
@@ -212,6 +212,6 @@ def test_what_gives_nothing_to_follow(tmp_path: Path, lines: list[dict[str, Any]
 
 def test_a_control_alone_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    with pytest.raises(ValueError, match=r"--methods replayed: .* of auto at the same seed, .*; add auto$"):
+    with pytest.raises(ValueError, match=r"methods=\['replayed'\]: .* of auto at the same seed, .*; add auto$"):
         compare("digits-mlp", ["replayed"], budget=1.0, seeds=1, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

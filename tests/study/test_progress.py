@@ -16,7 +16,7 @@ from tune_stn.study.progress import EVERY_S, Progress
 from tune_stn.study.run import Run
 from tune_stn.tasks import get_task
 
-NO_PEAK = {"peak_memory_bytes": None}  # a trainable that does not say
+NO_PEAK = {"hopeless": False, "peak_memory_bytes": None}  # a trainable that does not say
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_a_run_from_beginning_to_end(clock: Callable[[float], None]) -> None:
         on_report(report(val_loss=0.25), 3.0)
         clock(0.1)
         on_report(report(val_loss=0.9), 4.0)
-    progress.finished(run(), {"trials": 5, "cost_total": 40.25, "failures": {}, "peak_memory_bytes": 812 * 2**20})
+    record = {"trials": 5, "cost_total": 40.25, "failures": {}, "hopeless": False, "peak_memory_bytes": 812 * 2**20}
+    progress.finished(run(), record)
     assert lines == [
         "[1/3] stn, seed 2: finished before, skipped",
         "[2/3] random, seed 2: cost 2 of 40, best validation loss 0.5000",
@@ -78,19 +79,25 @@ def test_divergence_is_said_at_once(clock: Callable[[float], None]) -> None:
     assert lines == ["[1/1] random, seed 2: trial a_1 diverged: the training loss became nan in epoch 3"]
 
 
-def test_failures_are_counted_and_named(clock: Callable[[float], None]) -> None:
+def test_failures_are_counted_and_named_with_the_end_of_a_new_traceback(clock: Callable[[float], None]) -> None:
     lines: list[str] = []
     progress = Progress(lines.append, total=1)
     with progress.running(run()):
-        pass
+        progress.failed(run(), "a_2", ["  File mine.py, line 3", "ValueError: no"], "a_2/error.txt")
+        progress.failed(run(), "a_3", ["  File mine.py, line 3", "ValueError: no"], "a_3/error.txt")
+        progress.failed(run(), "a_4", ["the trial's process died"], None)
+    assert lines == [
+        "[1/1] random, seed 2: trial a_2 failed: ValueError: no\n    File mine.py, line 3\n"
+        "  the whole traceback: a_2/error.txt",
+        "[1/1] random, seed 2: trial a_3 failed: ValueError: no\n  the whole traceback: a_3/error.txt",
+        "[1/1] random, seed 2: trial a_4 failed: the trial's process died",
+    ]
     progress.finished(
         run(), {"trials": 1, "cost_total": 3.0, "failures": {"a_2": "ValueError: no", "a_3": "died"}} | NO_PEAK
     )
-    assert "1 trials, 2 failed, cost 3.0" in lines[0]
-    assert lines[1:] == [
-        "[1/1] random, seed 2: trial a_2 failed: ValueError: no",
-        "[1/1] random, seed 2: trial a_3 failed: died",
-    ]
+    assert "done: 1 trials, 2 failed, cost 3.0" in lines[-1]
+    progress.finished(run(), {"trials": 0, "cost_total": 0.0, "failures": {"a_2": "no"}} | NO_PEAK | {"hopeless": True})
+    assert "given up: 0 trials, 1 failed" in lines[-1]
 
 
 def test_where_trials_are_asked_for_no_budget_is_mentioned(clock: Callable[[float], None]) -> None:

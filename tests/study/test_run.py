@@ -127,15 +127,23 @@ def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluste
 def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune_stn.study.run.MAX_RESTARTS", 0)  # each would be a new process
     monkeypatch.setattr("tune_stn.tuning.budget.FAILURES_IN_A_ROW", 2)
-    plain = small(epochs=2)
+    plain, starts = small(epochs=2), tmp_path / "starts"
 
     def fails() -> nn.Module:
+        with open(starts, "a") as file:
+            file.write("x")
         raise RuntimeError("this network cannot be made")
 
     run = make_run(tmp_path / "run", replace(plain, model=fails), "random", budget=40.0)
-    record = execute(run, replace(cluster, max_concurrent=1))
+    said: list[tuple[Any, ...]] = []
+    record = execute(run, replace(cluster, max_concurrent=1), on_failure=lambda *what: said.append(what))
+    assert starts.stat().st_size == 2  # what cannot be set up is not started again
+    assert [trial for trial, _, _ in said] == list(record["failures"])
+    for _, lines, path in said:
+        assert lines[-1] == "RuntimeError: this network cannot be made"
+        assert "in fails" in Path(path).read_text()
+    assert record["error_files"] == {trial: path for trial, _, path in said}
     assert record["hopeless"] is True
     assert record["trials"] == 0
     assert record["cost_total"] == 0

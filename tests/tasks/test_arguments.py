@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tune_stn.data.splits import Split, Splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import Task, Training, get_task
+from tune_stn.tasks.arguments import check_settings
 from tune_stn.training import Trainer
 
 
@@ -114,3 +116,35 @@ def test_what_is_right_is_accepted() -> None:
         {"loss": mine},
     ):
         assert Task(**{**TASK, **change}).name == "mine"
+
+
+def sized(
+    *, hidden: int = 3, rate: float | None = None, fast: bool = False, folder: str | None = None, any: Any = 1
+) -> None:
+    """What settings are said to be."""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hidden": "abc"}, "hidden='abc': accepted is an integer"),
+        ({"hidden": 300.0}, "hidden=300.0: accepted is an integer"),
+        ({"hidden": True}, "hidden=True: accepted is an integer"),
+        ({"hidden": None}, "hidden=None: accepted is an integer"),
+        ({"rate": "1"}, "rate='1': accepted is a number or none"),
+        ({"fast": 1}, "fast=1: accepted is true or false"),
+        ({"folder": 3}, "folder=3: accepted is a text or none"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_settings(sized, given)
+
+
+def test_settings_of_the_right_kind_are_taken_and_of_numpy_made_plain() -> None:
+    given = {"hidden": np.int64(3), "rate": 1, "fast": True, "folder": Path("here"), "any": [1]}
+    found = check_settings(sized, given)
+    assert found == given
+    assert type(found["hidden"]) is int
+    assert check_settings(sized, {"rate": None, "folder": None}) == {"rate": None, "folder": None}
+    assert check_settings(lambda hidden: None, {"hidden": "abc"}) == {"hidden": "abc"}

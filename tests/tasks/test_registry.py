@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tune_stn.tasks import TASKS, Task, get_task
+from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.tasks.registry import task_descriptions
 
 OWN = """
@@ -142,5 +143,7 @@ def test_module_needs_its_full_name(name: str) -> None:
 
 def test_what_is_missing_inside_an_own_module_is_its_own_error(own: str) -> None:
     """Not "there is no such task": the user needs the name of the module that is really absent."""
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+    with pytest.raises(OwnCodeError, match="no_such_module_at_all") as caught:
         get_task(f"{own}_broken:task")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert "import no_such_module_at_all" in caught.value.trace

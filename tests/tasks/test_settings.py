@@ -50,7 +50,7 @@ def refusals() -> list[tuple[dict[str, Any], str]]:
         ({"optimizer": "LBFGS"}, "its step needs 'closure'"),
         *(
             ({"response": v}, "accepted are 'full', 'gate' and a rank of 1 or more")
-            for v in ("fill", 0, 1.5, None, {"fc": "fill"}, {"fc": "auto"}, {"fc": "gate", "*": -1})
+            for v in ("fill", "none", 0, 1.5, None, {"fc": "fill"}, {"fc": "auto"}, {"fc": "gate", "*": -1})
         ),
     ]
 
@@ -62,7 +62,7 @@ def test_what_is_refused_is_named_with_what_is_accepted(setting: dict[str, Any],
     assert message in str(caught.value)
     (name,), (value,) = setting, setting.values()
     if name == "response":
-        assert "response size" in str(caught.value)
+        assert "response=" in str(caught.value)
     elif "do not fit" not in message:
         assert f"{name}={value!r}" in str(caught.value)
 

@@ -65,9 +65,7 @@ def test_the_trial_must_be_clear() -> None:
     assert Schedule.from_frame(table, trial_id="y") == one([0], [1.0])
     assert Schedule.from_frame(table, method="pbt") == one([0], [2.0])
     assert Schedule.from_frame(table, method="stn", seed=1) == one([0], [1.0])
-    with pytest.raises(
-        ValueError, match=r"3 trials: t stn 0 x, t stn 1 y, t pbt 0 z; choose one by trial_id=.*--trial"
-    ):
+    with pytest.raises(ValueError, match=r"3 trials: t stn 0 x, t stn 1 y, t pbt 0 z; choose one by trial_id=$"):
         Schedule.from_frame(table)
     with pytest.raises(ValueError, match="2 trials: t stn 0 x, t stn 1 y; choose"):
         Schedule.from_frame(table, method="stn")

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 from tune_stn.data.batches import Batch
 from tune_stn.tasks import get_task
 from tune_stn.training import Trainer, load_state, save_state
+from tune_stn.training.divergence import MOST_LOST
 
 Differences = Callable[[Trainer, Trainer], list[str]]
 ALGORITHMS = ("fixed", "stn", "delta-stn", "progress-ratio", "auto")
@@ -80,6 +81,41 @@ def test_reports_go_on_as_if_nothing_had_happened_but_the_cost(make_task: Any, a
     assert reports[0]["device_time_s"] < reports[1]["device_time_s"]
     assert trainer.schedule.steps == plain.schedule.steps
     assert trainer.schedule.epochs == plain.schedule.epochs
+
+
+@pytest.mark.parametrize(
+    ("losses", "trained"),
+    [
+        ((1.0, math.nan), (2, 2)),
+        ((1.0, 11.0, math.nan), (3, 2, 3)),
+        ((1.0, 11.0, 12.0, math.nan), (4, 2, 3, 4)),
+        ((1.0, 11.0, 12.0, 13.0), (4, 2, 3, 4)),  # finite, but there is nothing to wait for
+        ((1.0, 11.0, 13.0, 12.0, math.nan), (5, 5)),  # high, but it does not grow
+        ((1.0, 11.0, 12.0, 2.0, 11.0, math.nan), (6, 5, 6)),
+    ],
+)
+def test_few_epochs_are_trained_anew_within_a_report(
+    make_task: Any, losses: tuple[float, ...], trained: tuple[int, ...]
+) -> None:
+    """However long the loss is high before the run diverges: a budget and a scheduler wait for each report."""
+    trainer = Trainer(make_task(epochs=12), algorithm="fixed")
+    epochs, evaluate, run = [], trainer._evaluate, trainer._run_epoch
+
+    def evaluated() -> dict[str, float]:
+        return evaluate() | ({} if trainer.restarts else {"val_loss": losses[trainer.epoch - 1]})
+
+    def counted() -> Any:
+        epochs.append(trainer.epoch + 1)
+        return run()
+
+    trainer._evaluate, trainer._run_epoch = evaluated, counted  # type: ignore[method-assign]
+    for epoch in range(1, len(losses) + 1):
+        epochs.clear()
+        assert trainer.run_epoch()["epoch"] == epoch
+    assert trainer.restarts == 1
+    assert trainer.diverged is None
+    assert tuple(epochs) == trained
+    assert len(trained) <= MOST_LOST + 1
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -274,7 +310,7 @@ def test_a_learning_rate_that_is_too_high_is_found_and_halved() -> None:
     for _ in range(task.training.epochs):
         reports.append(trainer.run_epoch())
         reasons.append(trainer.restarted)
-    assert max(report["val_loss"] for report in reports) > 1e6  # it took a while to be infinite
+    assert max(report["val_loss"] for report in reports) < 1e3  # found long before it was infinite
     (reason,) = [reason for reason in reasons if reason]
     back = int(reason.partition("went back to the end of epoch ")[2].partition(",")[0])
     assert back < 5

@@ -42,6 +42,14 @@ def test_the_budget_ends_the_run_at_the_report_that_reaches_it(tmp_path: Path, r
     assert not stopper.hopeless
 
 
+def test_what_watches_a_run_may_end_it(tmp_path: Path) -> None:
+    def watch() -> None:
+        raise RuntimeError("no node is left")
+
+    with pytest.raises(RuntimeError, match="no node is left"):
+        BudgetStopper(Recorder(tmp_path), 4.5, watch=watch).stop_all()
+
+
 def test_a_trial_cut_off_by_the_budget_saves_first_where_its_schedule_is_read_from_checkpoints(
     tmp_path: Path, record: Make, saved: Make, own_result: Make
 ) -> None:

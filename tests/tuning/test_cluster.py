@@ -21,21 +21,21 @@ from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cpus_per_trial": 0}, "--cpus-per-trial 0: accepted is a number above 0"),
-        ({"cpus_per_trial": -1}, "--cpus-per-trial -1:"),
-        ({"cpus_per_trial": float("nan")}, "--cpus-per-trial nan:"),
-        ({"gpus_per_trial": -0.5}, "--gpus-per-trial -0.5: accepted is a number of 0 or more"),
-        ({"cpus_per_trial": float("inf")}, "--cpus-per-trial inf:"),
-        ({"cpus_per_trial": 1e-5}, "--cpus-per-trial 1e-05:"),
-        ({"gpus_per_trial": float("nan")}, "--gpus-per-trial nan:"),
-        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: accepted are whole GPUs or a share of one"),
-        ({"resources": {"fast": 0}}, "--resources fast=0: accepted is a number above 0"),
-        ({"resources": {"fast": 1, "slow": -1}}, "--resources slow=-1:"),
-        ({"resources": {"gpu": 1}}, "--resources gpu=1: use --gpus-per-trial"),
-        ({"max_concurrent": 0}, "--max-concurrent 0: accepted is an integer of 1 or more"),
+        ({"cpus_per_trial": 0}, "cpus_per_trial=0: accepted is a number above 0"),
+        ({"cpus_per_trial": -1}, "cpus_per_trial=-1:"),
+        ({"cpus_per_trial": float("nan")}, "cpus_per_trial=nan:"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial=-0.5: accepted is a number of 0 or more"),
+        ({"cpus_per_trial": float("inf")}, "cpus_per_trial=inf:"),
+        ({"cpus_per_trial": 1e-5}, "cpus_per_trial=1e-05:"),
+        ({"gpus_per_trial": float("nan")}, "gpus_per_trial=nan:"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial=1.5: accepted are whole GPUs or a share of one"),
+        ({"resources": {"fast": 0}}, "resources={'fast': 0}: accepted is a number above 0"),
+        ({"resources": {"fast": 1, "slow": -1}}, "resources={'slow': -1}:"),
+        ({"resources": {"gpu": 1}}, "resources={'gpu': 1}: use gpus_per_trial="),
+        ({"max_concurrent": 0}, "max_concurrent=0: accepted is an integer of 1 or more"),
         ({"storage_filesystem": LocalFileSystem()}, "storage_filesystem: give storage_path, too"),
-        ({"working_dir": "."}, "--working-dir .: only with --address"),
-        ({"working_dir": "none", "address": "auto"}, "--working-dir none: there is no such folder"),
+        ({"working_dir": "."}, "working_dir=.: only with address="),
+        ({"working_dir": "none", "address": "auto"}, "working_dir=none: there is no such folder"),
     ],
 )
 def test_numbers_that_could_not_start_a_trial_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -126,9 +126,9 @@ def test_a_session_of_its_own_starts_and_stops_ray() -> None:
 def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
     """Ray itself tries for two minutes and then ends the process."""
     refused = {
-        "127.0.0.1:1": r"--address 127.0.0.1:1: no Ray cluster answers there, or this machine .* \(.*refused",
-        "nowhere": "--address nowhere: accepted are host:port and auto",
-        "ray://127.0.0.1:10001": "--address ray://127.0.0.1:10001: Ray Client is not supported; start this command",
+        "127.0.0.1:1": r"address=127.0.0.1:1: no Ray cluster answers there, or this machine .* \(.*refused",
+        "nowhere": "address=nowhere: accepted are host:port and auto",
+        "ray://127.0.0.1:10001": "address=ray://127.0.0.1:10001: Ray Client is not supported; start this command",
         "127.0.0.1:99999": "accepted are host:port",
     }
     began = time.monotonic()

@@ -14,7 +14,16 @@ from ray import cloudpickle
 from tune_stn.tasks import get_task
 from tune_stn.tuning import nodes
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.nodes import Node, alive_nodes, check_nodes, trial_slots
+from tune_stn.tuning.nodes import (
+    LOOK_EVERY_S,
+    LOST_S,
+    Node,
+    NodesLost,
+    Watch,
+    alive_nodes,
+    check_nodes,
+    trial_slots,
+)
 from tune_stn.tuning.storage import Storage, open_storage
 
 
@@ -48,8 +57,8 @@ def test_a_trial_must_fit_one_node_whatever_all_have_together() -> None:
     halves = [node(CPU=1), node(CPU=1)]
     assert trial_slots(halves, {"CPU": 1}, {}) == 2
     message = (
-        r"a trial wants 2 CPU, but no node has that \(there are nodes with 1 CPU\): lower --cpus-per-trial, "
-        "--gpus-per-trial or --resources"
+        r"a trial wants 2 CPU, but no node has that \(there are nodes with 1 CPU\): lower cpus_per_trial=, "
+        "gpus_per_trial= or resources="
     )
     with pytest.raises(ValueError, match=message):
         trial_slots(halves, {"CPU": 2}, {})
@@ -91,7 +100,7 @@ def test_a_storage_that_a_node_does_not_share(cluster: Cluster) -> None:
     """A file system in the memory of each process: what the driver writes, no other sees."""
     (one,) = alive_nodes()
     message = (
-        f"node {one.address}: .*runs is not the folder of that name .* give --storage-path a folder or URI that all"
+        f"node {one.address}: .*runs is not the folder of that name .* give storage_path= a folder or URI that all"
     )
     with pytest.raises(ValueError, match=message):
         check(open_storage("fsspec+memory://runs"))
@@ -102,11 +111,11 @@ def test_another_version_a_missing_module_and_missing_data(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(str(tmp_path / "runs"))
-    with pytest.raises(ValueError, match=r"task cannot be made there \(ValueError: task 'nothing:task': .*working-dir"):
+    with pytest.raises(ValueError, match=r"task cannot be made there \(ValueError: task 'nothing:task': .*working_dir"):
         check(storage, "nothing:task")
     (tmp_path / "only_here.py").write_text("from tune_stn.tasks import get_task\ntask = get_task('digits-mlp')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"no module 'only_here'.*--working-dir sends a folder"):
+    with pytest.raises(ValueError, match=r"no module 'only_here'.*working_dir= sends a folder"):
         check(storage, "only_here:task")
     with pytest.raises(ValueError, match=r"Fashion-MNIST not found in .*data must lie where each of them finds it"):
         check(storage, "fashion-mnist-mlp", {"data_dir": str(tmp_path)})
@@ -136,3 +145,29 @@ print(look(sys.argv[1], LocalFileSystem(), "1.2", []))
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().strip() == "tune_stn is not installed there; install tune_stn==1.2, as on the driver"
+
+
+def test_a_run_that_no_node_can_take_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, alive = [0.0], [node(CPU=2)]
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: alive)
+    watch = Watch({"CPU": 2}, {})
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+        watch.look()
+
+    wait(10 * LOST_S)
+    alive[:] = [node(CPU=1)]
+    wait(LOOK_EVERY_S)
+    wait(LOST_S - LOOK_EVERY_S - 1)
+    alive[:] = [node(CPU=1), node(CPU=4)]  # another one has come
+    wait(LOOK_EVERY_S)
+    alive[:] = [node(CPU=1)]
+    wait(LOST_S - 1)
+    now[0] += 1
+    watch.look()  # it looks now and then
+    with pytest.raises(
+        NodesLost, match=r"nodes were lost: for 300 s, a trial wants 2 CPU, but no node has that \(there"
+    ):
+        wait(LOOK_EVERY_S)

@@ -27,7 +27,7 @@ def test_uris_and_file_systems_of_pyarrow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["foo://bucket", "s3:/bucket"])
 def test_what_pyarrow_cannot_open_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=f"--storage-path {path}: accepted is a folder, or a URI"):
+    with pytest.raises(ValueError, match=f"storage_path={path}: accepted is a folder, or a URI"):
         open_storage(path)
 
 
@@ -49,6 +49,6 @@ def test_a_marker_is_there_inside_the_block_only(tmp_path: Path, uri: str) -> No
 def test_a_storage_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     storage = open_storage(str(tmp_path / "file" / "runs"))
-    message = r"--storage-path .*/file/runs: cannot be written to \(.*ot a directory"
+    message = r"storage_path=.*/file/runs: cannot be written to \(.*ot a directory"
     with pytest.raises(ValueError, match=message), storage.marker():
         pass

@@ -16,6 +16,7 @@ import torch
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
+from tune_stn.data.errors import DataError
 from tune_stn.tasks import get_task
 from tune_stn.training import CheckpointError
 from tune_stn.training.schedule_buffer import TRIAL
@@ -51,6 +52,16 @@ class Named(STNTrainable):
     @property
     def trial_id(self) -> str:
         return str(getattr(self, "name", "mine"))
+
+
+def test_a_trial_stays_where_the_script_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune moves each process to a folder of its own, from where a relative `data_dir` leads nowhere."""
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(tmp_path / "moved")
+    monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", str(tmp_path))
+    with pytest.raises(DataError, match="Fashion-MNIST not found in data;"):
+        trial(task="fashion-mnist-mlp", data_dir="data", hidden=16)
+    assert Path.cwd() == tmp_path
 
 
 def trial(name: str = "mine", **config: Any) -> Named:

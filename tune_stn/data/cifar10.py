@@ -76,7 +76,7 @@ def find(folder: str | Path | None = None) -> Path:
                 return place
     raise DataError(
         f"CIFAR-10 not found in {', '.join(map(str, candidates))}; get it by `tune-stn data cifar10`, "
-        f"or unpack the binary or the Python version of {PAGE} and name its folder by `--set data_dir=FOLDER`"
+        f"or unpack the binary or the Python version of {PAGE} and name its folder by `data_dir=FOLDER`"
     )
 
 

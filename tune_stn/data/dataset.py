@@ -60,6 +60,13 @@ class DatasetSplit:
         Raises:
             ValueError: It is a stream, or the loader draws its batches by a rule of its own.
         """
+        try:
+            return cls._of(given)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    @classmethod
+    def _of(cls, given: Any) -> DatasetSplit:
         if not isinstance(given, DataLoader):
             return cls(given)
         if not isinstance(given.dataset, IterableDataset) and type(given.sampler) not in (
@@ -67,7 +74,7 @@ class DatasetSplit:
             SequentialSampler,
         ):
             raise ValueError(
-                f"{name}: the DataLoader has a {type(given.sampler).__name__}, but the order of examples is that of "
+                f"the DataLoader has a {type(given.sampler).__name__}, but the order of examples is that of "
                 "the run's seed: give DatasetSplit(dataset, collate=...) if that order is right"
             )
         return cls(given.dataset, collate=given.collate_fn, workers=given.num_workers)

@@ -61,7 +61,7 @@ def find(folder: str | Path | None = None) -> Path:
     raise DataError(
         f"Fashion-MNIST not found in {', '.join(map(str, candidates))}; get it by "
         "`apt-get install dataset-fashion-mnist` or `tune-stn data fashion-mnist`, "
-        "or name a folder that has its four idx files by `--set data_dir=FOLDER`"
+        "or name a folder that has its four idx files by `data_dir=FOLDER`"
     )
 
 

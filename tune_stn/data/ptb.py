@@ -22,7 +22,7 @@ SHA256 = {
 HOW = (
     "its licence forbids to pass it on, so get it from the Linguistic Data Consortium (LDC99T42) or, in this version, "
     "from the `data` folder of Mikolov's RNNLM examples (simple-examples.tgz), and name the folder that holds "
-    "train.txt, valid.txt and test.txt (or ptb.train.txt and so on) by `--set data_dir=FOLDER`"
+    "train.txt, valid.txt and test.txt (or ptb.train.txt and so on) by `data_dir=FOLDER`"
 )
 
 

@@ -199,6 +199,11 @@ def official_splits(
     Raises:
         ValueError: there are fewer examples than asked for, or none of a split is.
     """
+    if train_images + valid_images > len(training_set):
+        raise ValueError(
+            f"train_images={train_images}, valid_images={valid_images}: they ask for {train_images + valid_images} "
+            f"examples, but there are {len(training_set)}"
+        )
     train, valid = random_splits(
         training_set.inputs, training_set.targets, sizes=(train_images, valid_images), seed=seed
     )

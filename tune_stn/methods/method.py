@@ -110,7 +110,7 @@ def in_order(methods: Sequence[Method]) -> list[Method]:
     for method in methods:
         if method.follows is not None and method.follows not in names:
             raise ValueError(
-                f"--methods {','.join(names)}: {method.name} is made from the run of {method.follows} at the same "
+                f"methods={names}: {method.name} is made from the run of {method.follows} at the same "
                 f"seed, which is not asked for; add {method.follows}"
             )
     return sorted(methods, key=lambda method: method.follows is not None)

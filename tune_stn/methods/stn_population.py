@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from tune_stn.methods.method import Context, Method, Plan, random_draws
+from ray.tune.search import BasicVariantGenerator
+
+from tune_stn.methods.method import Context, Method, Plan, start_point
 from tune_stn.tuning.scheduler import STNScheduler
 
 LEAST_POPULATION = 4  # a quartile of fewer is nobody
@@ -13,6 +16,37 @@ EPOCH_COST = 1.5
 COMPARISONS = 4  # in a full trial, at least
 # Of a trial: those since its last comparison, for whoever takes over from it there.
 KEPT_CHECKPOINTS = 8
+
+
+class PopulationFirst(BasicVariantGenerator):
+    """Random draws after the task's start values: the members of a population, and when all have ended, one at a time.
+
+    The comparisons stop members so that the budget lasts the others to their end; what is left then is for these.
+
+    Args:
+        size: members of the population.
+        context: of the run.
+    """
+
+    def __init__(self, size: int, context: Context) -> None:
+        points = [{"hp": start_point(context.task)}]
+        super().__init__(points_to_evaluate=points, random_state=context.seed)
+        self.size = size
+        self.made = 0
+        self.alive: set[str] = set()
+
+    def next_trial(self) -> Any:
+        if self.made >= self.size and self.alive:
+            return None
+        trial = super().next_trial()  # type: ignore[no-untyped-call]
+        if trial is not None:
+            self.made += 1
+            self.alive.add(trial.trial_id)
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.alive.discard(trial_id)
+        super().on_trial_complete(trial_id, result, error)
 
 
 def _plan(context: Context) -> Plan:
@@ -28,9 +62,10 @@ def _plan(context: Context) -> Plan:
         budget=context.budget if finite else None,
         epochs=context.epochs if finite else None,
     )
+    size = context.trials or max(LEAST_POPULATION, paid)
     return Plan(
-        search_alg=random_draws(context),
-        samples=context.trials or max(LEAST_POPULATION, paid),
+        search_alg=PopulationFirst(size, context),
+        samples=context.trials or size + context.samples(context.epochs),
         hp=context.task.space.to_tune(),
         scheduler=scheduler,
         kept_checkpoints=KEPT_CHECKPOINTS,

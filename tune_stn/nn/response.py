@@ -30,15 +30,23 @@ from tune_stn.nn.slot import Slot, check_rows
 ResponseSize = Literal["full", "gate"] | int
 
 
-def check_response_size(size: object) -> ResponseSize:
-    """`size` as a response size. Raises ValueError unless it is "full", "gate" or a rank >= 1."""
+def check_response_size(size: object, otherwise: str = "") -> ResponseSize:
+    """`size` as a response size.
+
+    Args:
+        size: "full", "gate" or a rank, an integer of 1 or more.
+        otherwise: What else the caller accepts, for the error. Default nothing.
+
+    Raises:
+        ValueError: `size` is something else.
+    """
     if size == "full" or size == "gate":
         return size
     if isinstance(size, str) and size.isdigit():
         size = int(size)
     if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
         return size
-    raise ValueError(f"response size {size!r}: accepted are 'full', 'gate' and a rank of 1 or more")
+    raise ValueError(f"response={size!r}: accepted are 'full', 'gate' and a rank of 1 or more{otherwise}")
 
 
 def size_in_words(size: ResponseSize | None) -> str:

@@ -132,6 +132,13 @@ class SearchSpace(Mapping[str, Domain]):
                 raise ValueError(f"start value {value:g} of {name!r} is outside {domain.describe()}")
         return {name: float(values[name]) for name in self._domains}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether names, domains, what is drawn for the batch and what is held are the same, in whatever order."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        per_batch, held = (other.per_batch, other.held) if isinstance(other, SearchSpace) else (frozenset(), {})
+        return (self._domains, self.per_batch, self.held) == (dict(other), per_batch, held)
+
     def __getitem__(self, name: str) -> Domain:
         return self._domains[name]
 

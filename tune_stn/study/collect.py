@@ -2,44 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 
 from tune_stn.study.incumbent import best_so_far
-from tune_stn.study.run import SCHEDULE, Run
+from tune_stn.study.state import DONE, SCHEDULE, failures_of, missing_of, read_done, state_folder
 from tune_stn.tasks.task import Task
-from tune_stn.training.tables import INCUMBENT, reports_schema, write_table
+from tune_stn.training.tables import INCUMBENT, hp_names, read_table, reports_schema, write_table
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
 from tune_stn.tuning.directory import Labels, labelled
-from tune_stn.tuning.journal import REPORTS
-from tune_stn.tuning.recorded import read_recorded, report_rows
+from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.recorded import Recorded, read_recorded, report_rows, schedule_rows
+
+if TYPE_CHECKING:
+    from tune_stn.study.run import Run
+
+TABLES = ("reports", "schedule", "incumbent")
 
 
 def write_tables(task: Task, runs: Iterable[Run], directory: Path) -> None:
     """Write `reports`, `schedule` and `incumbent` of all runs that have begun."""
-    metrics = [f"{split}_{name}" for name in task.metrics for split in ("val", "test")]
-    schema = reports_schema(metrics, list(task.space))
+    labels = [(Labels(task=task.name, method=run.method.name, seed=run.seed), run.folder) for run in runs]
+    _write(task.name, labels, reports_schema(metrics_of(task), list(task.space)), directory)
+
+
+def metrics_of(task: Task) -> list[str]:
+    """Columns of the task's own metrics."""
+    return [f"{split}_{name}" for name in task.metrics for split in ("val", "test")]
+
+
+def is_behind(directory: Path) -> bool:
+    """Whether the tables of a study lack what its runs have done since: it runs, or was killed."""
+    tables = [directory / f"{name}.parquet" for name in TABLES]
+    if not any(table.exists() for table in tables):
+        return True
+    if not all(table.exists() for table in tables):
+        return (directory / "state").is_dir()
+    written = min(table.stat().st_mtime_ns for table in tables)
+    return any(
+        path.stat().st_mtime_ns > written for name in (REPORTS, DONE) for path in directory.glob(f"state/*/{name}")
+    )
+
+
+def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables of a study as its runs are now, and what is missing.
+
+    Args:
+        study: Its `study.json`.
+        directory: Of the study; nothing is written there.
+
+    Returns:
+        The tables by name, and what `study.json` would say now: `missing` and `failures`.
+    """
+    runs = [
+        (Labels(task=study["task"], method=method, seed=seed), state_folder(directory, method, seed))
+        for seed in study["seeds"]
+        for method in study["methods"]
+    ]
+    if "hyperparameters" in study:
+        metrics, hps = study["metrics"], study["hyperparameters"]
+    else:  # of an earlier version
+        columns = [name for _, folder in runs for report in read_reports(folder / REPORTS)[:1] for name in report]
+        found = [name for name in dict.fromkeys(columns) if name.startswith(("val_", "test_"))]
+        metrics = [name for name in found if name not in ("val_loss", "test_loss")]
+        hps = hp_names(dict.fromkeys(columns))
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(study["task"], runs, reports_schema(metrics, hps), Path(scratch))
+        tables = {name: read_table(Path(scratch) / f"{name}.parquet", name) for name in TABLES}
+    before = {(entry["method"], entry["seed"]): entry for entry in study["missing"]}
+    missing, failures = [], []
+    for labels, folder in runs:
+        entry = missing_of(labels.method, labels.seed, folder, study.get("budget"))
+        if not folder.exists():  # the study may have said why
+            entry = before.get((labels.method, labels.seed), entry)
+        missing.extend([entry] if entry else [])
+        failures.extend(failures_of(labels.method, labels.seed, folder))
+    return tables, {"missing": missing, "failures": failures}
+
+
+def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, directory: Path) -> None:
     # Empty ones first: a study may have no rows.
-    none = Labels(task=task.name, method="", seed=0)
+    none = Labels(task=task, method="", seed=0)
     reports, schedules = ([labelled(pd.DataFrame(), none, one)] for one in (schema, SCHEDULE_SCHEMA))
-    for run in runs:
-        labels = Labels(task=task.name, method=run.method.name, seed=run.seed)
-        reports.append(labelled(_report_rows(run), labels, schema))
-        if (run.folder / SCHEDULE).exists():
-            schedules.append(labelled(pd.read_parquet(run.folder / SCHEDULE), labels, SCHEDULE_SCHEMA))
+    for labels, folder in runs:
+        recorded, over = _recorded(folder)
+        reports.append(labelled(report_rows(recorded, over=over), labels, schema))
+        if (folder / SCHEDULE).exists():
+            schedules.append(labelled(pd.read_parquet(folder / SCHEDULE), labels, SCHEDULE_SCHEMA))
+        elif len(recorded.reports):  # what the reports say; of every hyper-step, checkpoints will say it at the end
+            schedules.append(labelled(schedule_rows(recorded), labels, SCHEDULE_SCHEMA))
     frame, schedule = (pd.concat([one for one in each if len(one)] or each[:1]) for each in (reports, schedules))
     write_table(frame, schema, directory / "reports.parquet")
     write_table(schedule, SCHEDULE_SCHEMA, directory / "schedule.parquet")
     write_table(best_so_far(frame), INCUMBENT, directory / "incumbent.parquet")
 
 
-def _report_rows(run: Run) -> pd.DataFrame:
-    record = run.done
-    recorded = read_recorded(run.folder / REPORTS)
+def _recorded(folder: Path) -> tuple[Recorded, bool]:
+    """The journal of a run, and whether the run has ended."""
+    record = read_done(folder)
+    recorded = read_recorded(folder / REPORTS)
     if record is not None:
         # Of a run that an earlier version finished, the failures are named only here.
         recorded = replace(recorded, failures={**record["failures"], **recorded.failures})
-    return report_rows(recorded, over=record is not None)
+    return recorded, record is not None

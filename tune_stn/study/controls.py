@@ -92,7 +92,8 @@ def control_words(study: Mapping[str, Any], incumbent: pd.DataFrame) -> list[str
     words = []
     if START not in asked:
         words.append(
-            f"what {_and(tuning)} gained over the start values is unknown here: add {START} to --methods and --resume"
+            f"what {_and(tuning)} gained over the start values is unknown here: add {START} to the methods and resume "
+            "the study"
         )
     final = last_of_each_run(incumbent[incumbent["task"] == study["task"]])
     losses = final.pivot(index="seed", columns="method", values="best_val_loss")
@@ -114,8 +115,8 @@ def control_words(study: Mapping[str, Any], incumbent: pd.DataFrame) -> list[str
     missing = [name for name in CONTROLS if name not in asked]
     if CONTROLLED in tuning and missing:
         words.append(
-            f"how much of the gain of {CONTROLLED} is tuning needs its controls: add {','.join(missing)} to --methods "
-            "and --resume"
+            f"how much of the gain of {CONTROLLED} is tuning needs its controls: add {','.join(missing)} to the "
+            "methods and resume the study"
         )
     if others := [name for name in tuning if name in WITHOUT_CONTROLS]:
         words.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,16 +27,21 @@ class Progress:
         self.count = 0
         self.best = float("inf")
         self.began = 0.0
+        self.reasons: set[str] = set()  # of failures of the run, as far as they were said
 
     def skipped(self, run: Run) -> None:
         self.count += 1
-        self.say(f"{self._label(run)} finished before, skipped")
+        failed = len((run.done or {"failures": ()})["failures"])
+        words = f"; {failed} of its trials failed, which --retry-failed runs again" if failed else ""
+        self.say(f"{self._label(run)} finished before, skipped{words}")
 
     @contextmanager
-    def running(self, run: Run) -> Iterator[OnReport]:
-        """Announce a run; gives a function that is told each report."""
+    def running(self, run: Run, again: str = "") -> Iterator[OnReport]:
+        """Announce a run, and why it is taken up again if it had ended; gives a function that is told each report."""
         self.count += 1
-        self.best, self.began = run.best_before, time.monotonic()
+        if again:
+            self.say(f"{self._label(run)} taken up again, for {again}")
+        self.best, self.began, self.reasons = run.best_before, time.monotonic(), set()
         last = self.began
 
         def on_report(report: Mapping[str, Any], cost_total: float) -> None:
@@ -57,13 +62,23 @@ class Progress:
         seconds = time.monotonic() - self.began
         failures = f", {len(record['failures'])} failed" if record["failures"] else ""
         peak = record["peak_memory_bytes"]
+        ended = "given up" if record["hopeless"] else "done"
         self.say(
-            f"{self._label(run)} done: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
+            f"{self._label(run)} {ended}: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
             f"best validation loss {self.best:.4f}, {seconds:.0f} s"
             + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
         )
-        for trial, reason in record["failures"].items():
-            self.say(f"{self._label(run)} trial {trial} failed: {reason}")
+
+    def failed(self, run: Run, trial_id: str, lines: Sequence[str], path: str | None) -> None:
+        """Say why a trial failed for good, with the end of its traceback where that is new."""
+        reason = lines[-1].strip()
+        text = [f"{self._label(run)} trial {trial_id} failed: {reason}"]
+        if reason not in self.reasons:
+            text += [f"  {line}" for line in lines[:-1]]
+        if path is not None:
+            text.append(f"  the whole traceback: {path}")
+        self.reasons.add(reason)
+        self.say("\n".join(text))
 
     def without_result(self, run: Run, reason: str) -> None:
         self.say(f"{self._label(run)} has no result: {reason}")

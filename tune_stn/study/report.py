@@ -13,11 +13,13 @@ from jinja2 import Environment, StrictUndefined
 
 from tune_stn.study.controls import control_cells, control_words
 from tune_stn.study.plots import write_plots
+from tune_stn.study.remarks import conversion_words
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
 from tune_stn.training.tables import whole_file
 
+SHOWN = ("missing", "failures", "remarks", "conversion", "schema_version")  # elsewhere on the page, or of no interest
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 
@@ -41,9 +43,11 @@ def write_report(results: Results) -> Path:
         controls=control_cells(results.controls),
         control_words=control_words(results.study, results.incumbent),
         missing=_missing(results),
-        trouble=_trouble(results.reports),
+        trouble=_trouble(results),
         values=_values(results),
         differences=_differences(results.incumbent),
+        remarks=results.study.get("remarks", []),
+        conversion=conversion_words(results.study.get("conversion", {})),
         made=_made(results.study),
     )
     path = results.path / "report.html"
@@ -69,9 +73,18 @@ def _missing(results: Results) -> list[dict[str, str]]:
     ]
 
 
-def _trouble(reports: pd.DataFrame) -> list[dict[str, str]]:
+def _trouble(results: Results) -> list[dict[str, str]]:
+    """Trials that diverged or failed, where they ended, and of those that failed why."""
     columns = ["method", "seed", "trial_id", "status", "epoch", "step", "cost_total"]
-    return _cells(reports.loc[reports["status"].isin(["diverged", "failed"]), columns])
+    reports, failures = results.reports, results.study.get("failures", ())
+    rows = _cells(reports.loc[reports["status"].isin(["diverged", "failed"]), columns])
+    reasons = {(one["method"], str(one["seed"]), one["trial_id"]): one["reason"] for one in failures}
+    for row in rows:
+        row["reason"] = reasons.pop((row["method"], row["seed"], row["trial_id"]), "")
+    for (method, seed, trial_id), reason in reasons.items():
+        named = {"method": method, "seed": seed, "trial_id": trial_id, "status": "failed"}
+        rows.append({**named, "epoch": "0", "step": "0", "cost_total": "-", "reason": reason})
+    return rows
 
 
 def _values(results: Results) -> list[dict[str, str]]:
@@ -110,9 +123,9 @@ def _made(study: dict[str, Any]) -> dict[str, str]:
     """Everything else that study.json says: a row per key, a line per entry of a nested value."""
     rows = {}
     for key, value in study.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in SHOWN:
             rows[key] = "\n".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
-        elif key not in ("missing", "schema_version"):
+        elif key not in SHOWN:
             rows[key] = _plain(value)
     return rows
 

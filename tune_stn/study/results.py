@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from tune_stn.study.collect import is_behind, read_state
 from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.trained import Best, best_of
@@ -68,6 +69,9 @@ class Results:
 def load_results(directory: str | Path) -> Results:
     """Read a study that `tune-stn compare` wrote, or a run that a `Recorder` wrote, whose best-so-far is computed here.
 
+    Of a study that is still running, or was killed, everything that its runs have reported so far is there, and
+    `study["missing"]` says what is not.
+
     Raises:
         NotADirectoryError: `directory` is none.
         FileNotFoundError: it holds no study, or a table is missing.
@@ -77,6 +81,9 @@ def load_results(directory: str | Path) -> Results:
     if not path.is_dir():
         raise NotADirectoryError(f"not a directory: {path}")
     study = _read_study(path / "study.json")
+    if "recorder" not in study and is_behind(path):
+        tables, now = read_state(study, path)
+        return Results(path, {**study, **now}, **tables)
     reports, schedule = (read_table(path / f"{name}.parquet", name) for name in ("reports", "schedule"))
     if "recorder" in study:
         return Results(path, study, reports, schedule, best_so_far(reports))

@@ -16,21 +16,23 @@ from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.state import DONE, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import REPORTS, read_reports
 from tune_stn.tuning.ledger import ENDED
+from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import OnReport, Recorder
 from tune_stn.tuning.shared_task import share
 from tune_stn.tuning.trainable import STNTrainable
 
-SCHEDULE, DONE = "schedule.parquet", "done.json"
-MAX_RESTARTS = 3  # of a trial whose process died
+MAX_RESTARTS = 3  # of a trial that was set up once
 CHECKPOINTS_PER_TRIAL = 20
 
 
@@ -71,8 +73,7 @@ class Run:
     @property
     def done(self) -> dict[str, Any] | None:
         """The closing record of a finished run, or None."""
-        path = self.folder / DONE
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_done(self.folder)
 
     @property
     def best_before(self) -> float:
@@ -134,17 +135,33 @@ def read_followed(run: Run) -> Followed:
     )
 
 
-def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> dict[str, Any]:
+def execute(
+    run: Run,
+    cluster: Cluster,
+    on_report: OnReport | None = None,
+    on_failure: OnFailure | None = None,
+    *,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
 
     A method that does not restore starts again, and its earlier reports are dropped.
 
+    Args:
+        run: What to run.
+        cluster: Where.
+        on_report: Called with each new report and the running total of cost.
+        on_failure: Called when a trial has failed for good, as `Failures` does.
+        retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
+
     Returns:
-        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `peak_memory_bytes` (the most that one
+        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `error_files` (trial -> file with its
+        traceback on this machine), `hopeless` (whether it was given up), `peak_memory_bytes` (the most that one
         of its trials had; None if none reported), `followed` (the trial of another run that it was made from, or None).
 
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
+        NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
         ValueError: the method cannot search the task's space.
     """
@@ -155,6 +172,8 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
     if run.folder.exists() and not run.method.restores:
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
+    for of_before in (DONE, SCHEDULE):  # where an execution that had ended is gone on with
+        (run.folder / of_before).unlink(missing_ok=True)
     name = _own_name(run.folder) if cluster.storage_path else "run"
     recorder = Recorder(
         run.folder,
@@ -167,7 +186,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         strict=True,
     )
     tunes = get_rule(run.method.algorithm).tunes
-    stopper = BudgetStopper(recorder, run.limit, save_last=tunes)
+    stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=Watch(cluster.bundle, cluster.labels).look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config)
     analysis = tune.run(
@@ -178,7 +197,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         search_alg=plan.search_alg,
         scheduler=plan.scheduler,
         stop=stopper,
-        callbacks=[recorder],
+        callbacks=[recorder, Failures(MAX_RESTARTS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -187,12 +206,12 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
             checkpoint_at_end=True,
         ),
-        max_failures=MAX_RESTARTS,
+        max_failures=0,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
         # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
         # Where trials are few and long, a process for each costs next to nothing.
         reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
-        resume="AUTO" if begun else False,
+        resume=("AUTO+ERRORED" if retry_failed else "AUTO") if begun else False,
         verbose=0,
     )
     trials = analysis.trials
@@ -210,6 +229,7 @@ def execute(run: Run, cluster: Cluster, on_report: OnReport | None = None) -> di
         "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
         "failures": recorder.failures,
+        "error_files": {trial.trial_id: trial.error_file for trial in trials if trial.status == "ERROR"},
         "hopeless": stopper.hopeless,
         "peak_memory_bytes": max(peaks, default=None),
         "followed": found.trial_id,

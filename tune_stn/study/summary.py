@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
@@ -24,8 +25,8 @@ def summary(results: Results) -> pd.DataFrame:
         losses are over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 %
         interval of `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and
         `device_time_s` (seconds), each the mean of what the runs spent in total, what they are made from included
-        (`Method.follows`); `trials`, `diverged`, `failed`, counts of trials over all runs; `missing`, how many of the
-        study's seeds gave no value.
+        (`Method.follows`); `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before
+        their first report included; `missing`, how many of the study's seeds gave no value.
     """
     final, study = last_of_each_run(results.incumbent), results.study
     methods = dict.fromkeys((study["task"], method) for method in study["methods"])
@@ -41,7 +42,8 @@ def summary(results: Results) -> pd.DataFrame:
             row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
         missing = len(set(study["seeds"]) - set(best["seed"]))
         first = results.reports[(results.reports["task"] == task) & (results.reports["method"] == FOLLOWED.get(method))]
-        rows.append(row | _spent(reports, first) | _trials(reports) | {"missing": missing})
+        failures = [one for one in study.get("failures", ()) if (study["task"], one["method"]) == (task, method)]
+        rows.append(row | _spent(reports, first) | _trials(reports, failures) | {"missing": missing})
     frame = pd.DataFrame(rows)
     return frame.sort_values("best_val_loss", kind="stable", na_position="last").reset_index(drop=True)
 
@@ -64,11 +66,19 @@ def _spent(reports: pd.DataFrame, followed: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _trials(reports: pd.DataFrame) -> dict[str, int]:
-    counts = {"trials": reports.groupby(_TRIAL).ngroups}
-    for status in ("diverged", "failed"):
-        counts[status] = reports[reports["status"] == status].groupby(_TRIAL).ngroups
-    return counts
+def _trials(reports: pd.DataFrame, failures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Counts of the trials of a method.
+
+    Args:
+        reports: of the method.
+        failures: of its trials, with `seed` and `trial_id`, as in `study.json`.
+    """
+    reported, diverged, failed = (
+        set(zip(rows["seed"], rows["trial_id"], strict=True))
+        for rows in (reports, *(reports[reports["status"] == status] for status in ("diverged", "failed")))
+    )
+    failed |= {(failure["seed"], failure["trial_id"]) for failure in failures}
+    return {"trials": len(reported | failed), "diverged": len(diverged), "failed": len(failed)}
 
 
 def final_values(results: Results) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from safetensors.torch import save_model
 from torch import nn
 
+from tune_stn.study.state import state_folder
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import STATE_FILE, CheckpointError, load_state
@@ -71,7 +72,7 @@ def best_of(results: Results, method: str | None, seed: int | None) -> Best:
     row = {str(name): value for name, value in chosen.sort_values("val_loss").iloc[0].items()}
     values = {name[3:]: float(value) for name, value in row.items() if name.startswith("hp/") and pd.notna(value)}
     metrics = {name: float(value) for name, value in row.items() if name.startswith(("val_", "test_"))}
-    folder = results.path / "state" / f"{row['method']}-seed{row['seed']}" / "tune" / "run"
+    folder = state_folder(results.path, row["method"], row["seed"]) / "tune" / "run"
     return Best(
         task=str(row["task"]),
         method=str(row["method"]),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from os import PathLike
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from torch import nn
 
 from tune_stn.data.splits import Splits
@@ -57,6 +60,52 @@ def check_splits(name: str, splits: object) -> Splits:
         f"data of task {name!r} gave {_kind(splits)}: give Splits(train, valid, test), each of them a "
         "Split(inputs, targets) or a Text"
     )
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise ValueError, naming it, unless each of the sizes of a network or a split is an integer of 1 or more."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}={size!r}: accepted is an integer of 1 or more")
+
+
+_WORDS: Mapping[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold settings of a task against what its function says that they are, where it says int, float, bool or str.
+
+    Args:
+        function: Makes the task.
+        settings: Some of its arguments, by name.
+
+    Returns:
+        The settings; a number of numpy's as one of Python's.
+
+    Raises:
+        ValueError: One is of another kind; the message names it.
+    """
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):  # what only a type checker understands, or none at all
+        return plain
+    for name, value in plain.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        words = [_WORDS[kind] for kind in kinds if kind in _WORDS]
+        if len(words) == len(set(kinds) - {NoneType}) and words and not any(_is_of(value, kind) for kind in kinds):
+            accepted = " or ".join([*words, *(["none"] if NoneType in kinds else [])])
+            raise ValueError(f"{name}={value!r}: accepted is {accepted}")
+    return plain
+
+
+def _is_of(value: object, kind: object) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, (str, PathLike)) if kind is str else isinstance(value, kind)  # type: ignore[arg-type]
 
 
 def _function_problem(given: object, made: type, example: str, *, seed: bool) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from tune_stn.data.augment import Cutout, InputDropout, InputScale
 from tune_stn.data.cifar10 import CLASSES
 from tune_stn.space import Domain, Integer, SearchSpace, Uniform
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.cifar10 import COLOUR, COLOUR_SPACE, load
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
@@ -29,6 +30,7 @@ def cifar10_alexnet(
 
     `width` is the number of channels of the first convolution, to which all other sizes keep their ratio.
     """
+    check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, width=width)
     space: dict[str, Domain] = {
         **{name: Uniform(0.0, 0.9) for name in DROPOUTS},
         "input_dropout": Uniform(0.0, 1.0),

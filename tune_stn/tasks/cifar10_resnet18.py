@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tune_stn.data.cifar10 import CLASSES
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.cifar10 import AUGMENTATION_SPACE, AUGMENTATION_START, AUGMENTATIONS, TRAINING, load
 from tune_stn.tasks.task import Task, accuracy
 
@@ -31,6 +32,7 @@ def cifar10_resnet18(
 
     `width` is the number of channels of the first stage, to which all other sizes keep their ratio.
     """
+    check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, width=width)
     return Task(
         name="cifar10-resnet18",
         description="CIFAR-10, ResNet18",

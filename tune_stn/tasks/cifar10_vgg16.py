@@ -9,6 +9,7 @@ from torch import nn
 
 from tune_stn.data.cifar10 import CLASSES
 from tune_stn.space import Domain, SearchSpace, Uniform
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.cifar10 import AUGMENTATION_SPACE, AUGMENTATION_START, AUGMENTATIONS, TRAINING, load
 from tune_stn.tasks.task import Task, accuracy
 
@@ -30,6 +31,7 @@ def cifar10_vgg16(
     `width` is the number of channels of the first convolution, to which all other sizes keep their ratio. Between
     convolutions whole channels are dropped.
     """
+    check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, width=width)
     space: dict[str, Domain] = {**{name: Uniform(0.0, 0.95) for name in DROPOUTS}, **AUGMENTATION_SPACE}
     return Task(
         name="cifar10-vgg16",

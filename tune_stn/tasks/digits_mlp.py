@@ -13,6 +13,7 @@ from tune_stn.data.augment import InputScale
 from tune_stn.data.splits import Splits, random_splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
 
@@ -25,7 +26,8 @@ def digits_mlp(*, train_images: int = 300, valid_images: int = 600, hidden: int 
     Few training images make regularisation matter; the rest of the images are the test split. The learning rate is the
     best of a sweep of the plain network at the start values (arm `lr` of experiments/rules.py).
     """
-    if min(train_images, valid_images) < 1 or train_images + valid_images >= IMAGES:
+    check_sizes(train_images=train_images, valid_images=valid_images, hidden=hidden)
+    if train_images + valid_images >= IMAGES:
         raise ValueError(
             f"train_images={train_images}, valid_images={valid_images}: accepted are 1 or more of each and fewer than "
             f"{IMAGES} together, for the rest is the test split"

@@ -10,6 +10,7 @@ from tune_stn.data.augment import Cutout, InputScale, RandomAffine
 from tune_stn.data.normalise import Normalise
 from tune_stn.data.splits import Split, Splits, official_splits
 from tune_stn.space import Integer, SearchSpace, Uniform
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
 
@@ -38,6 +39,7 @@ def fashion_mnist_mlp(
     `affine=True` adds rotation (up to 180 degrees) and translation. Strong ones do harm here: hyperparameters that
     differ in kind must not all be raised alike.
     """
+    check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, hidden=hidden)
     return Task(
         name="fashion-mnist-mlp",
         description="Fashion-MNIST, MLP",
@@ -91,6 +93,7 @@ def fashion_mnist_cnn(
 
     `train_images=5000` makes regularisation matter and keeps a CPU run short.
     """
+    check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, hidden=hidden)
     return Task(
         name="fashion-mnist-cnn",
         description="Fashion-MNIST, CNN",

@@ -99,13 +99,6 @@ def lstm_language_model(words: int, hidden: int, layers: int) -> dict[str, Any]:
     }
 
 
-def check_sizes(**sizes: object) -> None:
-    """Raise ValueError, naming it, unless each of the sizes of a network or a batch is an integer of 1 or more."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}={size!r}: accepted is an integer of 1 or more")
-
-
 def encoded(
     words: Mapping[str, Sequence[str]], lengths: Mapping[str, int | None], vocabulary: int
 ) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from tune_stn.data import ptb
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import check_sizes, encoded, lstm_language_model
+from tune_stn.tasks.arguments import check_sizes
+from tune_stn.tasks.language import encoded, lstm_language_model
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -29,7 +30,7 @@ def ptb_lstm(
     test_tokens=20000 vocabulary=2000 batch_size=20 window=35`. Words that are not among the `vocabulary` most frequent
     ones count as `<unk>`, so perplexities compare only at the same text and vocabulary.
     """
-    check_sizes(hidden=hidden, layers=layers, window=window)
+    check_sizes(hidden=hidden, layers=layers, window=window, vocabulary=vocabulary)
     lengths = {"train": train_tokens, "valid": valid_tokens, "test": test_tokens}
     return Task(
         name="ptb-lstm",

@@ -10,11 +10,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tune_stn.tasks.arguments import check_settings
 from tune_stn.tasks.cifar10_alexnet import cifar10_alexnet
 from tune_stn.tasks.cifar10_resnet18 import cifar10_resnet18
 from tune_stn.tasks.cifar10_vgg16 import cifar10_vgg16
 from tune_stn.tasks.digits_mlp import digits_mlp
 from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
+from tune_stn.tasks.own_code import OwnCodeError, is_refusal, own_code
 from tune_stn.tasks.ptb_lstm import ptb_lstm
 from tune_stn.tasks.ridge import ridge
 from tune_stn.tasks.settings import Training
@@ -47,19 +49,39 @@ def get_task(name: str | Task, **settings: Any) -> Task:
 
     Raises:
         ValueError: the task or a setting is unknown, or a setting's value is not accepted.
+        OwnCodeError: the module or the function raised an exception; it is a ValueError, too.
     """
     made = name if isinstance(name, Task) else _find(name)
-    own = {} if isinstance(made, Task) else _parameters(made)
+    own = [] if isinstance(made, Task) else _parameters(made)
     training_names = {f.name for f in fields(Training)}
     if unknown := [key for key in settings if key not in own and key not in training_names]:
         label = made.name if isinstance(made, Task) else name
         accepted = ", ".join([*own, *sorted(training_names)])
         raise ValueError(f"unknown setting {unknown[0]!r} of task {label!r}; accepted are {accepted}")
-    task = made if isinstance(made, Task) else made(**{k: v for k, v in settings.items() if k in own})
+    if isinstance(made, Task):
+        task = made
+    else:
+        given = check_settings(made, {key: value for key, value in settings.items() if key in own})
+        try:
+            task = made(**given)
+        except Exception as error:
+            if is_refusal(error):
+                raise
+            raise OwnCodeError(f"the function of task {name!r}", error) from error
     if not isinstance(task, Task):
         raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
     overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
     return replace(task, training=replace(task.training, **overrides)) if overrides else task
+
+
+def setting_names(name: str) -> tuple[str, ...]:
+    """Names of the settings that `get_task` takes for a task; of an unknown one, those of every task's training."""
+    try:
+        made = _find(name)
+    except (ValueError, ImportError):
+        made = None
+    own = [] if made is None or isinstance(made, Task) else _parameters(made)
+    return (*own, *(f.name for f in fields(Training)))
 
 
 def _find(name: str) -> Callable[..., Task] | Task:
@@ -72,10 +94,12 @@ def _find(name: str) -> Callable[..., Task] | Task:
         raise ValueError(f"task {name!r}: accepted is module:attribute with the full name of the module")
     look_in(Path.cwd())
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        with own_code("the module", name):
+            module = importlib.import_module(module_name)
+    except OwnCodeError as error:
         # Only the absence of the module asked for is a wrong option; one missing inside it is the user's traceback.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        absent = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if absent is None or not f"{module_name}.".startswith(f"{absent}."):
             raise
         raise ValueError(f"task {name!r}: there is no module {module_name!r} here or on the Python path") from None
     found = getattr(module, attribute, None)

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace
+from tune_stn.tasks.arguments import check_sizes
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, mean_over_examples
 
 
 def ridge(*, features: int = 20, train_examples: int = 40, noise: float = 1.0) -> Task:
     """Ridge regression on synthetic data with one penalty, whose best value is known in closed form."""
+    check_sizes(features=features, train_examples=train_examples)
     return Task(
         name="ridge",
         description="ridge regression",

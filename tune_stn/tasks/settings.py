@@ -26,6 +26,12 @@ OptimizerChoice = str | Callable[..., torch.optim.Optimizer]
 ScheduleChoice = str | Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
 
+NO_RESPONSE = (
+    "; also 'auto', or a mapping from module path to one of these or None; a network without any response is trained "
+    "by algorithm 'auto' or 'fixed'"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings of one training run; the self-tuning part is ignored by `fixed`.
@@ -164,9 +170,9 @@ class Training:
         if isinstance(self.response, Mapping):
             for size in self.response.values():
                 if size is not None:
-                    check_response_size(size)
+                    check_response_size(size, ", and None for a layer without")
         elif self.response != "auto":
-            check_response_size(self.response)
+            check_response_size(self.response, NO_RESPONSE)
 
     def make_optimizer(self, parameters: list[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """An optimizer of the weights over `parameters`, or over groups of them."""

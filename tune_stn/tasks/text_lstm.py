@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from tune_stn.data import paradise_lost
 from tune_stn.data.splits import Splits
 from tune_stn.data.text import Text
-from tune_stn.tasks.language import check_sizes, encoded, lstm_language_model
+from tune_stn.tasks.arguments import check_sizes
+from tune_stn.tasks.language import encoded, lstm_language_model
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -26,7 +27,7 @@ def text_lstm(
 
     Eight books to train on, the ninth for validation, the tenth for testing.
     """
-    check_sizes(hidden=hidden, layers=layers, window=window)
+    check_sizes(hidden=hidden, layers=layers, window=window, vocabulary=vocabulary)
     lengths = {"train": train_tokens, "valid": valid_tokens, "test": test_tokens}
     return Task(
         name="text-lstm",

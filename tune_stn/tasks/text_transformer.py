@@ -15,7 +15,8 @@ from tune_stn.data.text import passages
 from tune_stn.nn.modules import StochasticDepth
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform
-from tune_stn.tasks.language import PERPLEXITY, check_sizes, encoded, token_loss
+from tune_stn.tasks.arguments import check_sizes
+from tune_stn.tasks.language import PERPLEXITY, encoded, token_loss
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -36,7 +37,7 @@ def text_transformer(
     Dropout of the embedding, of attention and of the residual branches, stochastic depth, weight decay and label
     smoothing. Every passage of `window` tokens is an example of its own, read from its beginning.
     """
-    check_sizes(width=width, heads=heads, layers=layers, window=window)
+    check_sizes(width=width, heads=heads, layers=layers, window=window, vocabulary=vocabulary)
     if width % heads:
         raise ValueError(f"heads={heads}: accepted is a number that divides width={width}")
     lengths = {"train": train_tokens, "valid": valid_tokens, "test": test_tokens}

@@ -5,10 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 # A validation loss of so many times the least so far is finite, but nothing to go back to.
 EXPLODING = 10.0
+# So many epochs, at most, are lost by going back: all are trained anew before the next report, which a budget and a
+# scheduler wait for. A loss that exploded for so long and still grows has diverged, though it is finite; one that does
+# not grow is what the run has come to.
+MOST_LOST = 3
 # Share of the weights' learning rate that a restart keeps.
 RESTART_LR = 0.5
 
@@ -46,6 +51,7 @@ class Restarts:
         self.done = 0
         self.last_good: dict[str, Any] | None = None
         self._largest_good_loss = math.inf
+        self._high: list[float] = []  # the losses since the state to go back to, all of them exploding
 
     @property
     def lr_factor(self) -> float:
@@ -62,15 +68,34 @@ class Restarts:
             return None
         return self.last_good or copy.deepcopy(present())
 
-    def went_well(self, before: dict[str, Any] | None, val_loss: float) -> None:
-        """Note an epoch that did not diverge; if its loss explodes, the state before it stays the one to go back to."""
+    def went_well(self, before: dict[str, Any] | None, val_loss: float, *, epoch: int) -> str:
+        """Note an epoch whose loss is finite; if it explodes, the state before it stays the one to go back to.
+
+        Args:
+            before: What `state_before` gave.
+            val_loss: The validation loss after the epoch.
+            epoch: The epochs that have been completed, this one included.
+
+        Returns:
+            Why the run has to go back all the same; empty where it need not.
+        """
         self._largest_good_loss = min(self._largest_good_loss, EXPLODING * abs(val_loss))
-        self.last_good = before if val_loss > self._largest_good_loss else None
+        if before is None or val_loss <= self._largest_good_loss:
+            self.last_good, self._high = None, []
+            return ""
+        self.last_good, self._high = before, [*self._high, val_loss]
+        if len(self._high) < MOST_LOST:
+            return ""
+        grows = all(earlier < later for earlier, later in pairwise(self._high))
+        self.last_good, self._high = None, []
+        if not grows:
+            return ""
+        return f"the validation loss grew and grew, to {val_loss:.3g} in epoch {epoch}"
 
     def went_back(self, reason: str, epoch: int) -> str:
         """Count a restart, from the end of an epoch; gives what a user is told."""
         self.done += 1
-        self.last_good = None
+        self.last_good, self._high = None, []
         return f"{reason}; went back to the end of epoch {epoch}, with {RESTART_LR:g} of the learning rate"
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,8 +103,10 @@ class Restarts:
             "restarts": self.done,
             "largest_good_loss": self._largest_good_loss,
             "last_good": self.last_good,
+            "high_losses": self._high,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self.last_good = state["restarts"], state["last_good"]
         self._largest_good_loss = state["largest_good_loss"]
+        self._high = list(state.get("high_losses", []))  # earlier versions kept none

@@ -57,8 +57,7 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     trials = chosen[labels].drop_duplicates()
     if labels and len(trials) > 1:
         raise ValueError(
-            f"the table holds the schedules of {len(trials)} trials: {_trials(trials)}; choose one by trial_id= (on "
-            "the command line --trial), or method= and seed="
+            f"the table holds the schedules of {len(trials)} trials: {_trials(trials)}; choose one by trial_id="
         )
     if not {"trial_id", "parent_trial_id", "hp"} <= {*frame.columns}:
         return _unbroken(chosen)

@@ -180,7 +180,8 @@ class Trainer:
             values = self.model.hyper.mean_values()
             reason = why_diverged(epoch=self.epoch, train_loss=train_loss, val_loss=report["val_loss"], values=values)
             if not reason:
-                self._restarts.went_well(before, report["val_loss"])
+                reason = self._restarts.went_well(before, report["val_loss"], epoch=self.epoch)
+            if not reason:
                 self._best.note(self.epoch, report["val_loss"], self.model)
             elif before is not None:
                 self._go_back(before, reason)

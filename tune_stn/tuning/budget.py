@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -19,16 +20,20 @@ class BudgetStopper(tune.Stopper):
     Args:
         recorder: of the run.
         budget: in plain-epoch equivalents.
+        watch: asked as often as Tune asks whether to stop; it may raise to end the run. Default nothing.
         save_last: whether trials cut off by the budget save a last checkpoint first; for those whose schedule is read
             from there.
     """
 
     _newest: BudgetStopper
 
-    def __init__(self, recorder: Recorder, budget: float, *, save_last: bool = False) -> None:
+    def __init__(
+        self, recorder: Recorder, budget: float, *, save_last: bool = False, watch: Callable[[], None] | None = None
+    ) -> None:
         self.recorder = recorder
         self.budget = budget
         self.save_last = save_last
+        self.watch = watch
         BudgetStopper._newest = self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,6 +58,8 @@ class BudgetStopper(tune.Stopper):
         )
 
     def stop_all(self) -> bool:
+        if self.watch is not None:
+            self.watch()
         return self.hopeless or (self.spent and not (self.save_last and self.recorder.unsaved))
 
     @property

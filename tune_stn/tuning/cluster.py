@@ -71,25 +71,25 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if not 1 / UNIT <= self.cpus_per_trial < math.inf:
-            raise ValueError(f"--cpus-per-trial {self.cpus_per_trial:g}: accepted is a number above 0")
+            raise ValueError(f"cpus_per_trial={self.cpus_per_trial:g}: accepted is a number above 0")
         if not (self.gpus_per_trial == 0 or 1 / UNIT <= self.gpus_per_trial < math.inf):
-            raise ValueError(f"--gpus-per-trial {self.gpus_per_trial:g}: accepted is a number of 0 or more")
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial:g}: accepted is a number of 0 or more")
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
-            raise ValueError(f"--gpus-per-trial {self.gpus_per_trial:g}: accepted are whole GPUs or a share of one")
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial:g}: accepted are whole GPUs or a share of one")
         for name, amount in self.resources.items():
             if name.lower() in ("cpu", "gpu"):
-                raise ValueError(f"--resources {name}={amount:g}: use --{name.lower()}s-per-trial")
+                raise ValueError(f"resources={{'{name}': {amount:g}}}: use {name.lower()}s_per_trial=")
             if not 1 / UNIT <= amount < math.inf:
-                raise ValueError(f"--resources {name}={amount:g}: accepted is a number above 0")
+                raise ValueError(f"resources={{'{name}': {amount:g}}}: accepted is a number above 0")
         if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"--max-concurrent {self.max_concurrent}: accepted is an integer of 1 or more")
+            raise ValueError(f"max_concurrent={self.max_concurrent}: accepted is an integer of 1 or more")
         if self.storage_filesystem is not None and self.storage_path is None:
             raise ValueError("storage_filesystem: give storage_path, too, a path on it")
         if self.working_dir is not None:
             if self.address is None:
-                raise ValueError(f"--working-dir {self.working_dir}: only with --address; a local Ray has the folder")
+                raise ValueError(f"working_dir={self.working_dir}: only with address=; a local Ray has the folder")
             if not Path(self.working_dir).is_dir():
-                raise ValueError(f"--working-dir {self.working_dir}: there is no such folder")
+                raise ValueError(f"working_dir={self.working_dir}: there is no such folder")
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -186,7 +186,7 @@ def _connect(address: str, working_dir: str | Path | None) -> None:
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except OSError as error:
         raise ValueError(
-            f"--address {address}: no Ray cluster answers there, or this machine is none of its nodes ({error})"
+            f"address={address}: no Ray cluster answers there, or this machine is none of its nodes ({error})"
         ) from None
 
 
@@ -194,11 +194,11 @@ def _knock(address: str) -> None:
     """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
     if address.startswith("ray://"):
         # Tune would run on the head node, and so would the recorder: its files would not be here.
-        advice = "start this command on a node of the cluster, as `ray job submit` does, with --address auto"
-        raise ValueError(f"--address {address}: Ray Client is not supported; {advice}")
+        advice = "start this command on a node of the cluster, as `ray job submit` does, with address=auto"
+        raise ValueError(f"address={address}: Ray Client is not supported; {advice}")
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > LAST_PORT:
-        raise ValueError(f"--address {address}: accepted are host:port and auto")
+        raise ValueError(f"address={address}: accepted are host:port and auto")
     socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_stn.tasks.task import Task
 
+LOOK_EVERY_S = 10.0
+LOST_S = 300.0  # for another node to come in place of the last one that could take a trial
 ANSWER_S = 120.0  # for a node to start a process, import torch and read the task's data
 # Tune gives trials these of the driver's variables; a bucket may need them.
 PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
@@ -73,8 +76,43 @@ def trial_slots(nodes: Iterable[Node], bundle: Mapping[str, float], labels: Mapp
     where = "".join(f", on a node labelled {key}={value}" for key, value in labels.items())
     raise ValueError(
         f"a trial wants {wanted}{where}, but no node has that (there are nodes with {' or '.join(sorted(have))}): "
-        "lower --cpus-per-trial, --gpus-per-trial or --resources, or change --label"
+        "lower cpus_per_trial=, gpus_per_trial= or resources=, or change labels="
     )
+
+
+class NodesLost(RuntimeError):
+    """No node of the cluster takes a trial any more; what was done is kept."""
+
+
+class Watch:
+    """Notices that no node of the cluster has what a trial needs any more: Ray Tune would wait for one for ever.
+
+    Args:
+        bundle: A trial's resources by Ray's names.
+        labels: Of the nodes that it may run on.
+    """
+
+    def __init__(self, bundle: Mapping[str, float], labels: Mapping[str, str]) -> None:
+        self.bundle, self.labels = bundle, labels
+        self._fitted = self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Look at the nodes, if that is some time ago.
+
+        Raises:
+            NodesLost: For so long, none has had what a trial needs.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
+        try:
+            trial_slots(alive_nodes(), self.bundle, self.labels)
+        except ValueError as error:
+            if now - self._fitted >= LOST_S:
+                raise NodesLost(f"nodes were lost: for {LOST_S:g} s, {str(error).rpartition(':')[0]}") from None
+        else:
+            self._fitted = now
 
 
 def check_nodes(
@@ -124,7 +162,7 @@ def _answer(answer: Any) -> str:
     except RayError as error:
         cause = getattr(error, "cause", error)
         return (
-            f"the task cannot be made there ({type(cause).__name__}: {cause}); --working-dir sends a folder with your "
+            f"the task cannot be made there ({type(cause).__name__}: {cause}); working_dir= sends a folder with your "
             "own modules to all nodes, and data must lie where each of them finds it"
         )
 
@@ -146,14 +184,14 @@ def _look() -> Callable[..., str]:
             folder = marker.rpartition("/")[0]
             return (
                 f"{folder} is not the folder of that name that the driver writes to, so checkpoints would be lost; "
-                "give --storage-path a folder or URI that all nodes share (NFS, s3://..., gs://...)"
+                "give storage_path= a folder or URI that all nodes share (NFS, s3://..., gs://...)"
             )
         mine = f"{marker}-{uuid.uuid4().hex}"
         try:
             filesystem.open_output_stream(mine).close()
             filesystem.delete_file(mine)
         except OSError as error:
-            return f"cannot write to the storage ({error}); give --storage-path one that all nodes can write to"
+            return f"cannot write to the storage ({error}); give storage_path= one that all nodes can write to"
         try:
             found = metadata.version("tune_stn")
         except metadata.PackageNotFoundError:

@@ -39,7 +39,7 @@ class Storage:
             self.filesystem.create_dir(self.path, recursive=True)
             self.filesystem.open_output_stream(path).close()
         except (OSError, ArrowException) as error:
-            raise ValueError(f"--storage-path {self.path}: cannot be written to ({error})") from None
+            raise ValueError(f"storage_path={self.path}: cannot be written to ({error})") from None
         try:
             yield path
         finally:
@@ -60,4 +60,4 @@ def open_storage(path: str, filesystem: FileSystem | None = None) -> Storage:
         return Storage(*FileSystem.from_uri(location))
     except (OSError, ArrowException, ImportError) as error:
         accepted = "a folder, or a URI that pyarrow can open, such as s3://bucket/folder or gs://bucket/folder"
-        raise ValueError(f"--storage-path {path}: accepted is {accepted} ({error})") from None
+        raise ValueError(f"storage_path={path}: accepted is {accepted} ({error})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class STNTrainable(tune.Trainable):
     `status` ("running", "finished", "diverged") with `reason`, `parent_trial_id` and `segment` (which tell a trial's
     continuation from a copy of another trial). The trial ends itself after the task's epochs, or when it diverges.
 
+    The current directory is the one in which Ray's processes were started, not Tune's folder of the trial: on a local
+    Ray, relative paths of a task (`data_dir`) mean the same as in the script that starts it.
+
     Runs on the GPU that Tune gave it (of a part of one, on that part of its memory), else on as many CPU threads as it
     was given CPUs.
 
@@ -80,6 +84,8 @@ class STNTrainable(tune.Trainable):
             config: see the class.
             task: from `tune.with_parameters(STNTrainable, task=task)`; default the config's.
         """
+        # Tune moves a trial to a folder of its own, where a relative path of the user's would lead astray.
+        os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))
         settings = {key: value for key, value in config.items() if key not in OWN_KEYS}
         seed = config.get("seed", 0)
         task = config.get("task") if task is None else task

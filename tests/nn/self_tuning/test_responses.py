@@ -49,9 +49,9 @@ def test_reason_for_a_size_is_told(control_flow: Network) -> None:
 
 
 def test_wrong_sizes_are_refused(control_flow: Network) -> None:
-    with pytest.raises(ValueError, match="response size 'gates': accepted are"):
+    with pytest.raises(ValueError, match="response='gates': accepted are"):
         convert(control_flow.make(), SPACE, start=START, response="gates")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="response size 0: accepted are"):
+    with pytest.raises(ValueError, match="response=0: accepted are"):
         convert(control_flow.make(), SPACE, start=START, response={"stem": 0})
     with pytest.raises(ValueError, match=r"response path 'steam' matches no module with parameters; there are: .*stem"):
         convert(control_flow.make(), SPACE, start=START, response={"steam": "full", "*": "gate"})

@@ -1,0 +1,39 @@
+"""Which trials start again, and what is said of those that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tune_stn.tuning.failures import LINES, Failures, last_lines
+
+
+def test_only_what_was_set_up_once_starts_again() -> None:
+    trial = SimpleNamespace(max_failures=0)
+    Failures(3).on_trial_start(0, [], trial)
+    assert trial.max_failures == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ["the trial's process died"]),
+        ("", ["the trial's process died"]),
+        ("Failure # 1 (occurred at noon)\n", ["the trial's process died"]),
+        ("Failure # 1 (occurred at noon)\n  old\nFailure # 2 (occurred later)\n  in f\n\nKeyError: 1\n",
+         ["  in f", "KeyError: 1"]),
+        ("\n".join(map(str, range(20))), [str(number) for number in range(20 - LINES, 20)]),
+    ],
+)  # fmt: skip
+def test_the_last_lines_of_the_last_traceback(tmp_path: Path, text: str | None, expected: list[str]) -> None:
+    path = tmp_path / "error.txt"
+    if text is not None:
+        path.write_text(text)
+    trial = SimpleNamespace(trial_id="a", error_file=str(path))
+    assert last_lines(trial) == expected
+    assert last_lines(SimpleNamespace(error_file=None)) == ["the trial's process died"]
+    said: list[object] = []
+    Failures(3, lambda *what: said.append(what)).on_trial_error(0, [], trial)
+    assert said == [("a", expected, str(path))]

@@ -1,0 +1,144 @@
+"""The state folder of a run: its journal, its closing record, and what these say is missing. Needs no Ray."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, read_lines
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SCHEDULE, DONE = "schedule.parquet", "done.json"
+UNFINISHED = "resume the study to go on"
+
+
+class DiskFull(RuntimeError):
+    """There is no room for a study's files; what was done is kept."""
+
+
+@contextmanager
+def naming_a_full_disk(directory: Path) -> Iterator[None]:
+    """Say in one line what would else be a traceback of Ray Tune's.
+
+    Args:
+        directory: Of the study.
+
+    Raises:
+        DiskFull: Something inside could not be written because there was no room for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Tune raises an error of its own, with the traceback of what a callback raised as its text.
+        of_system = isinstance(error, OSError) and error.errno in FULL
+        if not of_system and not any(os.strerror(code) in str(error) for code in FULL):
+            raise
+        raise DiskFull(
+            f"{os.strerror(errno.ENOSPC)} for {directory} or what Ray Tune keeps for it; what was done is kept: make "
+            "room, then resume the study"
+        ) from error
+
+
+def state_folder(directory: Path, method: str, seed: int) -> Path:
+    """Where a study keeps the state of a run."""
+    return directory / "state" / f"{method}-seed{seed}"
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """The closing record of a finished run, or None."""
+    path = folder / DONE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a trial of the run has reported a finite validation loss."""
+    return any(EVENT not in line and math.isfinite(line["val_loss"]) for line in read_lines(folder / REPORTS))
+
+
+def missing_of(method: str, seed: int, folder: Path, limit: float | None) -> dict[str, Any]:
+    """The entry of a run in `missing` of `study.json`: why it is incomplete, and whether it has `no_result` or gave up.
+
+    Empty where nothing is missing; `limit` is that of `why_incomplete`.
+    """
+    reason, record = why_incomplete(folder, limit), read_done(folder)
+    if not reason:
+        return {}
+    no_result = record is None or record["hopeless"] or not has_result(folder)
+    return {"method": method, "seed": seed, "reason": reason, "no_result": no_result}
+
+
+def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The trials of a run that failed for good, those that never reported included."""
+    record = read_done(folder) or {}
+    told = {one["trial_id"]: one["reason"] for one in read_lines(folder / REPORTS) if one.get(EVENT) == FAILED}
+    files = record.get("error_files", {})
+    return [
+        {"method": method, "seed": seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
+        for trial, reason in {**record.get("failures", {}), **told}.items()
+    ]
+
+
+def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
+    """What of a study belongs to another user, of all that Ray Tune may unpickle to resume it; None if nothing does.
+
+    Args:
+        directory: Of the study.
+        storage: The folder in which Ray Tune keeps its state, where that is another one on this machine.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return None
+    names = [path.read_text() for path in directory.glob("state/*/name.txt")] if storage is not None else []
+    experiments = [*directory.glob("state/*/tune/run"), *(storage / name for name in names if storage is not None)]
+    found = [directory, *(directory / name for name in ("study.json", "state")), *directory.glob("state/*")]
+    for path in (*found, *(path for one in experiments for path in (one, *one.glob("*")))):
+        if path.exists() and path.stat().st_uid != os.geteuid():
+            return path
+    return None
+
+
+def why_incomplete(folder: Path, limit: float | None = None) -> str:
+    """Why the results of a run are not all there; empty where they are.
+
+    Args:
+        folder: State folder of the run.
+        limit: The `cost_total` that ends the run; None where the number of its trials does.
+    """
+    record = read_done(folder)
+    if record is None:
+        return _why_unfinished(folder, limit)
+    failures, reasons = record["failures"], list(record["failures"].values())
+    if record["hopeless"]:
+        return f"given up: one trial after the other failed, the last with: {reasons[-1]}"
+    if not has_result(folder):
+        return f"no result: {_why_none(folder, reasons)}"
+    if failures:
+        first = next(iter(failures.items()))
+        return f"{len(failures)} of its trials failed, the first ({first[0]}) with: {first[1]}"
+    return ""
+
+
+def _why_unfinished(folder: Path, limit: float | None) -> str:
+    lines = list(read_lines(folder / REPORTS))
+    if not lines:
+        return f"not begun; {UNFINISHED}"
+    spent = max((line["cost_total"] for line in lines if EVENT not in line), default=0.0)
+    of = f" of {round(limit, 1):g}" if limit is not None and spent <= limit < math.inf else ""
+    failed = {line["trial_id"]: line["reason"] for line in lines if line.get(EVENT) == FAILED}
+    words = f", {len(failed)} of its trials failed, the first with: {next(iter(failed.values()))}" if failed else ""
+    return f"not finished: cost {spent:.1f}{of} so far{words}; {UNFINISHED}"
+
+
+def _why_none(folder: Path, failures: list[str]) -> str:
+    diverged = [line["reason"] for line in read_lines(folder / REPORTS) if line.get("status") == "diverged"]
+    words = []
+    if failures:
+        words.append(f"{len(failures)} of its trials failed, the first with: {failures[0]}")
+    if diverged:
+        words.append(f"{len(diverged)} of its trials diverged, the first with: {diverged[0]}")
+    return "; ".join(words) or "no trial reported a finite validation loss"
