@@ -22,7 +22,7 @@ from tune_stn.tasks.task import OfMean, Task
 from tune_stn.training.evaluation import evaluate
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
-from tune_stn.training.rules import Fixed
+from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
@@ -157,7 +157,7 @@ def _check_parts(task: Task, splits: Splits, seed: int) -> None:
             batches[name] = next(split.batches(size, torch.Generator())).unread()
     start = task.space.check_values(task.start)
     with own_code("the model", task.name):
-        model = make_network(task, Fixed, start=start, seed=seed, batch=batches["train"])
+        model = make_network(task, get_rule("fixed"), start=start, seed=seed, batch=batches["train"])
     _check_optimizers(task, model.base_parameters())
     forward, sample = Forward(task, model), model.hyper.constant_sample()
 
