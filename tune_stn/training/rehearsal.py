@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_stn.data.batches import Batch, tensors_in
 from tune_stn.data.splits import Examples, Splits
@@ -202,7 +203,11 @@ def _check_optimizers(task: Task, parameters: list[nn.Parameter]) -> None:
     with own_code("the optimizer", task.name):
         optimizer = training.make_optimizer(parameters)
     with own_code("the lr_schedule", task.name):
-        training.make_lr_schedule(optimizer)
+        schedule = training.make_lr_schedule(optimizer)
+        if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
+            optimizer.step()  # of no gradients; torch wants it first
+            for _ in range(training.epochs):  # some end before, with an exception
+                schedule.step()
     with own_code("the hyper_optimizer", task.name):
         training.make_hyper_optimizer([nn.Parameter(torch.zeros(()))], hyper_steps=1)
 
