@@ -35,7 +35,6 @@ import time
 from dataclasses import replace
 from torch import nn
 from tune_stn.tasks import get_task
-from tune_stn.space import SearchSpace, Uniform
 
 def slow(outputs, targets):
     time.sleep(0.004)  # so that a run lasts long enough to be cut off in the middle of it
@@ -45,11 +44,6 @@ def make(*, width=16):
     plain = get_task("digits-mlp", train_images=100, hidden=width)
     training = replace(plain.training, epochs=100, warmup_epochs=0, eval_batch_size=2000, response="gate")
     return replace(plain, name="own", metrics={"accuracy": slow}, training=training)
-
-def unknown_hp(): return replace(make(), start={**make().start, "dropout_9": 0.5})
-def outside(): return replace(make(), start={**make().start, "dropout_1": 0.95})
-def empty(): return SearchSpace({"rate": Uniform(0.5, 0.5)})
-def learning_rate(): return SearchSpace({"lr": Uniform(0.001, 0.1)})
 """
 
 
@@ -115,108 +109,6 @@ def but(command: Sequence[str], option: str, *values: str) -> list[str]:
         return [*command, option, *values]
     at = list(command).index(option)
     return [*command[:at], *([option, *values] if values else []), *command[at + 2 :]]
-
-
-def empty_data(folder: Path) -> list[str]:
-    (folder / "empty").mkdir()
-    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=empty")
-
-
-def corrupt_data(folder: Path) -> list[str]:
-    (folder / "bad").mkdir()
-    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
-        (folder / "bad" / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(b"\0\0\x08\x03 no more")
-    return but(but(COMPARE, "--task", "fashion-mnist-mlp"), "--set", "data_dir=bad")
-
-
-def out_under_a_file(folder: Path) -> list[str]:
-    (folder / "file").write_text("")
-    return but(COMPARE, "--out", "file/out")
-
-
-def out_is_a_file(folder: Path) -> list[str]:
-    (folder / "file").write_text("")
-    return but(RUN, "--out", "file")
-
-
-REFUSED: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], Sequence[str]]] = {
-    "no command": (["trian"], ["'trian'", "Accepted are", "compare"]),
-    "no option": ([*COMPARE, "--budgets", "3"], ["--budgets"]),
-    "missing option": (but(COMPARE, "--budget"), ["--budget"]),
-    "no number": (but(COMPARE, "--budget", "much"), ["--budget", "'much'", "float"]),
-    "task": (but(COMPARE, "--task", "digits"), ["unknown task 'digits'", "digits-mlp", "module:attribute"]),
-    "own task's module": (but(COMPARE, "--task", "nothing:task"), ["'nothing:task'", "no module 'nothing'"]),
-    "own task's attribute": (but(COMPARE, "--task", "own_cli_task:none"), ["has no task or function 'none'"]),
-    "method": (but(COMPARE, "--methods", "fixed,sgd"), ["unknown method 'sgd'", "random", "gp-bo"]),
-    "method twice": (but(COMPARE, "--methods", "fixed,fixed"), ["--methods fixed,fixed", "twice"]),
-    "control alone": (but(COMPARE, "--methods", "replayed"), ["--methods replayed", "the run of auto", "add auto"]),
-    "no method": (but(COMPARE, "--methods", ","), ["--methods", "at least one"]),
-    "algorithm": (but(RUN, "--algorithm", "sgd"), ["unknown algorithm 'sgd'", "stn", "delta-stn", "fixed"]),
-    "hyperparameter": (but(COMPARE, "--task", "own_cli_task:unknown_hp"), ["'dropout_9'", "dropout_1"]),
-    "start value": (but(COMPARE, "--task", "own_cli_task:outside"), ["0.95", "'dropout_1'", "[0, 0.9]"]),
-    "empty domain": (but(COMPARE, "--task", "own_cli_task:empty"), ["empty domain", "low=0.5", "high=0.5"]),
-    "learning rate": (but(COMPARE, "--task", "own_cli_task:learning_rate"), ["'lr'", "gradient", "param_space"]),
-    "budget": (but(COMPARE, "--budget", "-5"), ["--budget -5", "1 or more"]),
-    "budget of no epoch": (but(COMPARE, "--budget", "0.5"), ["--budget 0.5", "not even one epoch", "1 or more"]),
-    "endless budget": (but(COMPARE, "--budget", "inf"), ["--budget inf", "1 or more"]),
-    "seeds": (but(COMPARE, "--seeds", "0"), ["--seeds 0", "1 or more"]),
-    "trials": (but(RUN, "--trials", "0"), ["--trials 0", "1 or more"]),
-    "seed": (but(RUN, "--seed", "-1"), ["--seed -1", "0 or more"]),
-    "epochs": (but(RUN, "--epochs", "0"), ["--epochs 0", "1 or more"]),
-    "no hyper-step": (
-        [*but(RUN, "--algorithm", "stn"), "--epochs", "2"],
-        ["stn would tune nothing", "2 epochs of ", "more --epochs", "--set warmup_epochs="],
-    ),
-    "setting": (but(COMPARE, "--set", "epoch=3"), ["unknown setting 'epoch'", "epochs"]),
-    "setting's value": (but(COMPARE, "--set", "lr=fast"), ["--set lr='fast'", "finite number above 0"]),
-    "nothing to retry in": ([*COMPARE, "--retry-failed"], ["--retry-failed: only with --resume"]),
-    "form of a setting": (but(COMPARE, "--set", "epochs"), ["--set epochs", "key=value"]),
-    "cpus": (but(COMPARE, "--cpus-per-trial", "0"), ["--cpus-per-trial 0", "above 0"]),
-    "gpus": (but(COMPARE, "--gpus-per-trial", "-1"), ["--gpus-per-trial -1", "0 or more"]),
-    "part of several gpus": (but(COMPARE, "--gpus-per-trial", "1.5"), ["--gpus-per-trial 1.5", "a share of one"]),
-    "form of a resource": (but(COMPARE, "--resources", "fast"), ["--resources fast", "key=value"]),
-    "resource": (but(COMPARE, "--resources", "fast=much"), ["--resources fast=much", "'much' is no number"]),
-    "no resource": (but(COMPARE, "--resources", "fast=0"), ["--resources fast=0", "above 0"]),
-    "cpus as a resource": (but(COMPARE, "--resources", "CPU=2"), ["--resources CPU=2", "--cpus-per-trial"]),
-    "form of a label": (but(COMPARE, "--label", "b"), ["--label b", "key=value"]),
-    "storage": (but(COMPARE, "--storage-path", "foo://x"), ["--storage-path foo://x", "s3://bucket/folder"]),
-    "working directory": (but(COMPARE, "--working-dir", "."), ["--working-dir .", "only with --address"]),
-    "no working directory": (
-        [*COMPARE, "--address", "auto", "--working-dir", "none"],
-        ["--working-dir none", "no such folder"],
-    ),
-    "concurrency": (but(COMPARE, "--max-concurrent", "0"), ["--max-concurrent 0", "1 or more"]),
-    "no data": (empty_data, ["Fashion-MNIST not found in empty", "--set data_dir=FOLDER", "tune-stn data"]),
-    "corrupt data": (corrupt_data, ["bad/train-images-idx3-ubyte", "fetch the file again"]),
-    "out under a file": (out_under_a_file, ["--out file/out", "cannot be made a directory"]),
-    "out is a file": (out_is_a_file, ["--out file", "cannot be made a directory"]),
-    "data set": (["data", "mnist"], ["'mnist'", "fashion-mnist"]),
-    "licensed data set": (["data", "ptb"], ["Penn Treebank is not fetched", "LDC99T42", "data_dir=FOLDER"]),
-    "absent text": (
-        but(but(COMPARE, "--task", "ptb-lstm"), "--set", "data_dir=none"),
-        ["Penn Treebank not found in none", "--set data_dir=FOLDER"],
-    ),
-    "size of a network": (but(but(COMPARE, "--task", "text-lstm"), "--set", "layers=0"), ["layers=0", "1 or more"]),
-    "heads": (but(but(COMPARE, "--task", "text-transformer"), "--set", "heads=5"), ["heads=5", "width=96"]),
-    "tokens": (but(but(COMPARE, "--task", "text-lstm"), "--set", "train_tokens=1"), ["train_tokens=1", "2 to 77633"]),
-    "study": (["report", "nowhere"], ["nowhere"]),
-    "no study": (["report", "."], ["study.json"]),
-    "export of no study": (["export", ".", "--to", "x"], ["study.json"]),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_one_line_and_starts_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    command, parts = REFUSED[case]
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
-    done = tune_stn(*(command(here) if callable(command) else command))
-    assert done.exit_code == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("tune-stn: ")
-    assert all(part in line for part in parts), line
-    assert not (here / "out").exists() or not list((here / "out").iterdir())
 
 
 def test_a_folder_of_another_user_is_not_resumed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 from click.testing import CliRunner, Result
 
 from tune_stn.cli import main
@@ -37,39 +35,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.DataFrame({"loss": [1.0]}).to_parquet("losses.parquet")
     Path("text.parquet").write_text("no Parquet")
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["nowhere.parquet"], ["no schedule at nowhere.parquet"]),
-        (["."], [". is a directory", "schedule.parquet"]),
-        (["text.parquet"], ["text.parquet is damaged, or no Parquet file"]),
-        (["losses.parquet"], ["losses.parquet: no schedule in a table of the columns loss"]),
-        (["two.parquet"], ["two.parquet: the table holds the schedules of 2 trials: x, y", "--trial"]),
-        (["two.parquet", "--trial", "z"], ["no rows of trial_id 'z', but of: x, y"]),
-        (["good.parquet", "--trial", "z"], ["no column 'trial_id'"]),
-        (["unknown.parquet"], ["'dropout_9', which is no hyperparameter of this task", "dropout_1"]),
-        (["outside.parquet"], ["'dropout_1' of the schedule is 0.95", "[0, 0.9]"]),
-        (["steps.parquet", "--per-epoch"], ["does not know where its epochs begin"]),
-        (["good.parquet", "--seed", "-1"], ["--seed -1", "0 or more"]),
-        (["good.parquet", "--epochs", "0"], ["--epochs 0", "1 or more"]),
-        (["good.parquet", "--task", "digits"], ["unknown task 'digits'"]),
-        ([], ["SCHEDULE"]),
-    ],
-)
-def test_bad_input_is_one_line_and_starts_nothing(
-    here: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], parts: Sequence[str]
-) -> None:
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
-    done = tune_stn("replay", *SMALL, "--out", "out", *arguments)
-    assert done.exit_code == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("tune-stn: ")
-    assert all(part in line for part in parts), line
-    assert not (here / "out").exists()
 
 
 @pytest.mark.ray

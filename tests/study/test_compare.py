@@ -28,6 +28,7 @@ from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
 from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
+from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.training import Trainer
 from tune_stn.tuning.cluster import Cluster
 
@@ -161,6 +162,13 @@ def test_study_json_says_how_to_run_it_again(study: Results) -> None:
     assert (found["budget"], found["settings"], found["missing"]) == (BUDGET, dict(SETTINGS), [])
     assert {"python", "torch", "ray", "tune_stn"} <= set(found["versions"])
     assert found["cluster"]["slots"] == 2
+    assert set(found["conversion"]) == {"fixed", "stn"}
+    assert found["conversion"]["stn"]["bound"] == {"0": "dropout_input", "3": "dropout_1", "6": "dropout_2"}
+    assert set(found["conversion"]["stn"]["responding"]) == {"1", "4", "7"}
+    assert all(isinstance(remark, str) for remark in found["remarks"])
+    page = (study.path / "report.html").read_text()
+    assert "What became of the network" in page
+    assert ("Worth a second look" in page) == bool(found["remarks"])
     assert set(found["peak_memory_mib"]) == set(found["methods"])
     assert all(50 < peak < 5000 for peak in found["peak_memory_mib"].values())  # of a process that has loaded torch
     assert (study.path / "report.html").stat().st_size > 10_000
@@ -236,9 +244,8 @@ def test_finished_runs_are_not_run_again(study: Results, cluster: Cluster) -> No
         "digits-mlp", METHODS, budget=BUDGET, seeds=[SEED], out=study.path, resume=True, settings=SETTINGS,
         cluster=cluster, say=lines.append,
     )  # fmt: skip
-    assert lines == [
-        f"[{i}/3] {name}, seed {SEED}: finished before, skipped" for i, name in enumerate(METHODS, start=1)
-    ]
+    skipped = [f"[{i}/3] {name}, seed {SEED}: finished before, skipped" for i, name in enumerate(METHODS, start=1)]
+    assert lines == [*skipped, *(f"note: {remark}" for remark in again.study["remarks"])]
     assert {path: path.stat().st_mtime_ns for path in (study.path / "state").rglob("*") if path.is_file()} == state
     for name in ("reports", "schedule", "incumbent"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(study, name))
@@ -392,13 +399,42 @@ def test_a_session_that_cannot_start_leaves_no_study(tmp_path: Path, monkeypatch
     """The same command with the right address must not be told that there is a study already."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False, "settings": {}}
+    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False}
+    arguments["settings"] = {"lr_schedule": "CosineAnnealingLR", "lr_schedule_args": {"T_max": 1000}}
+    lines: list[str] = []
     with pytest.raises(ValueError, match="no Ray cluster answers"):
         run_study(
-            "digits-mlp", [get_method("fixed")], out=tmp_path / "out", cluster=Cluster(address="127.0.0.1:1"),
-            say=print, **arguments,
+            "digits-mlp", [get_method("stn")], out=tmp_path / "out", cluster=Cluster(address="127.0.0.1:1"),
+            say=lines.append, **arguments,
         )  # fmt: skip
     assert list((tmp_path / "out").iterdir()) == []
+    # What was to be said before it started was said.
+    assert lines[0].startswith("the network under stn:\n  1: response ")
+    assert "\n  0: reads dropout_input" in lines[0]
+    assert lines[1:] == [one for one in lines if one.startswith("note: lr_schedule: CosineAnnealingLR has T_max=1000")]
+    assert len(lines) == 2
+
+
+def test_what_a_task_raises_in_the_rehearsal_is_the_cause_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a rehearsal, the study gets as far as the cluster."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise KeyError("weights")
+
+    task = replace(get_task("digits-mlp"), name="mine", loss=loss)
+    with pytest.raises(OwnCodeError, match=r"the loss of task 'mine', given .* raised KeyError: 'weights'") as caught:
+        compare(task, ["fixed", "auto"], budget=3, seeds=1, out=tmp_path / "out")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="no Ray cluster answers"):
+        compare(
+            task, ["fixed"], budget=3, seeds=1, out=tmp_path / "out", rehearsal=False,
+            cluster=Cluster(address="127.0.0.1:1"),
+        )  # fmt: skip
 
 
 # What a study says of its code and where its data lies ----------------------------------------------------------------

@@ -182,6 +182,9 @@ def flat(split: str) -> Callable[[int], Splits]:
         ({"training": replace(TASK.training, optimizer_args={"momentum": -1})}, "the optimizer of task 'own' raised "
          "ValueError: Invalid momentum value", 0),
         ({"training": replace(TASK.training, hyper_optimizer_args={"alpha": -1})}, "the hyper_optimizer of task", 0),
+        ({"training": replace(TASK.training, epochs=30, lr_schedule="OneCycleLR", lr_schedule_args={
+            "max_lr": 0.1, "total_steps": 10, "cycle_momentum": False})}, "the lr_schedule of task 'own' raised "
+         "ValueError: Tried to step 11 times", 0),
         ({"training": replace(TASK.training, lr_schedule_args={"T_max": "3"})}, "the lr_schedule of task 'own'", 0),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from pyarrow.fs import LocalFileSystem
@@ -24,6 +25,7 @@ from tune_stn.methods import Context, Method, Plan, get_method, in_order
 from tune_stn.study.collect import metrics_of, write_tables
 from tune_stn.study.mend import mending
 from tune_stn.study.progress import Progress
+from tune_stn.study.remarks import after, before, conversion_entry, conversion_words
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
@@ -153,12 +155,16 @@ def run_study(
             _check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
             schedules.append(plan.config.get("schedule"))
     storage = cluster.storage(out / "state")
+    conversion, remarks = {}, []
     if rehearsal:
         schedule = next((one for one in schedules if one is not None), None)
-        rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
+        found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
+        conversion = {algorithm: conversion_entry(one) for algorithm, one in found.items()}
+        remarks = before(resolved, splits)
     del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = _description(resolved, given, methods, seeds, budget, trials, settings)
+    study |= {"conversion": conversion, "remarks": remarks}
     _prepare_directory(out, study, resume)
     if resume:
         _check_owner(out, storage if cluster.storage_path else None)
@@ -178,6 +184,11 @@ def run_study(
                 followed=at_seed.get(method.follows),
             )
         runs.extend(at_seed.values())
+    if not resume:  # or it was said before
+        for algorithm, words in conversion_words(conversion).items() if len(methods) == 1 else ():
+            say(f"the network under {algorithm}:\n{indent(words, '  ')}")
+        for remark in remarks:
+            say(f"note: {remark}")
     progress = Progress(say, total=len(runs))
     with naming_a_full_disk(out), cluster.session():
         study["cluster"] = _cluster_description(cluster)
@@ -218,6 +229,10 @@ def run_study(
             write_tables(resolved, runs, out)
     with naming_a_full_disk(out):
         results = load_results(out)
+        for remark in after(resolved.space, results.reports, results.incumbent):
+            say(f"note: {remark}")
+            results.study["remarks"].append(remark)
+        _write_study(out, results.study)
         write_report(results)
     return results
 

@@ -13,11 +13,13 @@ from jinja2 import Environment, StrictUndefined
 
 from tune_stn.study.controls import control_cells, control_words
 from tune_stn.study.plots import write_plots
+from tune_stn.study.remarks import conversion_words
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
 from tune_stn.training.tables import whole_file
 
+SHOWN = ("missing", "failures", "remarks", "conversion", "schema_version")  # elsewhere on the page, or of no interest
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 
@@ -44,6 +46,8 @@ def write_report(results: Results) -> Path:
         trouble=_trouble(results),
         values=_values(results),
         differences=_differences(results.incumbent),
+        remarks=results.study.get("remarks", []),
+        conversion=conversion_words(results.study.get("conversion", {})),
         made=_made(results.study),
     )
     path = results.path / "report.html"
@@ -117,9 +121,9 @@ def _made(study: dict[str, Any]) -> dict[str, str]:
     """Everything else that study.json says: a row per key, a line per entry of a nested value."""
     rows = {}
     for key, value in study.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in SHOWN:
             rows[key] = "\n".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
-        elif key not in ("missing", "schema_version"):
+        elif key not in SHOWN:
             rows[key] = _plain(value)
     return rows
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_stn.data.batches import Batch, tensors_in
 from tune_stn.data.splits import Examples, Splits
@@ -22,7 +23,7 @@ from tune_stn.tasks.task import OfMean, Task
 from tune_stn.training.evaluation import evaluate
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
-from tune_stn.training.rules import Fixed
+from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
@@ -157,7 +158,7 @@ def _check_parts(task: Task, splits: Splits, seed: int) -> None:
             batches[name] = next(split.batches(size, torch.Generator())).unread()
     start = task.space.check_values(task.start)
     with own_code("the model", task.name):
-        model = make_network(task, Fixed, start=start, seed=seed, batch=batches["train"])
+        model = make_network(task, get_rule("fixed"), start=start, seed=seed, batch=batches["train"])
     _check_optimizers(task, model.base_parameters())
     forward, sample = Forward(task, model), model.hyper.constant_sample()
 
@@ -202,7 +203,11 @@ def _check_optimizers(task: Task, parameters: list[nn.Parameter]) -> None:
     with own_code("the optimizer", task.name):
         optimizer = training.make_optimizer(parameters)
     with own_code("the lr_schedule", task.name):
-        training.make_lr_schedule(optimizer)
+        schedule = training.make_lr_schedule(optimizer)
+        if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
+            optimizer.step()  # of no gradients; torch wants it first
+            for _ in range(training.epochs):  # some end before, with an exception
+                schedule.step()
     with own_code("the hyper_optimizer", task.name):
         training.make_hyper_optimizer([nn.Parameter(torch.zeros(()))], hyper_steps=1)
 

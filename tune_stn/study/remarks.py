@@ -1,0 +1,136 @@
+"""What is worth a second look though nothing failed, each in a line: for the output, `study.json` and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from tune_stn.data.augment import ColourJitter
+from tune_stn.data.splits import Splits
+from tune_stn.nn.conversion import Conversion
+from tune_stn.space.search_space import SearchSpace
+from tune_stn.study.incumbent import RUN
+from tune_stn.tasks.task import Task
+
+LENGTHS = ("total_steps", "T_max", "total_iters")  # of torch's learning-rate schedules, in steps of their own
+FAR = 1.5  # times the epochs of a run, from which on such a length is no slip of a few epochs
+SLACK = 0.05  # of pixels beyond [0, 1] that rounding and interpolation may make
+AT_THE_BOUND = 0.02  # of the width of a domain
+SHARE, FALL = 4, 0.01  # the last quarter of a run's epochs, and how much of the loss still fell in it
+EXAMPLES = 64
+HELD = ("fixed", "frozen", "replay", "replayed", "last-values")  # methods that choose no value themselves
+
+
+def before(task: Task, splits: Splits) -> list[str]:
+    """What the task and its data say before a run.
+
+    Args:
+        task: The task.
+        splits: Its data; a few training examples are looked at.
+    """
+    return [*_of_lr_schedule(task, splits), *_of_colours(task, splits)]
+
+
+def after(space: SearchSpace, reports: pd.DataFrame, incumbent: pd.DataFrame) -> list[str]:
+    """What the results say.
+
+    Args:
+        space: Of the task.
+        reports: The table of a study.
+        incumbent: The table of a study, best-so-far.
+    """
+    best = incumbent.drop_duplicates(RUN, keep="last")[[*RUN, "trial_id"]]
+    ends = {
+        (str(row["method"]), int(row["seed"])): reports[(reports[[*RUN, "trial_id"]] == row).all(axis=1)]
+        for _, row in best.iterrows()
+    }
+    return [*_of_bounds(space, ends), *_of_falling_losses(ends)]
+
+
+def conversion_entry(conversion: Conversion) -> dict[str, dict[str, str]]:
+    """A conversion as `study.json` holds it: path -> response size, hyperparameter read, reason to be left plain."""
+    return {"responding": conversion.responding, "bound": conversion.bound, "plain": conversion.plain}
+
+
+def conversion_words(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The conversions of `study.json` for people: algorithm -> a line for each module."""
+    return {algorithm: str(Conversion(**entry)) for algorithm, entry in entries.items()}
+
+
+def _of_lr_schedule(task: Task, splits: Splits) -> Iterator[str]:
+    training = task.training
+    optimizer = training.make_optimizer([nn.Parameter(torch.zeros(()))])
+    schedule = training.make_lr_schedule(optimizer)
+    steps = training.epochs * splits.train.steps(training.batch_size)
+    for name in LENGTHS:
+        length = getattr(schedule, name, None)
+        if isinstance(length, (int, float)) and length > FAR * training.epochs:
+            words = f", which are the {steps} training steps of a run" if length == steps else ""
+            yield (
+                f"lr_schedule: {type(schedule).__name__} has {name}={length:g}{words}, but it is stepped once an epoch "
+                f"and a run has {training.epochs} epochs, so it hardly moves: count its length in epochs"
+            )
+
+
+def _of_colours(task: Task, splits: Splits) -> Iterator[str]:
+    for jitter in task.augmentations:
+        if not isinstance(jitter, ColourJitter):
+            continue
+        images = next(splits.train.batches(EXAMPLES, torch.Generator())).inputs
+        mean, std = (torch.tensor(given).view(-1, 1, 1) for given in (jitter.mean, jitter.std))
+        pixels = images.cpu() * std + mean
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -SLACK or high > 1 + SLACK:
+            yield (
+                f"ColourJitter clamps pixels to [0, 1], but with its mean={jitter.mean} and std={jitter.std} those of "
+                f"the train split are in [{low:.3g}, {high:.3g}]: give it the mean and std that normalised them"
+            )
+
+
+def _of_bounds(space: SearchSpace, ends: Mapping[tuple[str, int], pd.DataFrame]) -> Iterator[str]:
+    found: dict[tuple[str, str, float], list[str]] = {}
+    for (method, seed), reports in ends.items():
+        for name, domain in space.items() if method not in HELD else ():
+            low, high = getattr(domain, "low", None), getattr(domain, "high", None)
+            if low is None or high is None or f"hp/{name}" not in reports:
+                continue
+            value = float(reports[f"hp/{name}"].iloc[-1])
+            place = _place(domain, value)
+            if min(place, 1 - place) <= AT_THE_BOUND:
+                side, bound = ("lower", low) if place < 0.5 else ("upper", high)
+                found.setdefault((name, side, bound), []).append(f"{method}, seed {seed}")
+    for (name, side, bound), runs in found.items():
+        yield (
+            f"{name} ends at the {side} bound of its domain, {bound:g}, in the best trial of {'; '.join(runs)}: "
+            "what is beyond may be better, if it is allowed"
+        )
+
+
+def _place(domain: Any, value: float) -> float:
+    """Where in its domain a value is, from 0 to 1, as the domain's own coordinate sees it."""
+    if type(domain).__name__.startswith("Log"):
+        low, high, value = (float(torch.tensor(one).log()) for one in (domain.low, domain.high, value))
+    else:
+        low, high = domain.low, domain.high
+    return (value - low) / (high - low)
+
+
+def _of_falling_losses(ends: Mapping[tuple[str, int], pd.DataFrame]) -> Iterator[str]:
+    runs = []
+    for (method, seed), reports in ends.items():
+        losses = reports["val_loss"].to_numpy()
+        last = len(losses) // SHARE
+        if last < 2 or reports["status"].iloc[-1] != "finished" or losses.argmin() != len(losses) - 1:
+            continue
+        earlier, later = losses[-2 * last : -last].mean(), losses[-last:].mean()
+        if earlier - later > FALL * abs(earlier):
+            runs.append(f"{method}, seed {seed}")
+    if runs:
+        yield (
+            f"the validation loss of the best trial of {'; '.join(runs)} was still falling when its epochs were over: "
+            "more epochs= may be better, and methods that learn slowly look worse than they are"
+        )
