@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm
 
-from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
+from tune_stn.nn.first_order import first_order, map_tensors, to_first_order, without_running_statistics
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import observing
 from tune_stn.nn.self_tuning import self_tuning
@@ -92,3 +93,21 @@ def test_a_plain_tensor_stays(dtype: torch.dtype) -> None:
     found = to_first_order(output)
     assert found.dtype == dtype
     assert torch.equal(found, output)
+
+
+def test_a_look_does_not_go_on_with_running_statistics() -> None:
+    """Of batch norms, and of both spectral norms of torch."""
+    torch.manual_seed(0)
+    layers = nn.Linear(3, 4), spectral_norm(nn.Linear(4, 4)), parametrizations.spectral_norm(nn.Linear(4, 4))
+    model = nn.Sequential(*layers, nn.BatchNorm1d(4))
+    x = torch.randn(5, 3)
+    for _ in range(2):
+        before = {name: value.clone() for name, value in model.state_dict().items() if value.shape != ()}
+        with without_running_statistics(model):
+            model(x)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+        model(x)
+        moved = {
+            name.split(".")[0] for name, value in before.items() if not torch.equal(value, model.state_dict()[name])
+        }
+        assert moved == {"1", "2", "3"}

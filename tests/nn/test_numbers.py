@@ -121,6 +121,45 @@ def test_one_number_cannot_be_the_rates_of_several_examples(model: nn.Module, dr
     net.eval()(torch.randn(6, 4))
 
 
+class Handed(nn.Module):
+    """Hands the rate of an attention module that is never called to torch's function, and drops elsewhere as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.drop, self.out = nn.MultiheadAttention(4, 2, dropout=0.1), nn.Dropout(0.1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, x = self.attn, x.view(1, -1, 4)
+        weights = (a.in_proj_weight, a.in_proj_bias, None, None, False, a.dropout, a.out_proj.weight, a.out_proj.bias)
+        y = F.multi_head_attention_forward(x, x, x, 4, 2, *weights, training=self.training)[0]
+        outputs: Tensor = self.out(self.drop(y[0]))
+        return outputs
+
+
+def test_an_attention_gives_its_rate_in_force_as_a_number() -> None:
+    plain = Handed()
+    net = converted(plain, {"attn": "rate"}, response=None)
+    plain.attn.dropout = 0.6  # type: ignore[assignment]
+    assert_alike(plain, net, torch.randn(6, 4), 0.6)
+    assert net.to_plain().attn.dropout == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
+@pytest.mark.parametrize(
+    ("model", "dropout", "path"),
+    [
+        (Net, {"*drop": "rate"}, r"attn\.attn_drop\.p"),
+        (Functional, {"p": "rate"}, "p"),
+        (Handed, {"attn": "rate", "drop": "rate"}, r"attn\.dropout"),
+    ],
+)
+def test_rates_of_several_examples_are_refused_before_training(
+    model: Any, dropout: dict[str, str], path: str, algorithm: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"reads '{path}' as one number, but 'rate' .* per_batch=\['rate'\]"):
+        Trainer(task(model, dropout, SPACE), algorithm=algorithm)
+
+
 def test_a_cuda_graph_does_not_keep_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     net = converted(Functional(), {"p": "rate"})
     for name in ("is_available", "is_current_stream_capturing"):

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from tune_stn.nn import LockedDropout, ResponseSize, SelfTuningModel, StochasticDepth, self_tuning
 from tune_stn.space import SearchSpace, Tunable, Uniform
+from tune_stn.training.self_tuner import SelfTuner
 
 SPACE = SearchSpace({"rate": Uniform(0, 0.9), "shared": Uniform(0, 0.9)}, per_batch=["shared"])
 START = {"rate": 0.3, "shared": 0.1}
@@ -176,3 +179,41 @@ def test_a_plain_network_that_is_given_a_self_tuning_state_is_told_of_to_plain()
     whole, again = nn.ModuleList([net]), nn.ModuleList([other])
     again.load_state_dict(whole.state_dict())
     make().load_state_dict(net.to_plain().state_dict())
+
+
+NORMED = {
+    "hook, weight": nn.utils.weight_norm,
+    "hook, spectral": nn.utils.spectral_norm,
+    "parametrization, weight": parametrizations.weight_norm,
+    "parametrization, spectral": parametrizations.spectral_norm,
+}
+each_normed = pytest.mark.parametrize("normed", NORMED.values(), ids=NORMED.keys())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@each_normed
+def test_weights_that_are_computed_at_each_call_stay_so(normed: Any) -> None:
+    """With a graph from an earlier call or without, and back again; torch itself does not copy such a network."""
+    torch.manual_seed(0)
+    layers = normed(nn.Linear(4, 8)), nn.Unflatten(1, (8, 1)), nn.Dropout(), normed(nn.Conv1d(8, 8, 1)), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(8, 3))
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    names = list(model.state_dict())
+    model(x)
+    net = self_tuning(model, SPACE, start=START, dropout={"2": "rate"}, inputs=x)
+    assert list(net.conversion.responding) == ["5"]
+    net.eval()
+    model.eval()
+    with net.using(net.perturbed_sample(6)):
+        torch.testing.assert_close(net(x), model(x))
+    net.train()
+    tuner = SelfTuner(net, torch.optim.SGD(net.parameters(), 0.1), algorithm="stn")
+    for _ in range(2):
+        tuner.train_step(lambda: F.cross_entropy(net(x), y))
+    plain = net.eval().to_plain()
+    assert type(plain) is nn.Sequential
+    assert list(plain.state_dict()) == names
+    torch.testing.assert_close(plain(x), net(x))
+    assert not torch.allclose(plain(x), model(x))
+    model.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(plain(x), model(x))

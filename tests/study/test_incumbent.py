@@ -45,6 +45,13 @@ def test_finite_decreasing_minimal_and_blind_to_row_order(losses: list[float], r
     pd.testing.assert_frame_equal(best_so_far(reports.iloc[order]), best)
 
 
+def test_columns_of_theirs_by_these_names_are_not_read() -> None:
+    """As `STNTrainable` reports `best_val_loss` under a `Recorder`."""
+    reports = reports_of([3.0, 2.0])
+    more = reports.assign(best_val_loss=9.0, test_loss_at_best=9.0)
+    pd.testing.assert_frame_equal(best_so_far(more), best_so_far(reports))
+
+
 def test_order_is_by_cost_and_ties_by_report() -> None:
     best = best_so_far(reports_of([1.0, 5.0, 4.0], costs=[9, 2, 2]))
     assert best["best_val_loss"].tolist() == [5, 4, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tune_stn.data.splits import Split, Splits
 from tune_stn.data.text import Text
 from tune_stn.nn import LockedDropout
 from tune_stn.space import SearchSpace, Uniform
-from tune_stn.tasks import Task, Training, get_task, mean_over_examples
+from tune_stn.tasks import Task, Training, accuracy, get_task, mean_over_examples
 from tune_stn.tasks.language import PERPLEXITY, token_loss
 from tune_stn.tasks.task import OfMean
 from tune_stn.training import Trainer
@@ -164,6 +165,79 @@ def test_losses_and_metrics_are_those_of_the_whole_split(loss: str, size: int) -
     assert report["test_f1"] == pytest.approx(float(f1(outputs, targets)), rel=1e-5)
     assert report["val_auc"] == pytest.approx(float(auc(outputs, targets)), rel=1e-5)
     assert report["val_error"] == pytest.approx(1 - report["val_f1"])
+
+
+PAD = 0
+
+
+def of_tokens(outputs: Any, targets: Tensor, ignore_index: int = PAD) -> Tensor:
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+
+
+def with_count(outputs: Tensor, targets: Any) -> Tensor:
+    return of_tokens(outputs, targets["words"])
+
+
+class Tokens(nn.Module):
+    """Logits `(batch, time, words)`, or `(batch, words, time)` as `nn.CrossEntropyLoss` wants them."""
+
+    def __init__(self, channels: bool) -> None:
+        super().__init__()
+        self.embedding, self.dropout, self.decoder = nn.Embedding(WORDS, 4), nn.Dropout(), nn.Linear(4, WORDS)
+        self.channels = channels
+
+    def forward(self, tokens: Tensor, state: None = None) -> Tensor:
+        logits: Tensor = self.decoder(self.dropout(self.embedding(tokens)))
+        return logits.mT if self.channels else logits
+
+
+class Stateful(Tokens):
+    def forward(self, tokens: Tensor, state: None = None) -> Any:
+        return super().forward(tokens), None
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 500])
+@pytest.mark.parametrize(
+    ("loss", "ignored"),
+    [
+        (nn.CrossEntropyLoss(ignore_index=PAD), PAD),
+        (nn.CrossEntropyLoss(), -100),
+        (mean_over_examples(partial(of_tokens, ignore_index=PAD)), PAD),
+        (mean_over_examples(partial(of_tokens, ignore_index=-100)), -100),
+        (mean_over_examples(count=lambda targets: (targets["words"] != PAD).sum())(with_count), PAD),
+        ("recurrent", PAD),
+    ],
+)
+def test_a_loss_over_tokens_is_their_mean_whatever_is_ignored(loss: Any, ignored: int, size: int) -> None:
+    """Of sentences of very different lengths; and so is the accuracy of the tokens that are not -100."""
+    channels, contained, recurrent = isinstance(loss, nn.Module), loss is with_count, loss == "recurrent"
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, WORDS, (23, 6), generator=generator)
+    targets = tokens.roll(-1, 1)
+    targets[torch.arange(6) >= torch.randint(7, (23, 1), generator=generator).sort(0).values] = ignored
+    split = Split(tokens, {"words": targets} if contained else targets)
+    task = Task(
+        name="sentences",
+        model=lambda: (Stateful if recurrent else Tokens)(channels),
+        data=lambda seed: Splits(split, split, split),
+        space=SearchSpace({"rate": Uniform(0, 0.9)}),
+        start={"rate": 0.3},
+        loss=of_tokens if recurrent else loss,
+        dropout={"dropout": "rate"},
+        metrics={"accuracy": accuracy} if ignored == -100 and not channels else {},
+        recurrent=recurrent,
+        training=Training(batch_size=20, eval_batch_size=size),
+    )
+    trainer = Trainer(task, algorithm="fixed")
+    report = evaluate(trainer.forward, trainer.splits)
+    with torch.no_grad():
+        logits = trainer.model(tokens)
+    logits = logits[0] if recurrent else logits.mT if channels else logits
+    assert report["val_loss"] == pytest.approx(float(of_tokens(logits, targets, ignored)), rel=1e-5)
+    if task.metrics:
+        right = (logits.argmax(-1) == targets)[targets != ignored]
+        assert report["val_accuracy"] == pytest.approx(float(right.float().mean()), rel=1e-5)
 
 
 def test_outputs_that_cannot_be_put_together_or_kept_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tune_stn.data.augment import Cutout
 from tune_stn.data.splits import Split, Splits
-from tune_stn.nn.penalties import WeightDecay
-from tune_stn.space import SearchSpace, Uniform
+from tune_stn.nn.penalties import ActivationNorm, WeightDecay
+from tune_stn.space import Integer, SearchSpace, Uniform
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 from tune_stn.training.forward import Forward
@@ -71,6 +73,83 @@ def test_a_penalty_on_nothing_is_told() -> None:
         ValueError, match=r"only='enocder.\*'\) matches no weight of the network; it has lstm.weight_ih_l0"
     ):
         Trainer(task_of(OneLayer, penalties=(WeightDecay("rate", only="enocder.*"),)), algorithm="stn")
+
+
+class Backbone(nn.Module):
+    """What fine-tuning has below its head; its dropouts are a module and a number."""
+
+    def __init__(self, *, trains: bool) -> None:
+        super().__init__()
+        self.fc, self.drop, self.p, self.trains = nn.Linear(4, 8), nn.Dropout(), 0.1, trains
+
+    def train(self, mode: bool = True) -> Backbone:
+        return super().train(mode and self.trains)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.drop(torch.relu(self.fc(x))), self.p, self.training)
+
+
+class FineTuned(nn.Module):
+    def __init__(self, *, frozen: bool = True, no_grad: bool = False, trains: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.head = Backbone(trains=trains), nn.Linear(8, 3)
+        self.backbone.requires_grad_(not frozen)
+        self.no_grad = no_grad
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_grad):
+            features = self.backbone(x)
+        outputs: Tensor = self.head(features)
+        return outputs
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fixed", "stn"])
+@pytest.mark.parametrize(
+    ("model", "reader", "message"),
+    [
+        ({}, {"dropout": {"backbone.drop": "rate"}}, r"read by nothing .* bound to 'backbone\.drop', which did not"),
+        (
+            {},
+            {"dropout": {"backbone.p": "rate"}},
+            r"no weight would train otherwise .* bound to 'backbone\.p': .* frozen",
+        ),
+        ({"frozen": False}, {"dropout": {"backbone.p": "rate"}}, r"bound to 'backbone\.p': .* in evaluation mode"),
+        (
+            {"trains": True},
+            {"penalties": (WeightDecay("rate", only="backbone"),)},
+            "train otherwise at another value: ",
+        ),
+        (
+            {"trains": True, "frozen": False, "no_grad": True},
+            {"penalties": (ActivationNorm("rate", "backbone"),)},
+            r"at another value: .* under torch\.no_grad\(\)\. Let that part train",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_told(model: Any, reader: Any, message: str, algorithm: str) -> None:
+    task = task_of(lambda: FineTuned(**model), **reader)
+    if "dropout" in reader:
+        task = replace(task, space=SearchSpace(task.space, per_batch=["rate"]))
+    with pytest.raises(ValueError, match=f"hyperparameter 'rate' of task 'mine' was .*{message}"):
+        Trainer(task, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+@pytest.mark.parametrize("reader", [{"dropout": {"*": "rate"}}, {"penalties": (WeightDecay("rate"),)}])
+def test_noise_below_a_head_that_trains_has_an_effect(reader: Any, no_grad: bool) -> None:
+    Trainer(task_of(lambda: FineTuned(trains=True, no_grad=no_grad), **reader), algorithm="auto")
+
+
+def test_what_others_switch_off_at_the_start_values_has_an_effect() -> None:
+    task = Task(
+        name="mine",
+        model=lambda: nn.Sequential(nn.Flatten(), FineTuned(trains=True)),
+        data=lambda seed: Splits(*(Split(torch.randn(10, 1, 2, 2), torch.randint(3, (10,))) for _ in range(3))),
+        space=SearchSpace({"holes": Integer(0, 2), "size": Integer(0, 3)}),
+        start={"holes": 0, "size": 1},
+        augmentations=(Cutout("holes", "size", max_holes=2),),
+    )
+    Trainer(task, algorithm="auto")
 
 
 @pytest.mark.parametrize("algorithm", ["fixed", "stn"])

@@ -249,3 +249,19 @@ def test_a_result_gives_its_checkpoints_schedule_or_else_what_it_reported(tmp_pa
 def test_a_result_without_a_schedule_says_what_to_do(reports: pd.DataFrame | None) -> None:
     with pytest.raises(ValueError, match=r"Report the values as hp/<name>.*from_pbt_policy"):
         Schedule.from_result(SimpleNamespace(checkpoint=None, metrics_dataframe=reports))
+
+
+def test_integers_stay_integers(tmp_path: Path) -> None:
+    """Whole values of those that are integers, from every source; what is in between two of them is no integer."""
+    policy = tmp_path / "policy.txt"
+    policy.write_text('["0", "1", 4, 4, {"width": 8, "rate": 1}, {"width": 16, "rate": 0.5}]\n')
+    wide = pd.DataFrame({"epoch": [1, 5], "hp/width": [8, 16], "hp/rate": [1.0, 0.5]})
+    for schedule in (Schedule.from_pbt_policy(policy), Schedule.from_frame(wide)):
+        schedule.to_parquet(tmp_path / "schedule.parquet")
+        again = Schedule.from_parquet(tmp_path / "schedule.parquet")
+        assert again == schedule
+        for one in (schedule, again, again.per_epoch(), again.select("rate", "width")):
+            assert repr(sorted(one.at(4).items())) == "[('rate', 0.5), ('width', 16)]"
+        linear = replace(again, interpolation="linear")
+        assert repr([linear.at(time)["width"] for time in (0, 1, 1.25)]) == "[8, 10, 10.5]"
+    assert repr(Schedule.constant({"width": 8, "rate": 1.0}).at(3)) == "{'width': 8, 'rate': 1.0}"

@@ -18,7 +18,7 @@ def fake_trial() -> Callable[..., Any]:
         path = f"/storage/run/dir-{checkpoint_of}/checkpoint_{number:06d}"
         attributes: dict[str, Any] = {
             **{"trial_id": name, "status": status, "relative_logdir": f"dir-{name}", "trainable_name": "theirs"},
-            **{"config": {}, "last_result": {}, "error_file": None},
+            **{"config": {}, "last_result": {}, "error_file": None, "path": f"/storage/run/dir-{name}"},
             "checkpoint": SimpleNamespace(path=path, filesystem=LocalFileSystem()) if checkpoint_of else None,
             "latest_checkpoint_result": None,
         }

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import SCHEDULE, read_table, reports_schema
 from tune_stn.tuning.directory import Labels, labelled, write_directory
+from tune_stn.tuning.journal import append
 from tune_stn.tuning.recorded import Recorded, read_recorded
 
 LABELS = Labels(task="t", method="m", seed=3)
@@ -56,3 +58,18 @@ def test_labelled_rows_have_the_columns_of_the_schema_alone() -> None:
     assert list(frame) == SCHEDULE.names
     assert frame["value"].isna().all()
     assert frame["scale"].dtype == np.float64
+
+
+def test_integers_stay_integers_from_the_journal_to_a_replay(tmp_path: Path) -> None:
+    """Through Parquet, whose column is one of floats; not one that some trial has had a fraction of."""
+    common = {"trial_id": "a", "segment": "", "parent_trial_id": "", "status": "running"}
+    common |= dict.fromkeys(("cost", "cost_total", "wall_time_s", "device_time_s", "val_loss"), 0.0)
+    for epoch, width, share in ((1, 8, 1), (2, 16, 0.5)):
+        append(
+            tmp_path / "reports.jsonl",
+            common | {"epoch": epoch, "step": epoch, "hp/width": width, "hp/share": share, "hp/late": 0.0},
+        )
+    write(tmp_path, read_recorded(tmp_path / "reports.jsonl"))
+    tables = (read_table(tmp_path / "schedule.parquet", "schedule"), pd.read_parquet(tmp_path / "schedule.parquet"))
+    for schedule in (Schedule.from_parquet(tmp_path / "schedule.parquet"), *map(Schedule.from_frame, tables)):
+        assert repr(schedule.at(1)) == "{'width': 16, 'share': 0.5, 'late': 0.0}"

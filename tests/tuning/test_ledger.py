@@ -57,6 +57,7 @@ def test_epochs_never_rewind_and_repetitions_are_known(fake_trial: Make, crash: 
 def test_a_trainable_that_describes_itself_is_taken_at_its_word() -> None:
     ledger = Ledger([], Reading())
     result = {"segment": "copy", "parent_trial_id": "b", "epoch": 4, "training_iteration": 9}
+    result |= {"status": "running", "reason": ""}
     assert ledger.place("a", result) == ("a", "copy", 4)
 
 

@@ -9,21 +9,54 @@ import numpy as np
 import pytest
 import torch
 
-from tune_stn.tuning.reading import Reading, describes_itself, leaves, reported_numbers, result_numbers
+from tune_stn.tuning.reading import Reading, as_number, describes_itself, leaves, reported_numbers, result_numbers
 
 
 def test_leaves_are_the_numbers_by_path_in_python_types() -> None:
     nested = {"a": 1, "b": {"c": np.float32(0.5), "d": {"e": np.int64(3)}}, "f": float("inf"), "g": {}}
     others = {"word": "x", "switch": True, "numpy switch": np.bool_(True), "list": [1], "none": None}
-    found = leaves(nested | others | {"tensor": torch.ones(()), 7: {8: 9}})  # type: ignore[dict-item]
+    found = leaves(nested | others | {"vector": torch.ones(2), 7: {8: 9}})
     assert found == {"a": 1, "b/c": 0.5, "b/d/e": 3, "f": math.inf, "7/8": 9}
     assert {type(value) for value in found.values()} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        *((np.array(0.5), 0.5), (np.array(3), 3), (torch.tensor(0.5), 0.5), (torch.tensor(3), 3)),
+        *((torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5), (np.uint64(2**63), 2.0**63)),
+        *((10**400, math.inf), (-(10**400), -math.inf), (2**63 - 1, 2**63 - 1), (2**63, 2.0**63)),
+        *((np.array(True), None), (torch.tensor(True), None), (np.array(1j), None), ([1.0], None), ("1", None)),
+        *((np.array(["x"])[0], None), (np.array(None), None), (np.datetime64("2020"), None), (torch.ones(1), None)),
+    ],
+)
+def test_a_number_is_pythons_own_also_out_of_an_array_without_axes(given: Any, expected: float | None) -> None:
+    found = as_number(given)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+def test_two_at_one_path() -> None:
+    assert leaves({"a": {"b": 1}, "a/b": 2}) == leaves({"a/b": 1, "a": {"b": 2}}) == {"a/b": 1}
+    config = {"rate": 1, "hp": {"rate": 2, "x": 3}}
+    assert Reading().hyperparameters(config) == {"rate": 1, "hp/rate": 2, "x": 3}
+
+
+def test_choices_are_text() -> None:
+    config = {
+        **{"act": "relu", "bn": np.bool_(True), "clip": None, "widths": [64, (32, "x")], "long": "x" * 300},
+        **{"hp": {"name": "a"}, "lone": "\ud800", "lr": 0.1, "data": torch.ones(3), "model": len, "many": [0] * 300},
+    }
+    plain = {"act": "relu", "bn": "True", "clip": "None", "widths": "[64, (32, 'x')]", "long": "x" * 200}
+    assert Reading().choices(config) == plain | {"name": "a", "lone": "?"}
+    assert Reading(hps=["bn", "model", "lr"]).choices(config) == {"bn": "True", "model": "<built-in function len>"}
 
 
 def test_tunes_own_counts_and_the_config_are_no_metrics() -> None:
     result = {"training_iteration": 3, "time_total_s": 1.0, "done": False, "config": {"lr": 1}, "eval": {"loss": 2.0}}
     assert result_numbers(result) == {"training_iteration": 3, "time_total_s": 1.0, "eval/loss": 2.0}
-    assert reported_numbers(result_numbers(result) | {"cost_increment": 1.0}) == {"eval/loss": 2.0}
+    found = result_numbers(result) | {"cost_increment": 1.0}
+    assert reported_numbers(found, describes_itself=True) == {"eval/loss": 2.0}
+    assert reported_numbers(found) == {"eval/loss": 2.0, "cost_increment": 1.0}
 
 
 def test_losses_under_their_names() -> None:
@@ -80,7 +113,11 @@ def test_a_wrong_argument_is_said(arguments: dict[str, Any], message: str) -> No
         Reading(**arguments)
 
 
-def test_a_number_called_segment_describes_nothing() -> None:
-    assert describes_itself({"segment": "", "parent_trial_id": ""})
-    assert not describes_itself({"segment": 3, "parent_trial_id": ""})
-    assert not describes_itself({"segment": ""})
+def test_only_what_has_all_words_describes_itself() -> None:
+    """A number called segment describes nothing, nor does a status of theirs."""
+    words = {"segment": "", "parent_trial_id": "", "reason": "", "status": "running", "epoch": 1}
+    assert describes_itself(words)
+    for wrong in ({"segment": 3}, {"parent_trial_id": 1}, {"status": 1}, {"status": "good"}, {"epoch": 0.5}):
+        assert not describes_itself(words | wrong)
+    for name in words:
+        assert not describes_itself({key: value for key, value in words.items() if key != name})

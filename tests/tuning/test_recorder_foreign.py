@@ -35,7 +35,7 @@ def test_columns_are_counted_on_the_driver(tmp_path: Path, fake_trial: Make) -> 
     assert {name: value for name, value in second.items() if value == value and name != "wall_time_s"} == {
         **{"trial_id": "a", "segment": "", "parent_trial_id": "", "status": "running", "training_iteration": 2},
         **{"epoch": 2, "step": 2, "cost": 2.0, "cost_total": 2.0, "loss": 0.5, "eval/accuracy": 0.5, "val_loss": 0.5},
-        **{"hp/lr": 0.1, "hp/net/width": 8},
+        **{"hp/lr": 0.1, "hp/net/width": 8, "choice/net/kind": "wide"},
     }
     assert {name for name, value in first.items() if value != value} == {"train_loss", "test_loss", "device_time_s"}
     assert second["wall_time_s"] >= first["wall_time_s"] >= 0

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,14 @@ def chosen(scheduler: ScheduleReplay, *trials: FakeTrial) -> Any:
 
 
 # Decisions ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_value_is_an_int_where_the_config_has_one_or_the_schedule_says_so() -> None:
+    counts = schedule(("width", "rate", "switch", "layers"), [0, 3], [[8.0, 1.0, 1.0, 2.0], [16.0, 2.0, 0.0, 3.0]])
+    for integers, layers in ((frozenset(), "2.0"), (frozenset({"layers"}), "2")):
+        config = {"width": 4, "rate": 0.1, "switch": True}
+        found = added(ScheduleReplay(replace(counts, integers=integers)), FakeTrial(config))
+        assert repr(found) == f"{{'width': 8, 'rate': 1.0, 'switch': 1.0, 'layers': {layers}}}"
 
 
 def test_pauses_only_where_the_next_interval_has_other_values() -> None:

@@ -154,7 +154,8 @@ class SelfTuningCallback(pl.Callback):
             if steps == float("inf"):
                 raise ValueError("the Trainer's run has no end: say SelfTuningCallback(steps=...), the steps to expect")
             steps = int(steps)
-        clip_norm = {} if trainer.gradient_clip_val is None else {"clip_norm": float(trainer.gradient_clip_val)}
+        norm = trainer.gradient_clip_val
+        clip_norm: dict[str, Any] = {} if norm is None else {"clip_norm": float(norm)}
         self.tuner = SelfTuner(
             self.net, holding[0], algorithm=self.algorithm, steps=steps, **self.settings, **clip_norm
         )

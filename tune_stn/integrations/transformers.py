@@ -114,7 +114,7 @@ class SelfTuningCallback(TrainerCallback):
             ValueError: The run goes on from a checkpoint without the tuner's state.
         """
         optimizer = _unwrapped(self.trainer.optimizer)
-        clip_norm = {"clip_norm": float(args.max_grad_norm)} if args.max_grad_norm else {}
+        clip_norm: dict[str, Any] = {"clip_norm": float(args.max_grad_norm)} if args.max_grad_norm else {}
         steps = self.steps or state.max_steps
         self.tuner = SelfTuner(self.net, optimizer, algorithm=self.algorithm, steps=steps, **self.settings, **clip_norm)
         if self.rule.tunes:

@@ -26,7 +26,7 @@ from tune_stn.nn.norm import (
     ResponseNorm,
     ResponseRMSNorm,
 )
-from tune_stn.nn.penalties import WeightDecay
+from tune_stn.nn.penalties import OptimizerWeightDecay, WeightDecay
 from tune_stn.nn.response import Responding, ResponseLayer, ResponseSize
 from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.nn.slot import Slot
@@ -38,6 +38,7 @@ __all__ = [
     "ChannelDropout",
     "Conversion",
     "LockedDropout",
+    "OptimizerWeightDecay",
     "Responding",
     "ResponseBatchNorm1d",
     "ResponseBatchNorm2d",

@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.linear import ResponseLinear
+from tune_stn.nn.numbers import SharedRate
 from tune_stn.nn.plain import remember
 from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize
@@ -63,6 +64,21 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
     def why_not(cls, base: nn.Module) -> str | None:
         kind = type(base.out_proj)
         return None if kind is NonDynamicallyQuantizableLinear else f"its out_proj is a {kind.__name__}"
+
+    @property
+    def dropout(self) -> float:
+        """The rate as one number, for code that hands it to a function: in training the one in force.
+
+        Raises:
+            ValueError: Each example has a rate of its own.
+        """
+        if self.dropout_rate is None or not self.training:
+            return self._fixed_dropout
+        return SharedRate(f"{self.path}.dropout", self.dropout_rate, self.slot)()
+
+    @dropout.setter
+    def dropout(self, rate: float) -> None:
+        self._fixed_dropout = rate
 
     def forward(
         self,

@@ -138,7 +138,7 @@ class Converter:
             words = size_in_words(new.size)
             self.conversion.responding[path] = f"{words} (automatic: {self.why})" if self.why else words
         if rate:
-            new.dropout_rate = rate
+            new.dropout_rate, new.path = rate, path or "the model itself"
         if weight_rate:
             new.weight_rate = weight_rate
         return new

@@ -101,12 +101,26 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norms normalise by the batch but do not count it a second time."""
+    """Inside the block, batch norms normalise by the batch but do not count it a second time.
+
+    Nor do spectral norms go on with their power iteration.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    # Torch has two: a parametrization, which is a module, and a hook.
+    iterating = [
+        (holder, holder.n_power_iterations)
+        for module in model.modules()
+        for holder in (module, *module._forward_pre_hooks.values())
+        if type(holder).__name__ in ("_SpectralNorm", "SpectralNorm") and hasattr(holder, "n_power_iterations")
+    ]
     for norm in norms:
         norm.track_running_stats = False
+    for holder, _ in iterating:
+        holder.n_power_iterations = 0
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
+        for holder, count in iterating:
+            holder.n_power_iterations = count

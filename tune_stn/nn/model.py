@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import warnings
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, replace_everywhere
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.first_order import first_order
-from tune_stn.nn.plain import plain_modules
+from tune_stn.nn.plain import copied, plain_modules
 from tune_stn.nn.probe import batch_axis, without_batch_axis
 from tune_stn.nn.response import Responding
 from tune_stn.nn.rows import count_rows
@@ -113,6 +112,9 @@ class SelfTuningModel(nn.Module):
         self.register_state_dict_post_hook(_add_advice)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_leave_advice_out)  # type: ignore[no-untyped-call]
         self.tuned_by = ""
+        # Torch's name: DistributedDataParallel leaves them alone, as their gradient is no part of a training step's.
+        state = (*hyper.named_parameters(prefix="hyper"), *hyper.named_buffers(prefix="hyper"))
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in state]
         self._untuned_calls = 0
 
     forward = _Forward()
@@ -171,7 +173,7 @@ class SelfTuningModel(nn.Module):
         model. It is a copy, in the mode that the network is in. Where an embedding that responds shares its weight
         with a decoder, the two no longer share it, since the embedding alone responds.
         """
-        twin = copy.deepcopy(self)
+        twin = copied(self)
         vars(twin.network).pop("forward", None)  # of `in_own_class`
         plain = replace_everywhere(twin.network, plain_modules(twin.eval().network, twin.mean_sample()))
         return plain.train(self.training)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tune_stn.nn.observe import Activations
@@ -58,35 +59,66 @@ class WeightDecay:
     def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
         rate = sample[self.rate]
         total = rate.new_zeros(1)
-        norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-        layers = [module for module in network.modules() if isinstance(module, Responding)]
-        response = {id(parameter) for layer in layers for parameter in layer.response_parameters()}
-        weights = {
-            path: parameter
-            for path, parameter in network.named_parameters()  # a shared one by its first path
-            if parameter.dim() >= 2 and id(parameter) not in norms | response
-        }
-        decayed = {id(weight) for path, weight in weights.items() if self._matches(path)}
+        decayed = {id(weight) for weight in self.weights(network)}
         responding: set[int] = set()
-        for layer in layers:
+        for layer in _responding(network):
             own = dict(layer.named_parameters(recurse=False))
             if not decayed.isdisjoint(id(parameter) for parameter in own.values()):
                 for name, norm in layer.squared_norms(sample.response_input).items():
                     if id(own[name]) in decayed:
                         total = total + norm
             responding |= {id(parameter) for parameter in own.values()}
-        for weight in weights.values():
-            if id(weight) in decayed - responding:
+        for weight in self.weights(network):
+            if id(weight) not in responding:
                 total = total + weight.square().sum()
+        return rate / 2 * total
+
+    def weights(self, network: nn.Module) -> list[nn.Parameter]:
+        """The parameters that it is for, each once.
+
+        Raises:
+            ValueError: There is none; the message lists those that could be.
+        """
+        norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+        response = {id(parameter) for layer in _responding(network) for parameter in layer.response_parameters()}
+        weights = {
+            path: parameter
+            for path, parameter in network.named_parameters()  # a shared one by its first path
+            if parameter.dim() >= 2 and id(parameter) not in norms | response
+        }
+        decayed = [weight for path, weight in weights.items() if self._matches(path)]
         if not decayed:
             raise ValueError(
                 f"{type(self).__name__}({self.rate!r}, only={self.only!r}) matches no weight of the network; it has "
                 f"{', '.join(weights) or 'none'}"
             )
-        return rate / 2 * total
+        return decayed
 
     def _matches(self, path: str) -> bool:
         return fnmatchcase(path, self.only) or path.startswith(f"{self.only}.")
+
+
+def _responding(network: nn.Module) -> list[Responding]:
+    return [module for module in network.modules() if isinstance(module, Responding)]
+
+
+@dataclass(frozen=True)
+class OptimizerWeightDecay(WeightDecay):
+    """The weight decay that the optimizer does itself, such as AdamW's, which the loss has no part in.
+
+    Before each step, the optimizer's `weight_decay` of these weights is set to the present value; of others it stays
+    what the optimizer was given. To the loss a penalty of the same strength is added without its gradient: so a rule
+    sees how much the decay weighs. A response cannot learn about it, so "stn" and "delta-stn" refuse it.
+
+    Attributes and raises: as for `WeightDecay`.
+
+    Example:
+        >>> Task(..., penalties=(OptimizerWeightDecay("decay"),), training=Training(optimizer="AdamW", lr=1e-3))
+    """
+
+    def __call__(self, network: nn.Module, sample: Sample, activations: Activations) -> Tensor:
+        with torch.no_grad():
+            return super().__call__(network, sample, activations)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,12 @@ the way back is to give those the values that they have at the tuned hyperparame
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tune_stn.nn import numbers
 from tune_stn.nn.dropout import UnitDropout
@@ -15,6 +19,16 @@ from tune_stn.nn.response import Responding
 from tune_stn.space.sample import Sample
 
 MEMORY = "_in_place_of"
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(network: Module) -> Module:
+    """A deep copy; tensors with a graph that modules keep, which torch does not copy, are without it in the copy.
+
+    Such are the weights of torch's hooks for weight norm, spectral norm and pruning, which the next call computes anew.
+    """
+    kept = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 
 
 def remember(new: nn.Module, base: nn.Module) -> None:

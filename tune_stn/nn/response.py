@@ -63,12 +63,14 @@ class Responding(nn.Module):
             one draw for the whole batch; None if none are.
         dropout_rate: hyperparameter at whose rate activations inside the layer are dropped, or None. Only a class that
             can do so has the attribute.
+        path: where the module is in its network, for messages.
     """
 
     slot: Slot
     size: ResponseSize | None
     weight_rate: str | None = None
     dropout_rate: str | None
+    path: str = "a layer"
 
     @classmethod
     def why_not(cls, base: nn.Module) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, Converter
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.patterns import Patterns
+from tune_stn.nn.plain import copied
 from tune_stn.nn.probe import batch_axis, without_batch_axis, without_call
 from tune_stn.nn.registry import DROPOUTS, RESPONSES, WEIGHT_DROPOUTS, dropout_form, response_form
 from tune_stn.nn.response import ResponseSize, check_response_size
@@ -79,7 +79,7 @@ def self_tuning(
     Raises:
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
             start value is outside its domain, a module to be bound cannot be replaced or its first axis is not the
-            batch, or the model cannot be copied.
+            batch.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)),
@@ -94,13 +94,7 @@ def self_tuning(
                 f"weight_dropout binds {name!r}, which is drawn for each example, but all examples of a batch share "
                 f"the weights: name it in SearchSpace(..., per_batch=[{name!r}])"
             )
-    try:
-        network = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(
-            "the model cannot be copied because it holds a tensor with a graph, as pruning, an old-style weight norm "
-            f"or a kept output leave it ({str(error).split(' at ')[0]}): convert it before, or use parametrizations"
-        ) from error
+    network = copied(model)
     converter = Converter(
         space,
         dropout=dropouts,

@@ -40,8 +40,9 @@ def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
     best = finite.groupby(RUN)["val_loss"].cummin()
     before = best.groupby([finite[name] for name in RUN]).shift()
     improved = finite[before.isna() | (finite["val_loss"] < before)]
-    names = {"val_loss": "best_val_loss", "test_loss": "test_loss_at_best"}
-    result: pd.DataFrame = improved.rename(columns=names)[_COLUMNS].reset_index(drop=True)
+    # A trainable may report columns of these very names.
+    losses = {"best_val_loss": improved["val_loss"], "test_loss_at_best": improved["test_loss"]}
+    result: pd.DataFrame = improved.assign(**losses)[_COLUMNS].reset_index(drop=True)
     return result
 
 

@@ -89,7 +89,9 @@ def _trouble(results: Results) -> list[dict[str, str]]:
 
 def _values(results: Results) -> list[dict[str, str]]:
     found = final_values(results).drop(columns="task")
-    return _cells(found.rename(columns=lambda name: name.removeprefix("hp/")))
+    short = {name: name.removeprefix("hp/") for name in found.columns}
+    # A hyperparameter of a recorded run may have the name of a column (`hp/seed`).
+    return _cells(found.rename(columns={name: other for name, other in short.items() if other not in found.columns}))
 
 
 def _cells(frame: pd.DataFrame) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from tune_stn.training.tables import (
     INCUMBENT,
     SCHEDULE,
     STUDY_SCHEMA_VERSION,
+    choice_names,
     hp_names,
     metric_names,
     read_table,
@@ -125,8 +126,9 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     if format not in FORMATS:
         raise ValueError(f"export format {format!r} is not one of {', '.join(FORMATS)}")
     reports = results.reports
+    names = list(reports.columns)
     schemas = {
-        "reports": reports_schema(metric_names(reports.columns), hp_names(reports.columns)),
+        "reports": reports_schema(metric_names(names), hp_names(names), choice_names(names)),
         "schedule": SCHEDULE,
         "incumbent": INCUMBENT,
     }

@@ -25,9 +25,11 @@ from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
-from tune_stn.tuning.recorder import ENDED, OnReport, Recorder
+from tune_stn.tuning.recorder import OnReport, Recorder
+from tune_stn.tuning.shared_task import share
 from tune_stn.tuning.trainable import STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
@@ -181,14 +183,16 @@ def execute(
         on_report=on_report,
         cost_before=found.cost_total,
         time_before=found.wall_time_s,
+        strict=True,
     )
     tunes = get_rule(run.method.algorithm).tunes
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=Watch(cluster.bundle, cluster.labels).look)
     begun = recorder.cost_total > found.cost_total
+    trainable, config = _without_data(run.config)
     analysis = tune.run(
-        STNTrainable,
+        trainable,
         name=name,
-        config={**run.config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
+        config={**config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
         num_samples=plan.samples,
         search_alg=plan.search_alg,
         scheduler=plan.scheduler,
@@ -233,6 +237,20 @@ def execute(
     with whole_file(run.folder / DONE) as path:
         path.write_text(json.dumps(record, indent=1))
     return record
+
+
+def _without_data(config: Mapping[str, Any]) -> tuple[type[STNTrainable], dict[str, Any]]:
+    """The trainable, and a config without a `Task`: Tune would save that with each trial and result.
+
+    Nor would a config with an object in it survive a crash of the driver: Tune then makes it anew, as the method drew
+    it at first, whatever a population has made of it since.
+    """
+    task = config["task"]
+    if not isinstance(task, Task):
+        return STNTrainable, dict(config)
+    rest = {key: value for key, value in config.items() if key != "task"}
+    trainable: type[STNTrainable] = tune.with_parameters(STNTrainable, task=share(task))
+    return trainable, rest
 
 
 def _own_name(folder: Path) -> str:

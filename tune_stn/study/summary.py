@@ -88,7 +88,7 @@ def final_values(results: Results) -> pd.DataFrame:
         One row per run: `task, method, seed, trial_id, best_val_loss` and the columns `hp/<name>`.
     """
     keys = [*_TRIAL, "cost_total", "best_val_loss"]
-    reports = results.reports.rename(columns={"val_loss": "best_val_loss"}).drop_duplicates(keys)
+    reports = results.reports.assign(best_val_loss=results.reports["val_loss"]).drop_duplicates(keys)
     found = last_of_each_run(results.incumbent)[keys].merge(reports, on=keys, how="left")
     return found[[*_TRIAL, "best_val_loss", *(f"hp/{name}" for name in hp_names(found.columns))]]
 

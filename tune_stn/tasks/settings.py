@@ -172,8 +172,8 @@ class Training:
         elif self.response != "auto":
             check_response_size(self.response, NO_RESPONSE)
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer of the weights over `parameters`."""
+    def make_optimizer(self, parameters: list[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """An optimizer of the weights over `parameters`, or over groups of them."""
         return _make(self.optimizer, torch.optim)(parameters, lr=self.lr, **self.optimizer_args)  # type: ignore[no-any-return]
 
     def hyper_steps(self, steps_per_epoch: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_stn.data.augment import Augmentation, LabelAugmentation
+from tune_stn.data.batches import IGNORED
 from tune_stn.data.splits import Splits
 from tune_stn.nn.penalties import Penalty
 from tune_stn.space.search_space import SearchSpace
@@ -18,7 +20,7 @@ from tune_stn.tasks.settings import Training
 
 Function = Callable[[Tensor, Tensor], Tensor]
 F_ = TypeVar("F_", bound=Function)
-# Losses of torch that are means over the examples, or over the targets that are not -100.
+# Losses of torch that are means over the examples, or over the targets that are not ignored.
 MEANS: tuple[Function, ...] = (
     F.cross_entropy,
     F.nll_loss,
@@ -29,21 +31,66 @@ MEANS: tuple[Function, ...] = (
     F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits,
 )
+# The same as modules; they are such means without class weights, and with their default reduction.
+MEAN_MODULES = (
+    nn.CrossEntropyLoss,
+    nn.NLLLoss,
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+)
 
 
-def mean_over_examples(function: F_) -> F_:
-    """Mark a loss or metric as a mean over the examples of its batch, or in a text over the predicted tokens.
+@overload
+def mean_over_examples(function: F_) -> F_: ...
+@overload
+def mean_over_examples(*, count: Callable[[Any], int | Tensor]) -> Callable[[F_], F_]: ...
+def mean_over_examples(
+    function: F_ | None = None, *, count: Callable[[Any], int | Tensor] | None = None
+) -> F_ | Callable[[F_], F_]:
+    """Mark a loss or metric as a mean over the examples of its batch, or over what else `count` counts.
 
     It is then evaluated batch by batch. Anything else is evaluated once on the outputs of a whole split: an F1 or a
     class-weighted loss of the split is no mean of those of its batches.
+
+    Args:
+        function: The loss or metric, of `(outputs, targets)`.
+        count: The number of things that the mean of a batch is over, of its targets. By default the examples, or, of
+            targets that are one tensor of integers, those that are not -100: in a text, the predicted tokens.
+
+    Example:
+        >>> @mean_over_examples(count=lambda targets: (targets != PAD).sum())
+        ... def loss(outputs, targets):
+        ...     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=PAD)
     """
-    function.of_examples = True  # type: ignore[attr-defined]
+    if function is None:
+        return partial(_marked, count=count)
+    return _marked(function, count=count)
+
+
+def _marked(function: F_, *, count: Callable[[Any], int | Tensor] | None) -> F_:
+    function.of_examples, function.count = True, count  # type: ignore[attr-defined]
     return function
 
 
 def is_mean_over_examples(function: Function) -> bool:
     """Whether it is marked as one, or one of torch's."""
-    return getattr(function, "of_examples", False) or function in MEANS
+    reduction, weight = (getattr(function, name, None) for name in ("reduction", "weight"))
+    of_torch = type(function) in MEAN_MODULES and reduction == "mean" and weight is None
+    return getattr(function, "of_examples", False) or of_torch or function in MEANS
+
+
+def counted(function: Function, targets: Any) -> int | None:
+    """What a mean of a batch is over, where the function itself says it: it is marked so, or has an index to ignore."""
+    if count := getattr(function, "count", None):
+        return int(count(targets))
+    index = getattr(function, "ignore_index", getattr(function, "keywords", {}).get("ignore_index"))
+    if index is None or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return None
+    return int((targets != index).sum())
 
 
 @dataclass(frozen=True)
@@ -73,8 +120,8 @@ class Task:
         space: the hyperparameters to be tuned.
         start: their start values; of `fixed`, the values.
         loss: `(outputs, targets)` -> mean loss of the batch, a scalar. Over a split it is evaluated on the outputs of
-            the whole split, unless it is a mean over examples (`mean_over_examples`), as torch's functions without
-            class weights are.
+            the whole split, unless it is a mean over examples (`mean_over_examples`), as torch's functions and modules
+            without class weights are.
         dropout: path (or pattern) of a dropout module of the model -> hyperparameter that is its rate.
         weight_dropout: path (or pattern) of a layer -> hyperparameter that is the rate at which its weights are
             dropped, one draw a batch: entries of a linear or convolution layer (DropConnect), hidden-to-hidden weights
@@ -130,7 +177,8 @@ class Task:
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
                 f"hyperparameter {unread[0]!r} of task {self.name!r} is read by nothing, so nothing can be learned "
-                "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty"
+                "about it: bind it to a dropout module or a layer's weights by path, an augmentation or a penalty; "
+                "WeightDecay is one, and OptimizerWeightDecay for AdamW's own weight_decay"
             )
 
     def tuning_only(self, *names: str) -> Task:
@@ -147,5 +195,5 @@ class Task:
 
 @mean_over_examples
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of examples whose largest output is the target class; outputs `(batch, classes)`."""
-    return (outputs.argmax(-1) == targets).float().mean()
+    """Share of the targets, those of -100 left out, that are the class of the largest output, `(..., classes)`."""
+    return (outputs.argmax(-1) == targets).sum() / (targets != IGNORED).sum()

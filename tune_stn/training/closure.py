@@ -7,7 +7,7 @@ evaluation mode. Nor do they say how many examples they look at: the network dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tune_stn.nn.first_order import batch_statistics, evaluating
 from tune_stn.nn.model import SelfTuningModel, examples
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.nn.rows import take_rows
 from tune_stn.space.sample import Draw, Sample
 
@@ -73,8 +74,13 @@ class Closure:
         return slice(None)
 
 
-def training_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
-    """The training objective f: what the closure gives at a sample, in training mode."""
+def training_loss(
+    net: SelfTuningModel, closure: Closure, sample: Sample | Draw, *, decays: Sequence[OptimizerWeightDecay] = ()
+) -> Tensor:
+    """The training objective f: what the closure gives at a sample, in training mode.
+
+    With the weight decays that the optimizer does itself, without their gradient.
+    """
     with net.using(sample):
         loss = checked(closure(), sample)
     if torch.is_grad_enabled() and not loss.requires_grad:
@@ -82,6 +88,8 @@ def training_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw)
             "the loss of train_step has no gradient: the closure calls the network that self_tuning returned, outside "
             "of torch.no_grad() and without detaching its outputs"
         )
+    for decay in decays:
+        loss = loss + decay(net.network, net.hyper.constant_sample() if isinstance(sample, Draw) else sample, {}).mean()
     return loss
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ from torch import nn
 from tune_stn.data.batches import Batch
 from tune_stn.data.splits import Examples
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.plain import copied
 from tune_stn.tasks.task import Task
 from tune_stn.training.flops import FlopCounter
 from tune_stn.training.forward import call, eagerly
@@ -88,7 +88,7 @@ def plain_step_flops(task: Task, model: SelfTuningModel, batch: Batch) -> int:
 
     Works on a copy: neither weights nor running statistics of `model` change, nor do random states.
     """
-    plain = copy.deepcopy(model).train()
+    plain = copied(model).train()
     parameters: list[nn.Parameter] = plain.base_parameters()
     devices = [batch.device] if batch.device.type == "cuda" else []
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tune_stn.data.splits import Splits
 from tune_stn.space.tunable import Constants, Tunable
-from tune_stn.tasks.task import Function, OfMean, Task, is_mean_over_examples
+from tune_stn.tasks.task import Function, OfMean, Task, counted, is_mean_over_examples
 from tune_stn.training.forward import Forward
 
 # Numbers in the outputs of a split that are kept, to be evaluated together: a gigabyte.
@@ -22,8 +23,8 @@ MOST_KEPT = 2**28
 def evaluate(forward: Forward, splits: Splits) -> dict[str, float]:
     """Validation and test loss and metrics at the mean hyperparameters, each of its whole split.
 
-    Means over examples are added up batch by batch; anything else is computed once, from the outputs of all batches. Of
-    a recurrent network, whose batches go on one another, all are taken for means.
+    Means over examples are added up batch by batch, each by what it counts; anything else is computed once, from the
+    outputs of all batches. Of a text, whose batches go on one another, all are taken for means.
 
     Keys: `val_loss`, `test_loss`, `val_<metric>`, `test_<metric>`. Leaves the network in eval mode.
 
@@ -38,23 +39,28 @@ def evaluate(forward: Forward, splits: Splits) -> dict[str, float]:
     report: dict[str, float] = {}
     for prefix, split in (("val", splits.valid), ("test", splits.test)):
         # Each once: a metric may be a function of the loss.
-        totals = {f: 0.0 for f in functions.values() if task.recurrent or is_mean_over_examples(f)}
-        others = {f for f in functions.values() if f not in totals}
+        batches = iter(split.whole(task.training.eval_batch_size))
+        carries = (first := next(batches)).carry is not None
+        means = {f for f in functions.values() if carries or is_mean_over_examples(f)}
+        totals, weights = dict.fromkeys(means, 0.0), dict.fromkeys(means, 0)
+        others = set(functions.values()) - means
         kept: list[tuple[Any, Tensor]] = []
-        weight = 0
-        for batch in split.whole(task.training.eval_batch_size):
+        for batch in chain([first], batches):
             outputs = forward.outputs(batch, sample)
-            weight += (counts := batch.weight())
-            for mean in totals:
-                if counts:  # where all targets are ignored, a mean is none
+            weight = batch.weight()
+            for mean in means:
+                own = counted(mean, batch.targets)
+                if counts := weight if own is None else own:  # where all targets are ignored, a mean is none
                     totals[mean] += float(mean(outputs, batch.targets)) * counts
+                    weights[mean] += counts
             if others:
                 kept.append((outputs, batch.targets))
                 _check_size(task, others, kept)
         whole = {f: float(f(*_together(task, others, kept))) for f in others}
         for name, metric in metrics.items():
             function = functions[name]
-            value = whole[function] if function in whole else totals[function] / weight if weight else math.nan
+            count = weights.get(function, 0)
+            value = whole[function] if function in whole else totals[function] / count if count else math.nan
             report[f"{prefix}_{name}"] = metric.function(value) if isinstance(metric, OfMean) else value
     return report
 

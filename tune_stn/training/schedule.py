@@ -34,6 +34,8 @@ class Schedule:
         interpolation: between two records, "previous" holds the earlier one's values, "linear" goes straight from one
             to the other. `dataclasses.replace(schedule, interpolation="linear")` changes it.
         epochs: of steps, the first epoch that begins with each record in force, shape `(records,)`; None where unknown.
+        integers: names of hyperparameters that are whole numbers: `at` gives them as int, but for what "linear" makes
+            of them in between. Default none. Kept with the tables that a `Recorder` and `to_parquet` write.
 
     Raises:
         ValueError: shapes do not fit, a value is not finite, times do not increase, or a word is not accepted.
@@ -54,11 +56,13 @@ class Schedule:
     unit: Literal["step", "epoch"] = "step"
     interpolation: Literal["previous", "linear"] = "previous"
     epochs: NDArray[np.int64] | None = None
+    integers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "times", _integers("times", self.times))
         object.__setattr__(self, "values", np.array(self.values, dtype=np.float64))
+        object.__setattr__(self, "integers", frozenset(self.integers) & {*self.names})
         if self.epochs is not None:
             object.__setattr__(self, "epochs", _integers("epochs", self.epochs))
         self._check()
@@ -142,7 +146,10 @@ class Schedule:
             ValueError: the table holds no schedule, that of several trials, or not what a copy was made from.
         """
         rows = trial_rows(frame, trial_id=trial_id, method=method, seed=seed)
-        return cls(**records(rows), interpolation=frame.attrs.get("interpolation", "previous"))
+        found = records(rows)
+        integers = {*found.pop("integers", ()), *frame.attrs.get("integers", ())}
+        interpolation = frame.attrs.get("interpolation", "previous")
+        return cls(**found, integers=frozenset(integers), interpolation=interpolation)
 
     @classmethod
     def from_result(cls, result: Any) -> Schedule:
@@ -179,7 +186,9 @@ class Schedule:
     @classmethod
     def constant(cls, values: Mapping[str, float]) -> Schedule:
         """The same values all the time."""
-        return cls(tuple(values), np.zeros(1, np.int64), np.array([list(values.values())], np.float64))
+        integers = frozenset(name for name, value in values.items() if isinstance(value, int))
+        array = np.array([list(values.values())], np.float64)
+        return cls(tuple(values), np.zeros(1, np.int64), array, integers=integers)
 
     def at(self, time: float) -> dict[str, float]:
         """The values in force at a time, in the schedule's unit."""
@@ -190,7 +199,9 @@ class Schedule:
             share = (time - self.times[before]) / (self.times[before + 1] - self.times[before])
             # Clipped, for rounding alone may lead outside.
             values = np.clip((1 - share) * ends[0] + share * ends[1], ends.min(0), ends.max(0))
-        return dict(zip(self.names, values.tolist(), strict=True))
+        whole = self.integers
+        pairs = zip(self.names, values.tolist(), strict=True)
+        return {name: int(value) if name in whole and value.is_integer() else value for name, value in pairs}
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Every time from 0 to the last record's, with its values."""
@@ -223,13 +234,13 @@ class Schedule:
                 raise ValueError(f"steps_per_epoch={steps_per_epoch}: accepted is an integer of 1 or more")
             epochs = np.arange(-(-int(self.times[-1]) // steps_per_epoch) + 1)
             values = [list(self.at(epoch * steps_per_epoch).values()) for epoch in epochs.tolist()]
-            return Schedule(self.names, epochs, np.array(values), "epoch")
+            return Schedule(self.names, epochs, np.array(values), "epoch", integers=self.integers)
         if self.epochs is None or self.interpolation != "previous":
             raise ValueError("the schedule does not know where its epochs begin: give steps_per_epoch=")
         epochs = self.epochs.copy()
         epochs[0] = 0  # the first record holds before its time, too
         last = np.append(np.diff(epochs) > 0, True)  # of the records up to the beginning of an epoch
-        return Schedule(self.names, epochs[last], self.values[last], "epoch")
+        return Schedule(self.names, epochs[last], self.values[last], "epoch", integers=self.integers)
 
     def select(self, *names: str) -> Schedule:
         """The schedule of some of its hyperparameters.
@@ -240,7 +251,8 @@ class Schedule:
         if unknown := [name for name in names if name not in self.names]:
             raise ValueError(f"the schedule has no {unknown[0]!r}; it has {', '.join(self.names)}")
         columns = [self.names.index(name) for name in names]
-        return Schedule(names, self.times, self.values[:, columns], self.unit, self.interpolation, self.epochs)
+        values = self.values[:, columns]
+        return Schedule(names, self.times, values, self.unit, self.interpolation, self.epochs, self.integers)
 
     def check(self, space: SearchSpace) -> None:
         """Raise ValueError unless all names are of the space, and all values in their domains."""
@@ -268,6 +280,8 @@ class Schedule:
         columns |= {"hp": list(self.names) * len(self.times), "value": self.values.ravel(), "source": "replay"}
         frame = pd.DataFrame(columns)
         frame.attrs["interpolation"] = self.interpolation
+        if self.integers:
+            frame.attrs["integers"] = sorted(self.integers)
         return frame
 
     def to_parquet(self, path: str | Path) -> None:
@@ -276,7 +290,7 @@ class Schedule:
 
     def _key(self) -> tuple[Any, ...]:
         arrays = (self.times, self.values, self.epochs)
-        words = (self.names, self.unit, self.interpolation)
+        words = (self.names, self.unit, self.interpolation, self.integers)
         return *words, *(None if array is None else array.tobytes() for array in arrays)
 
     def __eq__(self, other: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import is_integer_dtype
 
 RUN = ["task", "method", "seed"]
 # A row of these sources took effect after a step of its epoch; those of others, when their epoch began.
@@ -106,7 +107,7 @@ def _trials(labels: pd.DataFrame) -> str:
 
 
 def records(rows: pd.DataFrame) -> dict[str, Any]:
-    """`names, times, values, unit, epochs` of a `Schedule` from the rows of one trial.
+    """`names, times, values, unit, epochs, integers` of a `Schedule` from the rows of one trial.
 
     Raises:
         ValueError: the columns are not those of a schedule.
@@ -159,11 +160,12 @@ def _wide_records(rows: pd.DataFrame) -> dict[str, Any]:
         "times": latest[clocks[0]].to_numpy() - (not by_step),
         "values": latest[columns].to_numpy(),
         "unit": "step" if by_step else "epoch",
+        "integers": [name.removeprefix("hp/") for name in columns if is_integer_dtype(rows[name])],
     }
 
 
 def policy_records(path: Path) -> dict[str, Any]:
-    """`names, times, values, unit` of a `Schedule` from a policy file of Tune's PBT.
+    """`names, times, values, unit, integers` of a `Schedule` from a policy file of Tune's PBT.
 
     Each line is `[trial, copied trial, its iteration, the copied one's, the copied one's config, new config]`. The
     file of a trial begins as a copy of the copied trial's file, so the last line's ancestors are found backwards.
@@ -197,8 +199,9 @@ def policy_records(path: Path) -> dict[str, Any]:
     return {
         "names": tuple(names),
         "times": np.array(times),
-        "values": np.array([[configs[time][name] for name in names] for time in times]),
+        "values": np.array([[configs[time][name] for name in names] for time in times], np.float64),
         "unit": "epoch",
+        "integers": frozenset(n for n in names if all(isinstance(one[n], int) for one in configs.values())),
     }
 
 
@@ -208,4 +211,4 @@ def _numbers(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, f
         if isinstance(value, Mapping):
             yield from _numbers(value, "" if not path and key == "hp" else f"{path}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{path}{key}", float(value)
+            yield f"{path}{key}", value

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, clean_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
+from tune_stn.training.objectives import Objective
+from tune_stn.training.optimizer_decay import check_held, follow
+from tune_stn.training.processes import unwrapped
 from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
 
@@ -49,13 +55,17 @@ class SelfTuner:
     reads for a batch of that length, so augmentations and penalties can read it too.
 
     Args:
-        net: What `self_tuning` has made.
+        net: What `self_tuning` has made; or that in a `DistributedDataParallel`, which the closures then call. Each
+            process has its part of a batch, of equal size, for training and hyper-steps; not for "delta-stn".
         optimizer: The optimizer of `net.parameters()`. It steps the weights and their response; hyperparameters have an
             optimizer of their own, and are left alone by this one. Learning-rate schedules of it stay the loop's.
         algorithm: The update rule: "auto", "progress-ratio", "stn" (the network needs a response), "delta-stn" (it
             needs one of `self_tuning(..., centred=True)`), or "fixed".
         steps: Training steps of the whole run. The time constants of "auto" and "progress-ratio" are shares of it, and
             so is the step size of the hyperparameters.
+        decays: Weight decays of the optimizer itself, AdamW's say, that follow a hyperparameter; the closure's loss has
+            no part in them, and what `train_step` returns has. The weights of each are groups of the optimizer of their
+            own. For "auto", "progress-ratio" and "fixed".
         settings: Settings of `Training` that are not the loop's own: accumulate, clip_norm, entropy_weight,
             hyper_clip_norm, hyper_lr, hyper_optimizer, hyper_optimizer_args, relative_hyper_lr, response_share,
             train_steps (training steps between hyper-steps, 5) and tune_scales.
@@ -82,15 +92,18 @@ class SelfTuner:
 
     def __init__(
         self,
-        net: SelfTuningModel,
+        net: SelfTuningModel | DistributedDataParallel,
         optimizer: torch.optim.Optimizer,
         *,
         algorithm: str = "auto",
         steps: int = 10_000,
+        decays: Sequence[OptimizerWeightDecay] = (),
         **settings: Any,
     ) -> None:
-        if not isinstance(net, SelfTuningModel):
-            raise TypeError(f"net is a {type(net).__name__}: give what self_tuning(model, space, ...) returns")
+        network, processes = unwrapped(net)
+        if not isinstance(network, SelfTuningModel):
+            raise TypeError(f"net is a {type(network).__name__}: give what self_tuning(model, space, ...) returns")
+        net = network
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps={steps!r}: accepted is an integer of 1 or more, the training steps of the run")
         unknown = sorted(set(settings) - set(SETTINGS))
@@ -99,20 +112,30 @@ class SelfTuner:
             reason = "the loop's own affair" if of_loop else "no setting"
             raise TypeError(f"{unknown[0]}={settings[unknown[0]]!r} is {reason}: accepted are {', '.join(SETTINGS)}")
         rule = get_rule(algorithm)
+        if processes is not None and rule.centred:
+            raise ValueError(
+                f"{algorithm!r} has steps of the response alone, which DistributedDataParallel cannot do: accepted are "
+                "'auto', 'progress-ratio', 'stn' and 'fixed'"
+            )
         training = Training(**settings)
         if rule.tunes and not isinstance(net.hyper, Tunable):
             raise ValueError(f"{algorithm!r} tunes, and the network was made with self_tuning(..., tuned=False)")
         if rule.response is not None:
             _check_response(net, algorithm, centred=rule.centred)
+            check_held(decays, net.hyper.space, algorithm=algorithm)
+        follow(optimizer, decays, net)
+        agreed: Callable[[Objective], Objective] = (lambda f: f) if processes is None else processes.agreed
+        stepper = _make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps)
+        stepper.processes = processes
         self._begin(
             rule,
             Tools(
                 model=net,
-                training_loss=partial(training_loss, net),
+                training_loss=agreed(partial(training_loss, net, decays=decays)),
                 validation_loss=partial(validation_loss, net),
-                clean_loss=partial(clean_loss, net),
+                clean_loss=agreed(partial(clean_loss, net)),
                 steps=steps,
-                stepper=_make_stepper(net, optimizer, training, responds=rule.response is not None, steps=steps),
+                stepper=stepper,
                 training=training,
                 meter=NoMeter(),
             ),
@@ -189,7 +212,9 @@ class SelfTuner:
         self.since_hyper_step = 0
         hyper = self.rule.hyper
         hyper.raw.grad = None
-        self.rule.hyper_step(_batch(closure, tensors))
+        processes = self.rule.stepper.processes
+        with nullcontext() if processes is None else processes.apart():
+            self.rule.hyper_step(_batch(closure, tensors))
         if self.rule.response is not None and hyper.raw.grad is None:
             raise ValueError(
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "

@@ -15,8 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tune_stn.data.batches import Batch
 from tune_stn.nn.cuda_graph import Recorded
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
+from tune_stn.training.optimizer_decay import follow, grouped
+from tune_stn.training.processes import Processes
 
 HYPER = "hyper"
 B = TypeVar("B")
@@ -33,6 +36,8 @@ class Stepper:
         lr_schedules: The learning-rate schedules of some or all of them.
         groups: The parameters of each group, where optimizers do not tell: several groups may share one optimizer, and
             it may have parameters that are of none. By default, all parameters of its optimizer.
+        processes: Those that train one network together, over which gradients of hyperparameters are averaged; those of
+            the weights are the affair of the network's wrapper.
     """
 
     def __init__(
@@ -40,10 +45,12 @@ class Stepper:
         optimizers: Mapping[str, torch.optim.Optimizer],
         lr_schedules: Mapping[str, LRScheduler] | None = None,
         groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.optimizers = dict(optimizers)
         self.groups = groups
         self.lr_schedules = dict(lr_schedules or {})
+        self.processes = processes
         self._recorded: dict[Any, Recorded] | None = None
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
@@ -87,6 +94,8 @@ class Stepper:
             total, *gradients = self._recorded[losses, to](batch.inputs, batch.targets)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if HYPER in to and self.processes is not None:
+            self.processes.average([p.grad for p in parameters if p.grad is not None])
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         assert total is not None
@@ -160,10 +169,24 @@ def _is_recordable(batch: Batch) -> bool:
     return batch.carry is None and isinstance(batch.inputs, Tensor) and isinstance(batch.targets, Tensor)
 
 
-def make_stepper(model: SelfTuningModel, training: Training, *, hyper_steps: int) -> Stepper:
-    """The optimizers of a run of so many hyper-steps: base and response parameters have one of the same kind each."""
-    groups = {"base": model.base_parameters(), "response": model.response_parameters()}
+def make_stepper(
+    model: SelfTuningModel, training: Training, *, hyper_steps: int, decays: Sequence[OptimizerWeightDecay] = ()
+) -> Stepper:
+    """The optimizers of a run of so many hyper-steps: base and response parameters have one of the same kind each.
+
+    Args:
+        model: The network.
+        training: The settings.
+        hyper_steps: Hyper-steps of the whole run.
+        decays: Weight decays of the optimizer that follow a hyperparameter.
+    """
+    base = model.base_parameters()
+    groups: dict[str, Any] = {
+        "base": grouped(base, decays, model.network) if decays else base,
+        "response": model.response_parameters(),
+    }
     optimizers = {name: training.make_optimizer(group) for name, group in groups.items() if group or name == "base"}
+    follow(optimizers["base"], decays, model)
     schedules = {name: training.make_lr_schedule(optimizer) for name, optimizer in optimizers.items()}
     if isinstance(model.hyper, Tunable):
         hyper = [model.hyper.raw, *([model.hyper.rho] if training.tune_scales else [])]

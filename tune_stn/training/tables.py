@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,14 +40,24 @@ _REPORTS = (
     ),
     *("train_loss", "val_loss", "test_loss"),
 )
+CHOICE = "choice/"
+"""Before the name of a hyperparameter that is no number, in the column with its value as text."""
+RESERVED = frozenset({*_REPORTS, *_TEXT, *_INTEGER, "segment", "reason"})
+"""Names that no column of a trainable's own can have."""
+_ATTRIBUTES = b"PANDAS_ATTRS"  # where pandas writes `DataFrame.attrs`
 _KEY_NAME, _KEY_VERSION = b"tune_stn.table", b"tune_stn.schema_version"
 
 
 def _schema(name: str, columns: Iterable[str]) -> pa.Schema:
     def kind(column: str) -> pa.DataType:
-        return pa.string() if column in _TEXT else pa.int64() if column in _INTEGER else pa.float64()
+        if column in _TEXT or column.startswith(CHOICE):
+            return pa.string()
+        return pa.int64() if column in _INTEGER else pa.float64()
 
-    fields = [pa.field(column, kind(column), nullable=column in _NULLABLE) for column in columns]
+    def nullable(column: str) -> bool:
+        return column in _NULLABLE or column.startswith(CHOICE)
+
+    fields = [pa.field(column, kind(column), nullable=nullable(column)) for column in columns]
     return pa.schema(fields, {_KEY_NAME: name.encode(), _KEY_VERSION: str(STUDY_SCHEMA_VERSION).encode()})
 
 
@@ -63,17 +74,18 @@ INCUMBENT = _schema(
 """Best-so-far, as `incumbent.best_so_far` gives it."""
 
 
-def reports_schema(metrics: Sequence[str], hps: Sequence[str]) -> pa.Schema:
+def reports_schema(metrics: Sequence[str], hps: Sequence[str], choices: Sequence[str] = ()) -> pa.Schema:
     """Columns of the `reports` table of a task.
 
     Args:
         metrics: names of the task's own metrics, e.g. `val_accuracy`.
         hps: names of the hyperparameters, without the `hp/` of their columns.
+        choices: names of those that are no numbers, without the `choice/`; their values are text.
 
     Raises:
         ValueError: a metric has the name of another column.
     """
-    columns = [*_REPORTS, *metrics, *(f"hp/{name}" for name in hps), "status"]
+    columns = [*_REPORTS, *metrics, *(f"hp/{name}" for name in hps), *(CHOICE + name for name in choices), "status"]
     if len(set(columns)) < len(columns):
         twice = sorted({name for name in columns if columns.count(name) > 1})
         raise ValueError(f"reports would have two columns named {', '.join(twice)}; rename the metric or hp")
@@ -85,16 +97,22 @@ def hp_names(columns: Iterable[str]) -> list[str]:
     return [name.removeprefix("hp/") for name in columns if name.startswith("hp/")]
 
 
+def choice_names(columns: Iterable[str]) -> list[str]:
+    """Names of the hyperparameters that are no numbers, among the columns of a `reports` table."""
+    return [name.removeprefix(CHOICE) for name in columns if name.startswith(CHOICE)]
+
+
 def metric_names(columns: Iterable[str]) -> list[str]:
     """The task's own metrics among the columns of a `reports` table: those not otherwise known."""
-    return [name for name in columns if name not in {*_REPORTS, "status"} and not name.startswith("hp/")]
+    return [name for name in columns if name not in {*_REPORTS, "status"} and not name.startswith(("hp/", CHOICE))]
 
 
 def write_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Write rows as Parquet, with exactly the schema's columns, in the schema's order and types.
 
     The file appears whole or not at all. NaN stays NaN in a column that may not be null, and is written as
-    null in one that may. Whole numbers may stand as integers or floats; nothing else is converted.
+    null in one that may. Whole numbers may stand as integers or floats; nothing else is converted. What a frame has in
+    its `attrs` is kept as pandas keeps it.
 
     Raises:
         ValueError: a column is missing, unexpected or mistyped, or holds a word that is not allowed there.
@@ -109,6 +127,8 @@ def write_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], schema: pa.Sch
     arrays = [_array(frame[field.name], field, name) for field in schema]
     with whole_file(path) as temporary:
         table = pa.Table.from_arrays(arrays, schema=schema)
+        if attributes := frame.attrs:
+            table = table.replace_schema_metadata({**schema.metadata, _ATTRIBUTES: json.dumps(attributes)})
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
@@ -153,11 +173,13 @@ def read_table(path: Path, name: str) -> pd.DataFrame:
         advice = "use the version of tune_stn that wrote it, or run the study again"
         raise ValueError(f"{path} has schema version {version}, not {STUDY_SCHEMA_VERSION}; {advice}")
     names = table.schema.names
-    reports = reports_schema(metric_names(names), hp_names(names))
+    reports = reports_schema(metric_names(names), hp_names(names), choice_names(names))
     expected = {"reports": reports, "schedule": SCHEDULE, "incumbent": INCUMBENT}[name]
     if not table.schema.equals(expected):
         raise ValueError(f"{path} lacks columns of the {name} table, or has others; run the study again")
-    return table.to_pandas(ignore_metadata=True)  # type: ignore[no-any-return]
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    frame.attrs = json.loads(metadata.get(_ATTRIBUTES, b"{}"))
+    return frame
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.data.splits import Splits
+from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Constants, Tunable
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.task import Task
@@ -25,6 +26,7 @@ from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
 from tune_stn.training.objectives import clean_loss, training_loss, validation_loss
+from tune_stn.training.optimizer_decay import check_held
 from tune_stn.training.reading import check_read, warn_of_draws
 from tune_stn.training.replay import Replay
 from tune_stn.training.rules import Tools, get_rule
@@ -61,7 +63,8 @@ class Trainer:
 
     Raises:
         ValueError: unknown algorithm or hyperparameter, a value outside its domain, a hyperparameter that nothing reads
-            in a training step, or a schedule for an algorithm that tunes.
+            in a training step, a schedule for an algorithm that tunes, or an optimizer's own weight decay for one with
+            a response.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Trainer:
             if rule.tunes:
                 raise ValueError(f"{algorithm!r} makes a schedule of its own; one is replayed by the algorithm 'fixed'")
             schedule.check(task.space)
+        if rule.response is not None:
+            check_held(task.penalties, task.space, algorithm=algorithm)
         self.splits = check_splits(task.name, task.data(seed) if splits is None else splits).to(self.device)
         some = next(self.splits.train.batches(task.training.batch_size, torch.Generator()))
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
@@ -92,7 +97,12 @@ class Trainer:
         warn_of_draws(task, self.forward, some)
         self.meter = make_meter(task, self.model, self.splits.train)
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
-        self.stepper = make_stepper(self.model, task.training, hyper_steps=task.training.hyper_steps(steps_per_epoch))
+        self.stepper = make_stepper(
+            self.model,
+            task.training,
+            hyper_steps=task.training.hyper_steps(steps_per_epoch),
+            decays=[penalty for penalty in task.penalties if isinstance(penalty, OptimizerWeightDecay)],
+        )
         if task.training.cuda_graphs and self.device.type == "cuda":
             self.record_steps()
         self.tuner = SelfTuner.of_batches(

@@ -17,6 +17,7 @@ from pandas.api.types import is_numeric_dtype
 from tune_stn.training.tables import (
     SCHEDULE,
     STUDY_SCHEMA_VERSION,
+    choice_names,
     hp_names,
     metric_names,
     reports_schema,
@@ -52,14 +53,19 @@ def write_directory(
 ) -> None:
     """Write `reports.parquet`, `schedule.parquet` and `study.json`, each whole or not at all.
 
-    All numbers that the trials reported become columns.
+    All numbers that the trials reported become columns, and all hyperparameters.
     """
     rows = report_rows(recorded, over=over)
-    numeric = [name for name in rows.columns if is_numeric_dtype(rows[name]) and not name.startswith("scale/")]
-    schema = reports_schema(metric_names(numeric), hp_names(numeric))
+    hps = hp_names(rows.columns)
+    scales = {f"scale/{hp}" for hp in hps}
+    numeric = [name for name in rows.columns if is_numeric_dtype(rows[name]) and name not in scales]
+    schema = reports_schema(metric_names(numeric), hps, choice_names(rows.columns))
     schedule = schedule_rows(recorded, own_schedules)
     write_table(labelled(rows, labels, schema), schema, directory / "reports.parquet")
-    write_table(labelled(schedule, labels, SCHEDULE), SCHEDULE, directory / "schedule.parquet")
+    frame = labelled(schedule, labels, SCHEDULE)
+    if recorded.integers:
+        frame.attrs["integers"] = sorted(recorded.integers)  # for `Schedule`, for the column is one of floats
+    write_table(frame, SCHEDULE, directory / "schedule.parquet")
     study = {
         "schema_version": STUDY_SCHEMA_VERSION,
         "task": labels.task,

@@ -5,6 +5,7 @@ A line is a report of a trial, or an event: a trial failed, finished, or went on
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,11 +20,21 @@ FAILED, FINISHED, COPIED = "failed", "finished", "copied"
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, which is on the disk when this returns."""
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add a line, which is on the disk when this returns; where it cannot be written whole, nothing of it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    data = json.dumps(line).encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, end)
+            raise
 
 
 def replace(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

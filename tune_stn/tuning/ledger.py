@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED
 from tune_stn.tuning.lineage import Lineage, Segment
 from tune_stn.tuning.reading import Reading, describes_itself
 
+ENDED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
 Place = tuple[str, str, int]
 """Trial, segment and epoch: what names a report."""
 
@@ -88,3 +89,29 @@ class Ledger:
 def place_of(line: Mapping[str, Any]) -> Place:
     """The place of a recorded report."""
     return line["trial_id"], line["segment"], line["epoch"]
+
+
+def known_lines(
+    lines: Iterable[dict[str, Any]], known: Mapping[str, str], *, cost_before: float
+) -> list[dict[str, Any]]:
+    """The lines of trials that Tune knows, without the end of trials that go on after all, and with totals anew.
+
+    Args:
+        lines: of a journal.
+        known: trial -> Tune's word for its status.
+        cost_before: what was spent before the first line.
+    """
+    kept = [
+        line
+        for line in lines
+        if known.get(line["trial_id"]) in ENDED
+        or (line["trial_id"] in known and line.get(EVENT) not in (FAILED, FINISHED))
+    ]
+    spent: dict[str, float] = {}
+    total = cost_before
+    for line in kept:
+        if EVENT not in line:
+            total += line["cost"] - spent.get(line["trial_id"], 0.0)
+            spent[line["trial_id"]] = line["cost"]
+            line["cost_total"] = total
+    return kept

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
@@ -20,6 +21,7 @@ _ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memor
 _REPORT = ["trial_id", "segment", "epoch"]  # what names a report
 _PLACE = ["cost", "cost_total", "wall_time_s", "device_time_s"]  # when it was first made, and what had been spent then
 _SCHEDULE = SCHEDULE.names[SCHEDULE.names.index("trial_id") :]
+_OWN = [name for name in _SCHEDULE if name not in ("trial_id", "parent_trial_id")]  # of a trial's own schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +34,28 @@ class Recorded:
         failures: trial -> why it failed for good.
         finished: trials that ended, of those that do not say so themselves.
         copies: (trial, segment) -> the event of its copy of another trial.
+        integers: hyperparameters of which all values are.
     """
 
     reports: pd.DataFrame
     failures: Mapping[str, str]
     finished: frozenset[str]
     copies: Mapping[tuple[str, str], Mapping[str, Any]]
+    integers: frozenset[str] = frozenset()
 
 
 def read_recorded(path: Path) -> Recorded:
     """Read a journal; empty if there is none. Raises ValueError as `journal.read_lines` does."""
     events: dict[str, list[dict[str, Any]]] = {FAILED: [], FINISHED: [], COPIED: []}
     frames, rows = [pd.DataFrame(columns=[*_REPORT, *_PLACE, "step", "status", "parent_trial_id"])], []
+    kinds: dict[str, set[type]] = {}
     for line in read_lines(path):
         if EVENT in line:
             events[line[EVENT]].append(line)
             continue
         rows.append(line)
+        for name in hp_names(line):
+            kinds.setdefault(name, set()).add(type(line[f"hp/{name}"]))
         if len(rows) == _ROWS_AT_A_TIME:
             frames.append(pd.DataFrame(rows))
             rows = []
@@ -59,6 +66,7 @@ def read_recorded(path: Path) -> Recorded:
         failures={event["trial_id"]: event["reason"] for event in events[FAILED]},
         finished=frozenset(event["trial_id"] for event in events[FINISHED]),
         copies={(event["trial_id"], event["segment"]): event for event in events[COPIED]},
+        integers=frozenset(name for name, found in kinds.items() if found == {int}),
     )
 
 
@@ -167,15 +175,20 @@ def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
     which a population method changes, and a schedule part of which is that of a trial whose checkpoint Tune copied.
     The column `until` is the step at which the checkpoint was made.
     """
-    parts = [pd.DataFrame(columns=[*(name for name in _SCHEDULE if name != "parent_trial_id"), "until"])]
+    parts = [pd.DataFrame(columns=["trial_id", *_OWN, "until"])]
     for trial in trials:
         if trial.checkpoint is None:
             continue
         path, filesystem = f"{trial.checkpoint.path}/{SCHEDULE_FILE}", trial.checkpoint.filesystem
         if filesystem.get_file_info(path).type == FileType.File:
-            with filesystem.open_input_file(path) as file:
-                table = pq.read_table(file)
+            try:
+                with filesystem.open_input_file(path) as file:
+                    table = pq.read_table(file)
+            except pa.ArrowException:
+                continue  # some file of theirs
             metadata = table.schema.metadata or {}
+            if not len(table) or not {*_OWN} <= set(table.column_names):
+                continue
             part = table.to_pandas().assign(trial_id=trial.trial_id)
             part["until"] = int(metadata.get(UNTIL, part["step"].max()))
             own = metadata.get(TRIAL, trial.trial_id.encode()) == trial.trial_id.encode()

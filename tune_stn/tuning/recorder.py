@@ -8,23 +8,51 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from ray import tune
 
+from tune_stn.training.tables import CHOICE
 from tune_stn.tuning import journal
 from tune_stn.tuning.directory import Labels, write_directory
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, REPORTS
-from tune_stn.tuning.ledger import Ledger, place_of
+from tune_stn.tuning.ledger import ENDED, Ledger, known_lines, place_of
 from tune_stn.tuning.lineage import Segment
-from tune_stn.tuning.reading import INCREMENTS, Reading, describes_itself, reported_numbers, result_numbers
+from tune_stn.tuning.reading import (
+    INCREMENTS,
+    REPORTED,
+    Reading,
+    describes_itself,
+    reported_numbers,
+    result_numbers,
+    under_free_names,
+)
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded
+from tune_stn.tuning.whereabouts import moved, possible
 
-ENDED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
 _SELDOM = 20  # the tables are not written before so many times as long has passed as the last writing took
 
 OnReport = Callable[[Mapping[str, Any], float], None]
+Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger(__name__)
+
+
+def _harmless(hook: Hook) -> Hook:
+    """A method that Tune calls; its error is logged instead of ending the run, unless the recorder is strict."""
+
+    @functools.wraps(hook)
+    def call(self: Recorder, *args: Any, **named: Any) -> None:
+        try:
+            hook(self, *args, **named)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.errors.append(f"{type(error).__name__}: {error}")
+            if self.errors[-1] not in self.errors[:-1]:
+                text = "%s: something was not recorded; the run goes on, and this error is not logged again"
+                logger.exception(text, self.directory)
+
+    return cast(Hook, call)
 
 
 class Recorder(tune.Callback):
@@ -33,9 +61,16 @@ class Recorder(tune.Callback):
     Each report is appended to a journal (`reports.jsonl`) and on the disk when the call returns. From it the tables
     `reports.parquet` and `schedule.parquet` and a `study.json` are written now and then, and when the run ends, so that
     `load_results(directory)` and `tune-stn report DIRECTORY` show the run as they show a study. All happens on the
-    driver. Through `Tuner.restore` (or `tune.run(resume=...)`) the recorder goes on in its directory.
+    driver. Through `Tuner.restore` (or `tune.run(resume=...)`) the recorder goes on in its directory; where that lies
+    in the experiment's folder and was moved with it, in the new place; and where it is not to be found, in a new one
+    that begins with the newest report of each trial that Tune has saved, so that costs are right.
 
-    `reports` has all numbers that trials report (nested ones by path, `eval/loss`). `val_loss` is the `metric`. `epoch`
+    The run that is recorded is the same as without a recorder: an error in recording is logged, once, and ends nothing.
+
+    `reports` has all numbers that trials report (nested ones by path, `eval/loss`), arrays and tensors without axes
+    among them. One with the name of a column that has something else in it (`seed`, `status`, an `epoch` that rewinds)
+    is in `reported/<name>`; the log says so. Hyperparameters that are no numbers are in `choice/<name>`, as text.
+    `val_loss` is the `metric`. `epoch`
     counts the reports of a trial and never rewinds, unlike Tune's `training_iteration` on an exploit; so does `step`
     where neither `step` nor Tune's `timesteps_total` is reported. `cost` and `cost_total` add up what the trial and the
     run have spent, one a report where trials report no `cost` that adds up. Losses and `device_time_s` are NaN where
@@ -49,13 +84,14 @@ class Recorder(tune.Callback):
     (`stn`; every hyper-step if its last checkpoint holds a `schedule.parquet`).
 
     Args:
-        directory: of this run alone; made where it is missing.
+        directory: of this run alone; made when the run starts, where it is missing.
         metric: the key of what is minimised or maximised on validation data.
         mode: "min", or "max": then `val_loss` is the metric with its sign turned.
         columns: where a trainable's keys have other names: {"test_loss": "eval/loss", "cost": "gpu_hours"}; of
             `train_loss`, `test_loss`, `step`, `cost`, `device_time_s`.
         hps: which entries of a trial's config are hyperparameters, by path (`optimizer/lr`; entries of `config["hp"]`
-            by their names alone). Default: all that are numbers, or those that the trainable reports as `hp/<name>`.
+            by their names alone). Default: all that are numbers, or those that the trainable reports as `hp/<name>`;
+            and all that are words, switches, None, or lists of such.
         task: name in the tables; default the trainable's.
         method: name in the tables.
         seed: number in the tables.
@@ -65,14 +101,17 @@ class Recorder(tune.Callback):
         cost_before: what was spent before this run for its sake, in the unit of `cost`; `cost_total` goes on from it.
             Default 0.
         time_before: the seconds that this took; `wall_time_s` goes on from them. Default 0.
+        strict: whether an error in recording (a full disk, say) or in `on_report` ends the run. Default False.
 
     Attributes:
+        directory: where it records.
+        errors: in recording, as text.
         failures_in_a_row: without a report in between.
         unsaved: trials that have reported more than their newest checkpoint holds.
 
     Raises:
-        ValueError: an argument is not accepted; a line of the journal is damaged; or, when the run starts, the
-            directory holds the record of another one.
+        ValueError: an argument is not accepted. Or, when the run starts and before its first trial does: the directory
+            cannot be made, holds the record of another run, or a damaged one.
 
     Example:
         >>> tune.run(theirs, config={"lr": tune.loguniform(1e-4, 1e-1)}, callbacks=[Recorder("runs/1", metric="loss")])
@@ -95,30 +134,38 @@ class Recorder(tune.Callback):
         on_report: OnReport | None = None,
         cost_before: float = 0.0,
         time_before: float = 0.0,
+        strict: bool = False,
     ) -> None:
         self.reading = Reading(metric=metric, mode=mode, columns=dict(columns or {}), hps=hps)
         self.directory = Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.path = self.directory / REPORTS
         self.task, self.method, self.seed = task, method, seed
         self.overwrite = overwrite
         self.write_every_s = write_every_s
         self.on_report = on_report
         self.cost_before, self.time_before = cost_before, time_before
+        self.strict = strict
         self.failures_in_a_row = 0
         self.unsaved: set[str] = set()
-        journal.cut_torn_end(self.path)
-        self._ledger = self._count(journal.read_lines(self.path))
-        self._continued = self.path.exists()
-        self._began = time.monotonic() - self._ledger.wall_time_s
-        self._next_writing = math.inf if write_every_s is None else time.monotonic() + write_every_s
+        self.errors: list[str] = []
+        self._counted: Ledger | None = None  # nothing is read or written before the run starts
+        self._continued = False
+        self._choices: dict[str, dict[str, str]] = {}
+        self._renamed: set[str] = set()
+        self._experiment = ""
+        self._saved: dict[str, Any] = {}
+        self._began, self._next_writing = 0.0, math.inf
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its arguments: `Tuner` saves its callbacks, and what they have counted is in the journal."""
         arguments: dict[str, Any] = {**vars(self.reading), "directory": self.directory}
         for name in ("task", "method", "seed", "overwrite", "write_every_s", "on_report", "cost_before", "time_before"):
             arguments[name] = getattr(self, name)
-        return functools.partial(Recorder, **arguments), ()
+        return functools.partial(Recorder, **arguments, strict=self.strict), ()
+
+    @property
+    def path(self) -> Path:
+        """The journal."""
+        return self.directory / REPORTS
 
     @property
     def cost_total(self) -> float:
@@ -133,9 +180,23 @@ class Recorder(tune.Callback):
     # What Tune calls ------------------------------------------------------------------------------------------------
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        self._continued = self.path.exists()
+        if self._counted is not None:  # by an earlier run, or asked for its totals
+            self._continued = self.path.exists()
+
+    def get_state(self) -> dict[str, Any] | None:
+        """What Tune saves with the experiment now and then: where the record is, and the totals."""
+        if self._counted is None or not self._experiment:
+            return None
+        latest = sorted(self._counted.latest.values(), key=lambda line: line["cost_total"])
+        return {"directory": str(self.directory), "experiment": self._experiment, "latest": list(map(dict, latest))}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Tune has restored the experiment, maybe in another place or on another machine."""
+        self._saved = state
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        self._goes_on(trials)
+        self._begin()
         if self._continued:  # the first step, and Tune has brought its trials back, but made no new ones yet
             self._continued = False
             self._drop_unknown({trial.trial_id: trial.status for trial in trials})
@@ -145,9 +206,13 @@ class Recorder(tune.Callback):
                 if t.trial_id in self._ledger.latest and t.status not in ENDED and not self._is_saved(t)
             }
 
+    @_harmless
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self._experiment = _experiment_of([trial]) or self._experiment
+        self._choices[trial.trial_id] = self.reading.choices(trial.config)
         self._ledger.lineage.start(trial, trials)
 
+    @_harmless
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
@@ -167,23 +232,28 @@ class Recorder(tune.Callback):
         if time.monotonic() >= self._next_writing:
             self._write(trials, over=False)
 
+    @_harmless
     def on_checkpoint(
         self, iteration: int, trials: Sequence[Any], trial: Any, checkpoint: tune.Checkpoint, **info: Any
     ) -> None:
         if not self.is_repetition(trial.trial_id, trial.last_result):
             self.unsaved.discard(trial.trial_id)
 
+    @_harmless
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         if not describes_itself(trial.last_result):
-            self._append({EVENT: FINISHED, "trial_id": trial.trial_id})
+            self._append(_end_of(trial, FINISHED))
 
+    @_harmless
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         self.failures_in_a_row += 1
-        self._append({EVENT: FAILED, "trial_id": trial.trial_id, "reason": _last_line(trial)})
+        self._append(_end_of(trial, FAILED))
 
+    @_harmless
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
+        self._goes_on(trials)  # of a restored run without a step, for all of its trials had ended
         if self.write_every_s is not None:
             self._write(trials, over=True)
 
@@ -201,41 +271,111 @@ class Recorder(tune.Callback):
 
     # The journal ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _ledger(self) -> Ledger:
+        if self._counted is None:
+            self._begin()
+        return cast(Ledger, self._counted)
+
+    def _begin(self) -> None:
+        """Make the directory, and count what an earlier process recorded in it."""
+        if self._counted is not None:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"Recorder({str(self.directory)!r}): the directory cannot be made ({error.strerror}); give another"
+            raise ValueError(text) from None
+        journal.cut_torn_end(self.path)
+        self._counted = self._count(journal.read_lines(self.path))
+        self._continued = self.path.exists()
+        self._began = time.monotonic() - self._counted.wall_time_s
+        self._next_writing = math.inf if self.write_every_s is None else time.monotonic() + self.write_every_s
+
+    def _goes_on(self, trials: Sequence[Any]) -> None:
+        """Find the record of a run that was restored, or begin one with what Tune has saved of it."""
+        saved, self._saved = self._saved, {}
+        if not saved or not trials:
+            return
+        given = self.directory
+        before, self._experiment = Path(saved["experiment"]), _experiment_of(trials) or saved["experiment"]
+        there = Path(self._experiment)
+        self.directory = possible(moved(given, before=before, now=there), otherwise=there)
+        if self.directory == given and (self.path.exists() or not saved["latest"]):
+            return
+        if self.path.exists():
+            text = "the experiment has moved, and its record with it: it goes on in %s, not in %s"
+        else:
+            text = (
+                "the record of the run that goes on is missing: %s begins with each trial's newest report (it was %s)"
+            )
+            self.directory.mkdir(parents=True, exist_ok=True)
+            ends = [
+                _end_of(trial, FAILED if trial.status == "ERROR" else FINISHED)
+                for trial in trials
+                if trial.status in ENDED
+            ]
+            journal.replace(self.path, [*saved["latest"], *ends])
+        logger.warning(text, self.directory, given)
+        self._counted = None
+
     def _count(self, lines: Iterable[Mapping[str, Any]]) -> Ledger:
         return Ledger(lines, self.reading, cost_total=self.cost_before, wall_time_s=self.time_before)
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        ledger = self._ledger
         journal.append(self.path, line)
-        self._ledger.take(line)
+        ledger.take(line)
 
     def _line(self, trial: Any, result: Mapping[str, Any]) -> dict[str, Any]:
         """A result as a line of the journal; a repetition adds nothing to what has been spent."""
-        found = result_numbers(result)
-        place = trial_id, segment, epoch = self._ledger.place(trial.trial_id, result)
-        own, values = self._ledger.lineage.current(trial_id)
-        if describes_itself(result):
+        found, ledger = result_numbers(result), self._ledger
+        place = trial_id, segment, epoch = ledger.place(trial.trial_id, result)
+        own, values = ledger.lineage.current(trial_id)
+        knows = describes_itself(result)
+        if knows:
             described = {name: result[name] for name in ("parent_trial_id", "status", "reason")}
         else:
             described = {"parent_trial_id": own.parent_trial_id, "status": "running"}
             described["training_iteration"] = result["training_iteration"]
-        spent = {column: self._ledger.latest.get(trial_id, {}).get(column, 0.0) for column in INCREMENTS}
+        spent = {column: ledger.latest.get(trial_id, {}).get(column, 0.0) for column in INCREMENTS}
         cost_total = self.cost_total
-        if place not in self._ledger.losses:
+        if place not in ledger.losses:
             before = result_numbers(trial.last_result)
             added = {column: self.reading.increment(column, found, before) for column in INCREMENTS}
             spent = {column: spent[column] + added[column] for column in INCREMENTS}
             cost_total += added["cost"]
-        if self.reading.metric not in found and not self._ledger.latest:
-            text = "the first report has no number %r, so it has no val_loss; name what it has by Recorder(metric=): %s"
-            logger.warning(text, self.reading.metric, ", ".join(reported_numbers(found)) or "no number at all")
-        return {
+        if not ledger.latest:
+            self._say_what_is_missing(trial.config, result, found)
+        columns = {
             **{"trial_id": trial_id, "segment": segment, **described},
-            **reported_numbers(found),
             **self.reading.hp_columns(found, values),
+            **{CHOICE + name: text for name, text in self._choices.get(trial_id, {}).items()},
             **self.reading.losses(found),
             **{"epoch": epoch, "step": self.reading.step(found, epoch), **spent, "cost_total": cost_total},
             "wall_time_s": time.monotonic() - self._began,
         }
+        # The counts of a trainable that describes itself are those of the tables, but for what a copy brought along.
+        about = {name: number for name, number in found.items() if not (knows and name in INCREMENTS)}
+        reported, taken = under_free_names(reported_numbers(about, describes_itself=knows), columns)
+        if new := [name for name in taken if name not in self._renamed]:
+            self._renamed.update(new)
+            text = "the tables have columns named %s of their own, so what trials report by such a name is in %s<name>"
+            logger.warning(text, ", ".join(new), REPORTED)
+        return {**reported, **columns}
+
+    def _say_what_is_missing(
+        self, config: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, float]
+    ) -> None:
+        if (metric := self.reading.metric) not in found:
+            given = f" (it is a {type(result[metric]).__name__})" if metric in result else ""
+            text = "the first report has no number %r%s, so no val_loss; name what it has by Recorder(metric=): %s"
+            logger.warning(text, metric, given, ", ".join(reported_numbers(found)) or "no number at all")
+        if unknown := self.reading.unknown(config, found):
+            text = "Recorder(hps=): %s is not in the config of the first trial that reports, which has %s"
+            everything = Reading()
+            known = {**everything.hyperparameters(config), **everything.choices(config)}
+            logger.warning(text, ", ".join(unknown), ", ".join(known) or "none")
 
     def _copy(self, trial: Any, line: Mapping[str, Any]) -> dict[str, Any]:
         """The event of the copy that a report is the first after."""
@@ -268,29 +408,19 @@ class Recorder(tune.Callback):
             advice = "take another directory, or overwrite=True; to go on with that run, use Tuner.restore"
             advice += " (if you did, Ray Tune's message above says why it could not, and has begun a new one)"
             raise ValueError(f"{self.directory} holds the record of another run: {advice}")
-        kept = [
-            line
-            for line in lines
-            if known.get(line["trial_id"]) in ENDED
-            or (line["trial_id"] in known and line.get(EVENT) not in (FAILED, FINISHED))
-        ]
+        kept = known_lines(lines, known, cost_before=self.cost_before)
         if len(kept) == len(lines):
             return
         if not kept:
             text = "%s: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: %d"
             logger.warning(text, self.directory, sum(EVENT not in line for line in lines))
-        spent: dict[str, float] = {}
-        total = self.cost_before
-        for line in kept:
-            if EVENT not in line:
-                total += line["cost"] - spent.get(line["trial_id"], 0.0)
-                spent[line["trial_id"]] = line["cost"]
-                line["cost_total"] = total
         journal.replace(self.path, kept)
-        self._ledger = self._count(kept)
+        self._counted = self._count(kept)
 
     def _write(self, trials: Sequence[Any], *, over: bool) -> None:
+        self._begin()
         began = time.monotonic()
+        self._next_writing = began + (self.write_every_s or 0.0)  # should it fail
         task = self.task or (trials[0].trainable_name if trials else "unknown")
         write_directory(
             self.directory,
@@ -304,11 +434,23 @@ class Recorder(tune.Callback):
         self._next_writing = now + max(self.write_every_s or 0.0, _SELDOM * (now - began))
 
 
+def _experiment_of(trials: Sequence[Any]) -> str:
+    """The folder of the experiment that trials are of, on its storage; "" if none has a folder yet."""
+    return next((str(Path(trial.path).parent) for trial in trials if trial.path), "")
+
+
+def _end_of(trial: Any, event: str) -> dict[str, Any]:
+    """The event of a trial's end."""
+    reason = {"reason": _last_line(trial)} if event == FAILED else {}
+    return {EVENT: event, "trial_id": trial.trial_id, **reason}
+
+
 def _last_line(trial: Any) -> str:
     """The message of the exception that ended a trial, from the file that Tune writes on the driver's disk."""
     error_file = trial.error_file
     if error_file and Path(error_file).exists():
-        lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
+        text = Path(error_file).read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines:
             return lines[-1]
     return "the trial's process died"

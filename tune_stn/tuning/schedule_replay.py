@@ -31,7 +31,8 @@ class ScheduleReplay(FIFOScheduler):
     the state of a torch optimizer holds its learning rate and weight decay.
 
     Args:
-        schedule: what to replay; its values arrive as floats.
+        schedule: what to replay; its values arrive as floats, but whole ones as int where the hyperparameter is one of
+            `schedule.integers`, or the config has an int in its place.
         time_attr: the key of a report that counts in the schedule's unit. The default counts reports: epochs, for a
             trainable that reports each epoch.
         key: where in the config the values go: `""` for `config[name]`, `"hp"` for `config["hp"][name]`, `"model/hp"`
@@ -144,4 +145,8 @@ def _with_entry(config: Mapping[str, Any], path: Sequence[str], value: float) ->
     if not isinstance(config, Mapping):
         raise ValueError(f"the config has {config!r} where values of the schedule belong; give another key=")
     first, *rest = path
-    return {**config, first: _with_entry(config.get(first, {}), rest, value) if rest else value}
+    if rest:
+        return {**config, first: _with_entry(config.get(first, {}), rest, value)}
+    before = config.get(first)
+    whole = isinstance(before, int) and not isinstance(before, bool) and float(value).is_integer()
+    return {**config, first: int(value) if whole else value}  # a width of 8.0 would be none

@@ -16,6 +16,7 @@ from ray import tune
 
 from tune_stn.data.splits import Splits
 from tune_stn.tasks.registry import get_task
+from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import STATE_FILE, CheckpointError, load_state, save_state
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
@@ -23,6 +24,7 @@ from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
 from tune_stn.tuning.checkpoints import existing, older
 from tune_stn.tuning.device import claim, peak_memory
+from tune_stn.tuning.shared_task import SharedTask, share_in, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ class STNTrainable(tune.Trainable):
     """A trial that trains a task by one algorithm, an epoch a step, and reports its hyperparameters as it goes.
 
     Config:
-        task: a built-in task's name, `module:attribute`, or a `Task`.
+        task: a built-in task's name, `module:attribute`, or a `Task`. One that is larger than 1 MB, with data in its
+            functions, is stored once in Ray's object store and not in results and saved states, so `Tuner.restore`
+            needs it again: by `param_space`, or in a run of `tune.with_parameters(STNTrainable, task=task)` by that.
         algorithm: "stn" (default), "delta-stn" or "fixed".
         hp: start values by hyperparameter (the constants of "fixed"); absent ones take the task's start values.
         schedule: values that "fixed" is to replay, exactly, at every step: a `Schedule`, or the path or URI of its
@@ -62,11 +66,29 @@ class STNTrainable(tune.Trainable):
         >>> tune.run(STNTrainable, config={"task": "digits-mlp", "algorithm": "stn"}, stop={"epoch": 5})
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Of a subclass, such as `tune.with_resources` makes: its own request for resources shares the task too."""
+        super().__init_subclass__(**more)
+        if isinstance(request := vars(cls).get("default_resource_request"), classmethod):
+            cls.default_resource_request = sharing(request.__func__)  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> None:
+        """Nothing special. Tune calls this with each new trial's config on the driver: a large task is shared here."""
+        share_in(config)
+
+    def setup(self, config: dict[str, Any], task: Task | SharedTask | None = None) -> None:
+        """As Tune calls it.
+
+        Args:
+            config: see the class.
+            task: from `tune.with_parameters(STNTrainable, task=task)`; default the config's.
+        """
         # Tune moves a trial to a folder of its own, where a relative path of the user's would lead astray.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))
         settings = {key: value for key, value in config.items() if key not in OWN_KEYS}
-        task, seed = config.get("task"), config.get("seed", 0)
+        seed = config.get("seed", 0)
+        task = config.get("task") if task is None else task
         if task is None:
             raise ValueError("config has no 'task': give a built-in name, module:attribute, or a Task")
         torch.set_num_threads(max(1, int(self._given("CPU", 1))))
@@ -75,7 +97,7 @@ class STNTrainable(tune.Trainable):
         key = (task, seed, settings)
         cached = self._data[1] if self._data is not None and self._data[0] == key else None
         self.trainer = Trainer(
-            get_task(task, **settings),
+            get_task(task.fetch() if isinstance(task, SharedTask) else task, **settings),
             algorithm=config.get("algorithm", "stn"),
             hp=config.get("hp"),
             schedule=_schedule(config.get("schedule")),

@@ -105,11 +105,13 @@ def test_pruned_layer_is_left_plain_for_its_hook() -> None:
     assert model.conversion.responding == {"2": "gate"}
 
 
-def test_model_that_holds_a_tensor_with_a_graph_says_why_it_cannot_be_copied() -> None:
+def test_a_kept_tensor_with_a_graph_is_copied_without_it() -> None:
     network = nn.Sequential(nn.Linear(4, 4))
-    network.kept = network(torch.ones(1, 4))
-    with pytest.raises(ValueError, match="the model cannot be copied because it holds a tensor with a graph"):
-        convert(network, SPACE, start=START)
+    network.kept = [network(torch.ones(1, 4))]
+    model = convert(network, SPACE, start=START)
+    assert torch.equal(model.kept[0], network.kept[0])
+    assert model.kept[0].is_leaf
+    assert not network.kept[0].is_leaf
 
 
 def test_shared_module_stays_shared_and_counts_once(control_flow: Network) -> None:
