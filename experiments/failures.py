@@ -59,14 +59,14 @@ def in_set_up():
     return replace(plain, data=data)
 
 def in_epoch(action, epoch):
-    # The test split is evaluated once an epoch. It is told by its size; a trial that goes on counts on.
+    # The test split, which is told by its size, is evaluated once an epoch. Counted in the file, for a trial that is
+    # started again goes on.
     size = len(tiny().data(0).test)
-    evaluations = 0
     def loss(outputs, targets):
-        nonlocal evaluations
         if failing() and len(targets) == size and not torch.is_grad_enabled():
-            evaluations += 1
-            if evaluations >= epoch:
+            with open(CAUSE, "a") as file:
+                file.write("x")
+            if CAUSE.stat().st_size >= epoch:
                 action()
         return nn.functional.cross_entropy(outputs, targets)
     return tiny(loss=loss)
@@ -78,7 +78,7 @@ def user_exception():
     return in_epoch(lambda: raises("my loss fails in epoch 3"), 3)
 
 def killed():
-    return in_epoch(lambda: os.kill(os.getpid(), signal.SIGKILL), 1)
+    return in_epoch(lambda: os.kill(os.getpid(), signal.SIGKILL), 2)
 
 def out_of_memory():
     def eat():
@@ -148,7 +148,7 @@ BOTH = "fixed,random"
 FAILURES = (
     Failure("all trials", "in_set_up", "no data today", methods=BOTH, budget=8),
     Failure("one method", "one_method", "only the start values work", methods=BOTH, budget=12),
-    Failure("worker killed four times", "killed", "the trial's process died"),
+    Failure("worker killed four times", "killed", "the trial's process died", code=0, retry=True),
     Failure(
         "disk full",
         "tiny",
