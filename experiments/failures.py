@@ -148,7 +148,7 @@ BOTH = "fixed,random"
 FAILURES = (
     Failure("all trials", "in_set_up", "no data today", methods=BOTH, budget=8),
     Failure("one method", "one_method", "only the start values work", methods=BOTH, budget=12),
-    Failure("worker killed four times", "killed", "the trial's process died", code=0, retry=True),
+    Failure("worker killed four times", "killed", "worker process has died", code=0, retry=True),
     Failure(
         "disk full",
         "tiny",

@@ -61,21 +61,24 @@ def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
     )
 
 
-def test_the_core_works_where_ray_is_absent() -> None:
+def test_the_core_works_where_ray_is_absent_and_loads_no_compiler() -> None:
     out = python(
         WITHOUT_RAY
         + """
 import tune_stn.data, tune_stn.nn, tune_stn.space, tune_stn.tasks, tune_stn.training
 from tune_stn import SearchSpace, Uniform, get_task, self_tuning
 from tune_stn.training import Trainer
-print(Trainer(get_task("digits-mlp", train_images=100), algorithm="stn").run_epoch()["epoch"])
+trainer = Trainer(get_task("digits-mlp", train_images=100, warmup_epochs=0), algorithm="stn")
+print(trainer.run_epoch()["epoch"])
+trainer.load_state_dict(trainer.state_dict())
+print("compiler", "torch._dynamo" in sys.modules)
 try:
     SearchSpace({"a": Uniform(0, 1)}).to_tune()
 except ImportError as error:
     print(error)
 """
     )
-    assert out.splitlines() == ["1", "converting Ray Tune domains needs Ray: pip install 'ray[tune]'"]
+    assert out.splitlines() == ["1", "compiler False", "converting Ray Tune domains needs Ray: pip install 'ray[tune]'"]
 
 
 def test_all_names_resolve_and_others_do_not() -> None:
@@ -154,6 +157,14 @@ def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() 
                 found.add(module)
                 assert not at_once, module
     assert found == {"tune_stn.space.search_space"}
+
+
+def test_libraries_that_only_some_methods_need_are_imported_by_files_that_only_their_plans_import() -> None:
+    late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2_over_space": "sklearn"}
+    for module, path in MODULES.items():
+        for name, at_once in imports(ast.parse(path.read_text()), module.rpartition(".")[0]):
+            heavy = name in late or name.startswith(("optuna", "sklearn", "scipy.stats"))
+            assert not (heavy and at_once) or name.startswith(late.get(module, module)), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tune_stn.tuning.cluster import Cluster
 SELF_TUNING = ["stn", "delta-stn", "auto", "stn-population"]
 BASELINES = ["fixed", "random", "grid", "tpe", "gp-bo", "hyperband", "asha", "median", "pbt", "pb2"]
 CONTROLS = ["frozen", "progress-ratio", "replayed", "last-values"]
-SHARED = {"__init__.py", "method.py", "optuna.py", "replay.py"}  # a replay is made of a schedule
+SHARED = {"__init__.py", "method.py", "optuna.py", "pb2_over_space.py", "replay.py"}  # a replay is made of a schedule
 
 
 def context(**more: object) -> Context:

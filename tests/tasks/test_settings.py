@@ -123,9 +123,9 @@ def test_optimizers_are_those_asked_for() -> None:
     )
     parameter = nn.Parameter(torch.zeros(1))
     optimizer, hyper = training.make_optimizer([parameter]), training.make_hyper_optimizer([parameter], hyper_steps=100)
-    assert type(optimizer) is torch.optim.SGD
+    assert isinstance(optimizer, torch.optim.SGD)
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.3, 0.9)
-    assert type(hyper) is torch.optim.Adam
+    assert isinstance(hyper, torch.optim.Adam)
     assert (hyper.defaults["lr"], hyper.defaults["betas"]) == (0.02, (0.5, 0.9))
     assert training.make_lr_schedule(optimizer) is None
 

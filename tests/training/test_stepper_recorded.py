@@ -129,7 +129,7 @@ def on_meta(task: Task, shape: tuple[int, ...], algorithm: str) -> Trainer:
         pixels = torch.randint(256, (images, *shape), dtype=torch.uint8)
         return Split(pixels, torch.randint(10, (images,)), prepare=prepare)
 
-    return Trainer(task, algorithm=algorithm, device="meta", splits=Splits(split(16), split(16), split(16)))
+    return Trainer(task, algorithm=algorithm, device="meta", splits=Splits(split(8), split(8), split(8)))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import optuna
+from optuna.samplers import GPSampler, TPESampler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
@@ -14,6 +16,9 @@ from tune_stn.space import LogUniform, Normal
 
 # Optuna's default of 10 random trials would leave a small budget no trial to model.
 MOST_RANDOM_TRIALS = 10
+# Optuna's defaults since its version 5, said here for older ones: one model of all hyperparameters together
+# (Falkner et al. 2018), and trials still running taken for bad ones, so that the next to start is not the same.
+tpe_sampler = partial(TPESampler, multivariate=True, constant_liar=True)
 
 
 def optuna_plan(context: Context, method: str, make_sampler: Callable[..., optuna.samplers.BaseSampler]) -> Plan:
@@ -47,3 +52,6 @@ def optuna_plan(context: Context, method: str, make_sampler: Callable[..., optun
         samples=context.samples(1),
         hp=space.to_tune(),
     )
+
+
+__all__ = ["GPSampler", "optuna_plan", "tpe_sampler"]

@@ -156,7 +156,8 @@ def run_study(
             _check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
             schedules.append(plan.config.get("schedule"))
     storage = cluster.storage(out / "state")
-    conversion, remarks = {}, []
+    conversion: dict[str, Any] = {}
+    remarks: list[str] = []
     if rehearsal:
         schedule = next((one for one in schedules if one is not None), None)
         found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)

@@ -8,7 +8,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from tune_stn.study.incumbent import RUN, last_of_each_run, value_at
 
@@ -55,7 +55,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     n = x.size
     if n < 2 or not np.isfinite(x).all():
         return Interval(float(np.sum(x)) / n if n else nan, nan, nan, n)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n)
+    half = special.stdtrit(n - 1, (1 + confidence) / 2) * x.std(ddof=1) / np.sqrt(n)
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), n)
 
 
@@ -117,7 +117,7 @@ def paired_difference(
 def _bootstrap(x: NDArray[np.float64], confidence: float, rng: np.random.Generator) -> tuple[float, float]:
     n, tail = x.size, (1 - confidence) / 2
     means = x[rng.integers(0, n, (_RESAMPLES, n))].mean(axis=1)
-    widen = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1) / stats.norm.isf(tail)
+    widen = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, tail) / special.ndtri(tail)
     low, high = x.mean() + widen * (np.quantile(means, [tail, 1 - tail]) - x.mean())
     return float(low), float(high)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tune_stn.nn.response import ResponseSize, check_response_size
+from tune_stn.nn.without_compiler import light
 from tune_stn.tasks.lr_schedule import NonMonotone
 
 # Beside those of torch.
@@ -174,7 +175,7 @@ class Training:
 
     def make_optimizer(self, parameters: list[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """An optimizer of the weights over `parameters`, or over groups of them."""
-        return _make(self.optimizer, torch.optim)(parameters, lr=self.lr, **self.optimizer_args)  # type: ignore[no-any-return]
+        return self._optimizer(self.optimizer)(parameters, lr=self.lr, **self.optimizer_args)
 
     def hyper_steps(self, steps_per_epoch: int) -> int:
         """Hyper-steps of a whole run of so many training steps an epoch."""
@@ -186,9 +187,15 @@ class Training:
 
     def make_hyper_optimizer(self, parameters: list[nn.Parameter], *, hyper_steps: int) -> torch.optim.Optimizer:
         """An optimizer of the raw coordinates and scales for a run of so many hyper-steps."""
-        return _make(self.hyper_optimizer, torch.optim)(  # type: ignore[no-any-return]
+        return self._optimizer(self.hyper_optimizer)(
             parameters, lr=self.step_size(hyper_steps), **self.hyper_optimizer_args
         )
+
+    def _optimizer(self, choice: OptimizerChoice) -> Callable[..., torch.optim.Optimizer]:
+        if not isinstance(choice, str):
+            return choice
+        kind = getattr(torch.optim, choice)
+        return kind if self.compile else light(kind)
 
     def make_lr_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
         """The learning-rate schedule of one optimizer, or None."""

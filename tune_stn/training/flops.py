@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from types import MethodType
+from typing import Any, Self
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from tune_stn.nn.without_compiler import undecorated
 
 aten = torch.ops.aten
 Shape = torch.Size
@@ -70,6 +73,14 @@ class FlopCounter(FlopCounterMode):
         self.unknown: set[str] = set()
         # Its own tracker of modules fails where a module takes a parameter as its input, as parametrisations do.
         self.mod_tracker = _NoModules()  # type: ignore[assignment]
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        mode: Any = self.mode
+        dispatch = type(mode).__torch_dispatch__
+        if (bare := undecorated(dispatch)) is not dispatch:
+            mode.__torch_dispatch__ = MethodType(bare, mode)
+        return self
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if func_packet not in self.flop_registry and _may_be_expensive(str(func_packet)):
