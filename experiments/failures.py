@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,14 +59,14 @@ def in_set_up():
     return replace(plain, data=data)
 
 def in_epoch(action, epoch):
-    # The test split is evaluated once an epoch. It is told by its size; a trial that goes on counts on.
+    # The test split, which is told by its size, is evaluated once an epoch. Counted in the file, for a trial that is
+    # started again goes on.
     size = len(tiny().data(0).test)
-    evaluations = 0
     def loss(outputs, targets):
-        nonlocal evaluations
         if failing() and len(targets) == size and not torch.is_grad_enabled():
-            evaluations += 1
-            if evaluations >= epoch:
+            with open(CAUSE, "a") as file:
+                file.write("x")
+            if CAUSE.stat().st_size >= epoch:
                 action()
         return nn.functional.cross_entropy(outputs, targets)
     return tiny(loss=loss)
@@ -148,7 +148,7 @@ BOTH = "fixed,random"
 FAILURES = (
     Failure("all trials", "in_set_up", "no data today", methods=BOTH, budget=8),
     Failure("one method", "one_method", "only the start values work", methods=BOTH, budget=12),
-    Failure("worker killed four times", "killed", "the trial's process died", code=0, retry=True),
+    Failure("worker killed four times", "killed", "worker process has died", code=0, retry=True),
     Failure(
         "disk full",
         "tiny",
@@ -215,8 +215,8 @@ def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, Any]:
     out.parent.mkdir()
     cause.touch()
     row: dict[str, Any] = {"failure": failure.name, "right_code": failure.code}
-    with surroundings(failure, out.parent, cause) as possible:
-        if not possible:
+    with surroundings(failure, out.parent) as mend:
+        if mend is None:
             return row | {"right": "not tried: a disk cannot be mounted here"}
         began = time.monotonic()
         code, said = command(failure, out)
@@ -226,8 +226,7 @@ def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, Any]:
             row["untouched"] = not out.exists()
             right = row["in_output"] and row["untouched"]
         else:
-            if failure.name == "disk full":  # on which nothing can be written, be it a report or a reason
-                make_room(out.parent)
+            mend()  # before the report, which is on the disk as well
             reported, _ = command(failure, out, only_report=True)
             study = described(out)
             told = json.dumps([study.get("missing"), study.get("failures")])
@@ -239,8 +238,6 @@ def try_out(failure: Failure, folder: Path, cause: Path) -> dict[str, Any]:
             print(said[-3000:])
         cause.unlink()
         again = ("--resume", *["--retry-failed"] * failure.retry) if failure.code != 2 else ()
-        if failure.name == "node lost for good":
-            time.sleep(10)  # for another one to come
         row["code_mended"], said = command(failure, out, *again, mended=True)
         row["missing"] = len(described(out).get("missing", [None]))
         if row["code_mended"] or row["missing"]:
@@ -278,21 +275,24 @@ def command(
 
 
 @contextmanager
-def surroundings(failure: Failure, folder: Path, cause: Path) -> Iterator[bool]:
-    """What a failure needs around it: a Ray, and a small disk or a second node; gives whether it is there."""
+def surroundings(failure: Failure, folder: Path) -> Iterator[Callable[[], None] | None]:
+    """What a failure needs around it: a Ray, and a small disk or a second node.
+
+    Gives a function that takes away what is wrong with them; None if they cannot be had here.
+    """
     import ray
 
     if failure.name == "disk full":
         with shared_ray(), small_disk(folder, "3m") as mounted:
-            yield mounted
+            yield (lambda: make_room(folder)) if mounted else None
     elif failure.name == "node lost for good":
         if ray.is_initialized():
             ray.shutdown()
-        with two_nodes(cause):
-            yield True
+        with two_nodes(folder) as another:
+            yield another
     else:
         with shared_ray():
-            yield True
+            yield lambda: None
 
 
 @contextmanager
@@ -319,8 +319,11 @@ def small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 @contextmanager
-def two_nodes(cause: Path) -> Iterator[None]:
-    """A head, and a node with what the trials need, which goes for good when a trial has reported."""
+def two_nodes(folder: Path) -> Iterator[Callable[[], None]]:
+    """A head, and a node with what the trials of a study in a folder need, which goes when a trial has reported.
+
+    Gives a function that adds another such node.
+    """
     import threading
 
     import ray
@@ -334,18 +337,14 @@ def two_nodes(cause: Path) -> Iterator[None]:
     ray.init(address=cluster.address, log_to_driver=False)
 
     def lose() -> None:
-        journals = cause.parent / "node-lost-for-good"
-        while not [path for path in journals.glob("study/state/*/reports.jsonl") if path.stat().st_size]:
+        while not [path for path in folder.glob("study/state/*/reports.jsonl") if path.stat().st_size]:
             time.sleep(0.1)
         cluster.remove_node(there.pop(), allow_graceful=False)
-        while cause.exists():
-            time.sleep(0.1)
-        cluster.add_node(num_cpus=1, resources={"far": 1})
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: cluster.add_node(num_cpus=1, resources={"far": 1}) and None
     finally:
         ray.shutdown()
         cluster.shutdown()

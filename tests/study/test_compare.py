@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import math
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tune_stn.space import Normal, SearchSpace
 from tune_stn.study.compare import _from_here, _git_commit, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
+from tune_stn.study.state import DiskFull
 from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.own_code import OwnCodeError
@@ -350,6 +353,31 @@ def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
     assert found.reports.query("seed == 9")["cost_total"].tolist() == [1, 2, 3, 4]
     assert found.reports.query("seed == 9")["status"].tolist() == ["running"] * 3 + ["finished"]
     pd.testing.assert_frame_equal(found.reports.query("seed == 7"), first, check_exact=True)
+
+
+def test_on_a_full_disk_the_study_still_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps a little room until then; here, as long as that is kept, there is none for anything else."""
+    out, write = tmp_path / "out", Path.write_text
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Traceback ... OSError: [Errno 28] No space left on device")  # as Tune raises it
+
+    def write_text(path: Path, *arguments: Any, **more: Any) -> int:
+        if (out / ".spare").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments, **more)
+
+    monkeypatch.setattr(Cluster, "session", lambda _: nullcontext())
+    monkeypatch.setattr(Cluster, "check", lambda *_, **__: None)
+    monkeypatch.setattr("tune_stn.study.compare._cluster_description", lambda _: {})
+    monkeypatch.setattr("tune_stn.study.compare.execute", full)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(DiskFull, match=r"No space left on device for .*; what was done is kept"):
+        compare("ridge", ["fixed"], budget=2, seeds=2, out=out, rehearsal=False)
+    reasons = [entry["reason"] for entry in json.loads((out / "study.json").read_text())["missing"]]
+    assert len(reasons) == 2
+    assert all(reason.startswith("No space left on device for ") for reason in reasons)
+    assert not (out / ".spare").exists()
 
 
 # Refused before anything starts -------------------------------------------------------------------------------------

@@ -79,8 +79,9 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
     missing, failures = [], []
     for labels, folder in runs:
         entry = missing_of(labels.method, labels.seed, folder, study.get("budget"))
-        if not folder.exists():  # the study may have said why
-            entry = before.get((labels.method, labels.seed), entry)
+        said = before.get((labels.method, labels.seed))
+        if said and (not folder.exists() or (entry and said["reason"].endswith(entry["reason"]))):
+            entry = said  # which may say why no more was done
         missing.extend([entry] if entry else [])
         failures.extend(failures_of(labels.method, labels.seed, folder))
     return tables, {"missing": missing, "failures": failures}

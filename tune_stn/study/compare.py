@@ -29,7 +29,7 @@ from tune_stn.study.remarks import after, before, conversion_entry, conversion_w
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute, read_followed
-from tune_stn.study.state import failures_of, foreign_path, missing_of, naming_a_full_disk, state_folder
+from tune_stn.study.state import DiskFull, failures_of, foreign_path, missing_of, naming_a_full_disk, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.registry import get_task, look_in
@@ -43,6 +43,7 @@ from tune_stn.tuning.nodes import NodesLost, alive_nodes
 from tune_stn.tuning.storage import Storage
 
 Say = Callable[[str], None]
+SPARE = 2**18  # bytes that a study keeps free to be able to say that its disk is full
 
 
 def compare(
@@ -196,6 +197,8 @@ def run_study(
         cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
         study["missing"] = _missing(runs)  # so it says should this process be killed
         _write_study(out, study)
+        spare = out / ".spare"
+        spare.write_bytes(bytes(SPARE))  # room for the last words, should there be no other
         taken_up: list[Run] = []
         stopped = ""
         try:
@@ -208,7 +211,8 @@ def run_study(
                 if again is not None and again.anew:
                     shutil.rmtree(run.folder)
                 try:
-                    with progress.running(run, again.why if again is not None else "") as on_report:
+                    why = again.why if again is not None else ""
+                    with naming_a_full_disk(out), progress.running(run, why) as on_report:
                         record = execute(
                             run, cluster, on_report, partial(progress.failed, run), retry_failed=retry_failed
                         )
@@ -218,11 +222,15 @@ def run_study(
                     progress.without_result(run, str(error))
                     stopped = f"{error}; "
                     break  # the others would fare no better
+                except DiskFull as error:
+                    stopped = f"{error}; "
+                    raise
                 else:
                     progress.finished(run, record)
         except Interrupted:
             raise KeyboardInterrupt from None
         finally:
+            spare.unlink(missing_ok=True)
             study["missing"] = _missing(runs, stopped)
             study["failures"] = [one for run in runs for one in failures_of(run.method.name, run.seed, run.folder)]
             study["peak_memory_mib"] = _peak_memory(runs)
