@@ -126,10 +126,10 @@ def test_a_full_disk_is_one_line_and_exit_code_1(here: Path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tune_stn.study.compare._write_study", full)
+    monkeypatch.setattr("tune_stn.study.compare.write_study", full)
     monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.session", lambda *_: nullcontext())
     monkeypatch.setattr("tune_stn.tuning.cluster.Cluster.check", lambda *_, **__: None)
-    monkeypatch.setattr("tune_stn.study.compare._cluster_description", lambda *_: {})
+    monkeypatch.setattr("tune_stn.study.compare.describe_cluster", lambda *_: {})
     done = tune_stn(*COMPARE)
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()

@@ -7,7 +7,6 @@ import html
 import json
 import math
 import os
-import subprocess
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tune_stn import compare, load_model
 from tune_stn.data.splits import Split, Splits
 from tune_stn.methods import get_method
 from tune_stn.space import Normal, SearchSpace
-from tune_stn.study.compare import _from_here, _git_commit, run_study
+from tune_stn.study.compare import _from_here, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
 from tune_stn.study.state import DiskFull
@@ -369,7 +368,7 @@ def test_on_a_full_disk_the_study_still_says_so(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Cluster, "session", lambda _: nullcontext())
     monkeypatch.setattr(Cluster, "check", lambda *_, **__: None)
-    monkeypatch.setattr("tune_stn.study.compare._cluster_description", lambda _: {})
+    monkeypatch.setattr("tune_stn.study.compare.describe_cluster", lambda _: {})
     monkeypatch.setattr("tune_stn.study.compare.execute", full)
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(DiskFull, match=r"No space left on device for .*; what was done is kept"):
@@ -465,34 +464,7 @@ def test_what_a_task_raises_in_the_rehearsal_is_the_cause_of_the_error(
         )  # fmt: skip
 
 
-# What a study says of its code and where its data lies ----------------------------------------------------------------
-
-
-def checkout(root: Path, project: str) -> Path:
-    """A repository with one commit and a package in it; gives the folder of the package."""
-    (root / "tune_stn").mkdir(parents=True)
-    (root / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
-    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for arguments in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "one"]):
-        subprocess.run(["git", *arguments], cwd=root, check=True)
-    return root / "tune_stn"
-
-
-def test_the_commit_is_that_of_a_checkout_of_this_project_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if not name.startswith("GIT_")})
-    own = checkout(tmp_path / "own", "tune_stn")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own, check=True, capture_output=True, text=True)
-    assert _git_commit(own) == head.stdout.strip()
-    assert len(head.stdout.strip()) == 40
-    theirs = checkout(tmp_path / "theirs", "their_project")
-    assert _git_commit(theirs) is None
-    installed = theirs.parent / ".venv" / "site-packages" / "tune_stn"
-    installed.mkdir(parents=True)
-    assert _git_commit(installed) is None
-    monkeypatch.setenv("PATH", str(tmp_path))  # no git there
-    assert _git_commit(own) is None
+# Where its data lies --------------------------------------------------------------------------------------------------
 
 
 def test_relative_data_is_looked_for_where_the_study_was_started(

@@ -1,0 +1,78 @@
+"""What is refused before anything of a study starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import LocalFileSystem
+
+from tune_stn.methods import Method, Plan
+from tune_stn.study.state import foreign_path
+from tune_stn.tasks.task import Task
+from tune_stn.training.rules import get_rule
+from tune_stn.tuning.storage import Storage
+
+
+def check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int, budget: float) -> None:
+    """Refuse a run that is to tune and is over before its first hyper-step; a control that has none on purpose is none.
+
+    An epoch costs 1 at least, so there are no more of them than the budget says.
+
+    Raises:
+        ValueError: it is; the message says why.
+    """
+    epochs = min(task.training.epochs, math.ceil(budget)) if math.isfinite(budget) else task.training.epochs
+    training = replace(task.training, epochs=epochs)
+    if not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config or training.hyper_steps(steps_per_epoch):
+        return
+    more = "more epochs=" if epochs == task.training.epochs else f"more than budget={budget:g}"
+    raise ValueError(
+        f"{method.name} would tune nothing on task {task.name!r}: a run of {training.epochs} epochs of "
+        f"{steps_per_epoch} training steps, the first {training.warmup_epochs} of them warm-up, is over before its "
+        f"first hyper-step, which comes after {training.train_steps} training steps; give {more}, or a smaller "
+        "warmup_epochs=, train_steps= or batch_size="
+    )
+
+
+def prepare_directory(out: Path, study: Mapping[str, Any], resume: bool) -> None:
+    """Make the directory, or check that it holds this very study. Raises ValueError saying what is wrong."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={out}: cannot be made a directory ({error.strerror})") from None
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"out={out}: not writable")
+    path = out / "study.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"out={out}: holds a study already; add resume=True to go on with it, or choose another")
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another out=") from None
+        if not isinstance(before, dict):
+            raise ValueError(f"{path} describes no study; choose another out=")
+        for key in ("task", "task_given", "budget", "trials", "settings", "method_settings"):
+            if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
+                raise ValueError(f"resume=True: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
+
+
+def check_owner(out: Path, storage: Storage | None) -> None:
+    """Refuse to resume what somebody else may have written: see SECURITY.md."""
+    local = storage is not None and isinstance(storage.filesystem, LocalFileSystem)
+    path = foreign_path(out, Path(storage.path) if storage is not None and local else None)
+    if path is not None:
+        try:
+            owner = path.owner()
+        except KeyError:
+            owner = f"user {path.stat().st_uid}"
+        raise ValueError(
+            f"resume=True: {path} belongs to {owner}, and to resume is to run what Ray Tune's state there says; a copy "
+            "of your own can be resumed, if you trust it"
+        )
