@@ -22,6 +22,7 @@ from tune_stn.data.batches import Batch
 from tune_stn.data.splits import Split, Splits
 from tune_stn.nn import LockedDropout, SelfTuningModel, StochasticDepth, WeightDecay, self_tuning
 from tune_stn.nn.attention import ResponseMultiheadAttention
+from tune_stn.nn.first_order import without_running_statistics
 from tune_stn.space import Domain, LogUniform, Sample, SearchSpace, Tunable, Uniform
 from tune_stn.tasks import Task, Training
 from tune_stn.training import Trainer
@@ -667,7 +668,8 @@ def gradient_by_differences(
 
     def at(t: float) -> Tensor:
         again()
-        outputs: Tensor = forward.outputs(batch, Sample(sample.values, h * t))
+        with without_running_statistics(forward.model):
+            outputs: Tensor = forward.outputs(batch, Sample(sample.values, h * t))
         return outputs
 
     step = 1e-3

@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
     command = ["compare", "--task", f"{MODULE}:make", "--methods", METHODS, "--budget", str(BUDGET), "--seeds", "1"]
     where = ["--address", cluster.address, "--working-dir", str(folder / "modules"), "--out", str(folder / "out")]
     process = subprocess.Popen(
-        [*tune_stn, *command, *where, "--set", f"notes={notes}", "--set", "together=2"],
+        [*tune_stn, *command, *where, "--set", f"notes={notes}", "--set", "together=2", "--no-rehearsal"],
         cwd=folder, stdout=sys.stderr, stderr=sys.stderr,
     )  # fmt: skip
     try:
@@ -130,7 +130,7 @@ def test_a_killed_node_changes_no_schedule(cluster: Cluster, tmp_path: Path, mon
         monkeypatch.syspath_prepend(modules)
         task = get_task(f"{MODULE}:make", notes=str(tmp_path / "more"))
         cloudpickle.register_pickle_by_value(sys.modules[MODULE])  # the workers of the tests' Ray live elsewhere
-        whole = compare(task, ["stn"], budget=BUDGET, seeds=1, out=tmp_path / "whole", cluster=cluster)
+        whole = compare(task, ["stn"], budget=BUDGET, seeds=1, out=tmp_path / "whole", cluster=cluster, rehearsal=False)
         output, errors = script.communicate(timeout=300)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[MODULE])

@@ -426,7 +426,7 @@ def test_a_session_that_cannot_start_leaves_no_study(tmp_path: Path, monkeypatch
     """The same command with the right address must not be told that there is a study already."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    arguments: dict[str, Any] = {"seeds": [0], "budget": 1.0, "trials": None, "resume": False}
+    arguments: dict[str, Any] = {"seeds": [0], "budget": 8.0, "trials": None, "resume": False}
     arguments["settings"] = {"lr_schedule": "CosineAnnealingLR", "lr_schedule_args": {"T_max": 1000}}
     lines: list[str] = []
     with pytest.raises(ValueError, match="no Ray cluster answers"):
@@ -454,7 +454,7 @@ def test_what_a_task_raises_in_the_rehearsal_is_the_cause_of_the_error(
 
     task = replace(get_task("digits-mlp"), name="mine", loss=loss)
     with pytest.raises(OwnCodeError, match=r"the loss of task 'mine', given .* raised KeyError: 'weights'") as caught:
-        compare(task, ["fixed", "auto"], budget=3, seeds=1, out=tmp_path / "out")
+        compare(task, ["fixed", "auto"], budget=8, seeds=1, out=tmp_path / "out")
     assert isinstance(caught.value.__cause__, KeyError)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="no Ray cluster answers"):

@@ -139,7 +139,7 @@ def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_
     lines: list[str] = []
     settings = {"lr": 1e6, "clip_norm": None, "restarts": 0}
     found = compare(
-        tiny(), ["replayed", "auto", "fixed"], budget=1, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
+        tiny(), ["replayed", "auto", "fixed"], budget=2, seeds=[0], out=tmp_path, settings=settings, cluster=cluster,
         say=lines.append,
     )  # fmt: skip
     assert set(found.reports["method"]) == {"auto", "fixed"}
@@ -150,7 +150,8 @@ def test_runs_that_diverge_are_said_and_the_study_goes_on(cluster: Cluster, tmp_
     assert not found.incumbent["best_val_loss"].isin([math.inf]).any()
     assert any("diverged: the " in line and "loss became" in line for line in lines)
 
-    (missing,) = found.study["missing"]
+    assert all(entry["no_result"] for entry in found.study["missing"])
+    (missing,) = (entry for entry in found.study["missing"] if entry["method"] == "replayed")
     reason = "the run of auto at seed 0, which it is made from, has no finite validation loss"
     assert missing == {"method": "replayed", "seed": 0, "reason": reason, "no_result": True}
     assert f"[3/3] replayed, seed 0: has no result: {reason}" in lines

@@ -10,8 +10,8 @@ import pytest
 from tune_stn.tuning.failures import LINES, Failures, last_lines
 
 
-def test_only_what_was_set_up_once_starts_again() -> None:
-    trial = SimpleNamespace(max_failures=0)
+def test_what_was_set_up_starts_again_more_often() -> None:
+    trial = SimpleNamespace(max_failures=1)
     Failures(3).on_trial_start(0, [], trial)
     assert trial.max_failures == 3
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import ray
+
 from tune_stn.methods import Context, Method, get_method, in_order
 from tune_stn.study.checks import check_hyper_steps, check_owner, prepare_directory
 from tune_stn.study.collect import write_tables
@@ -137,20 +139,22 @@ def run_study(
     with own_code("the data", resolved.name):
         splits = check_splits(resolved.name, resolved.data(seeds[0]))
     steps_per_epoch = splits.train.steps(resolved.training.batch_size)
-    schedules: list[Schedule | None] = []
+    schedule: Schedule | None = None
     for method in methods:
         if method.follows is None:  # the others follow a schedule in this very space
             plan = method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
             check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
-            schedules.append(plan.config.get("schedule"))
+            schedule = given if isinstance(given := plan.config.get("schedule"), Schedule) else schedule
     storage = cluster.storage(out / "state")
     conversion: dict[str, Any] = {}
     remarks: list[str] = []
     if rehearsal:
-        schedule = next((one for one in schedules if one is not None), None)
+        connected = ray.is_initialized()
         found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
         conversion = {algorithm: conversion_entry(one) for algorithm, one in found.items()}
         remarks = before(resolved, splits)
+        if ray.is_initialized() and not connected:
+            ray.shutdown()  # code of the task's had asked Ray for something, which connects to what it finds
     del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = describe(resolved, given, methods, seeds, budget, trials, settings)

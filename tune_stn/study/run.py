@@ -206,7 +206,7 @@ def execute(
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
             checkpoint_at_end=True,
         ),
-        max_failures=0,  # `Failures` allows more to those that have been set up
+        max_failures=1,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
         # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
         # Where trials are few and long, a process for each costs next to nothing.

@@ -214,14 +214,16 @@ class SelfTuner:
         hyper.raw.grad = None
         processes = self.rule.stepper.processes
         with nullcontext() if processes is None else processes.apart():
-            self.rule.hyper_step(_batch(closure, tensors))
+            batch = _batch(closure, tensors)
+        self.rule.hyper_step(batch)
         if self.rule.response is not None and hyper.raw.grad is None:
             raise ValueError(
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
                 "network that self_tuning returned, outside of torch.no_grad() and without detaching its outputs"
             )
-        for parameter in hyper.parameters():
-            parameter.grad = None  # or a loop that clips all of the network's gradients would count it
+        if isinstance(batch, Closure):
+            for parameter in hyper.parameters():
+                parameter.grad = None  # or a loop that clips all of the network's gradients would count it
 
     @property
     def hyper_step_due(self) -> bool:

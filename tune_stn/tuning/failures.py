@@ -15,10 +15,10 @@ OnFailure = Callable[[str, Sequence[str], str | None], None]
 
 
 class Failures(tune.Callback):
-    """Says why a trial failed for good, when it does, and has only those started again that were set up once.
+    """Says why a trial failed for good, when it does, and has those that were set up started again more often.
 
     A process may die for reasons that pass. What is wrong with a task's data or model is so at the next try, too, and
-    each try costs a process. With this callback, `tune.run` wants `max_failures=0`.
+    each try costs a process: with this callback, `tune.run` wants `max_failures=1`.
 
     Args:
         restarts: How often a trial that was set up is started again after a failure.
