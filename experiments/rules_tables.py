@@ -401,9 +401,9 @@ def starts(tables: Tables) -> Section:
         runs = table[table["arm"].str.fullmatch(r"starts-\d+")]
         if not len(runs):
             continue
-        loss = runs.set_index(runs["arm"].str.partition("-")[2])["val_loss"].fillna(math.inf)
+        loss = runs.set_index(runs["arm"].str.removeprefix("starts-"))["val_loss"].fillna(math.inf)
         held = table[table["arm"].str.fullmatch(r"random-\d+") & (table["seed"] == 0)]
-        held = held.set_index(held["arm"].str.partition("-")[2])["val_loss"].fillna(math.inf)
+        held = held.set_index(held["arm"].str.removeprefix("random-"))["val_loss"].fillna(math.inf)
         held = held[held.index.intersection(loss.index)]
         usual = by_seed(table, "auto").reindex([0]).iloc[0]
         cells = [str(len(runs)), f"{loss.median():.4f}", f"{loss.max():.4f}"]

@@ -200,6 +200,7 @@ def test_every_section(tables: ModuleType, run_script: Callable[..., None], tmp_
     runs.loc[runs["arm"] == "placebo-auto", "cost"] = 130.0
     runs.to_parquet(tmp_path / "mlp.parquet")
     frame(auto=None, auto_last=None).to_parquet(tmp_path / "cnn.parquet")
+    pd.DataFrame([row("starts-0", 0, 0.0)]).to_parquet(tmp_path / "vgg.parquet")  # none of the rest is run yet
     run_script("rules_tables.py", "--results", str(tmp_path))
     page = (tmp_path / "README.md").read_text().splitlines()
     assert (
@@ -212,6 +213,7 @@ def test_every_section(tables: ModuleType, run_script: Callable[..., None], tmp_
     (line,) = [line for line in page if line.startswith("| mlp | 24 |")]
     assert line.startswith("| mlp | 24 | 0.8850 | 1.0000 | 0.9000 | 1 | 0 |")
     assert line.endswith("| 0.9755 | 1.5000 | 21 of 24 |")  # all but the first three
+    assert "| vgg | 1 | 1.0000 | 1.0000 | not run | 0 | 0 | not run | not run | not run |" in page
     assert any(line.startswith("| mlp | auto |") and "**0.9250" in line for line in page)
     # Better than plain: 16 and number 20; than auto: none.
     assert "| mlp | 6 | 0.9650 | 1.0005 | 1.0250 | 0.9250 | 17.0 of 24 | 0.0 of 24 |" in page
