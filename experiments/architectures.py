@@ -24,6 +24,7 @@ import argparse
 import json
 import platform
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -451,7 +452,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+    return f"{type(error).__name__}: {textwrap.shorten(str(error).splitlines()[0], 300, placeholder=' ...')}"
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ def test_containers_of_tensors_go_in_parts() -> None:
     [
         (lambda: Splits(Stream(), PAIRS, PAIRS), "Stream is a stream: it has no order"),
         (lambda: Splits(PAIRS, DataLoader(Stream()), PAIRS), "Stream is a stream"),
+        (
+            lambda: Splits(PAIRS, PAIRS, DataLoader(PAIRS, batch_sampler=[[0, 1]])),
+            "test: the DataLoader has a list, but",
+        ),
         (lambda: Splits(PAIRS, PAIRS, DataLoader(PAIRS, sampler=WeightedRandomSampler([1.0] * 23, 9))), "test: the D"),
         (lambda: Splits(PAIRS, PAIRS, TensorDataset(INPUTS[:0])), "TensorDataset is empty"),
         (lambda: Splits(PAIRS, PAIRS, (INPUTS, TARGETS)), "test=tuple: give a Split"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -79,6 +79,22 @@ class Outputs:
     logits: Tensor
     pair: Pair
     name: str = "x"
+
+
+class Named(dict[str, Any]):
+    """As in much code: `outputs.logits`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def test_a_mapping_of_the_users_own_keeps_its_type() -> None:
+    given = Named(logits=torch.ones(2), more=(torch.ones(1), None))
+    mapped = map_tensors(torch.neg, given)
+    assert type(mapped) is Named
+    assert torch.equal(mapped.logits, -torch.ones(2))
+    assert torch.equal(mapped.more[0], -torch.ones(1))
+    assert torch.equal(given.logits, torch.ones(2))
 
 
 def test_containers_keep_their_type() -> None:

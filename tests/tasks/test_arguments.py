@@ -57,6 +57,9 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"loss": "mse"}, "loss of task 'mine' is a str: give a function"),
     ({"metrics": [torch.mean]}, "metrics of task 'mine' is a list: give a mapping from name"),
+    ({"metrics": {"f1": 3}}, r"metrics of task 'mine' has a int for 'f1': give a function of \(outputs, targets\)"),
+    ({"metrics": {3: torch.mean}}, "metrics of task 'mine' has the name 3: give a text"),
+    ({"recurrent": "no"}, "recurrent of task 'mine' is a str: give True or False"),
     (
         {"penalties": WeightDecay("rate")},
         r"penalties of task 'mine' is a WeightDecay: give a tuple; .* comma: \(thing,\)",

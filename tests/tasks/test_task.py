@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tune_stn.data.augment import InputScale, LabelSmoothing, Mixup
 from tune_stn.data.splits import Split, Splits
@@ -14,6 +15,7 @@ from tune_stn.nn import WeightDecay
 from tune_stn.nn.penalties import ActivationNorm
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import TASKS, Task, Training, accuracy, get_task
+from tune_stn.tasks.task import counted
 from tune_stn.training import Trainer
 
 SPACE = SearchSpace({"rate": Uniform(0, 0.9), "scale": Uniform(0, 1), "decay": Uniform(0, 1)})
@@ -142,3 +144,10 @@ def test_one_hyperparameter_alone_is_tuned() -> None:
         whole.tuning_only("dropout_7")
     with pytest.raises(ValueError, match="all hyperparameters would be held"):
         whole.tuning_only()
+
+
+def test_to_a_regression_a_target_of_minus_a_hundred_is_a_number() -> None:
+    targets = torch.tensor([-100, 3, 4])
+    assert [counted(loss, targets) for loss in (F.mse_loss, nn.HuberLoss())] == [3, 3]
+    assert counted(nn.CrossEntropyLoss(), targets) == 2
+    assert counted(F.cross_entropy, targets) is None  # as the batch says, which leaves it out

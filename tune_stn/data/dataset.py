@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from tune_stn.data.batches import Batch, epoch_batches, steps_per_epoch
 from tune_stn.nn.first_order import map_tensors
@@ -69,12 +77,11 @@ class DatasetSplit:
     def _of(cls, given: Any) -> DatasetSplit:
         if not isinstance(given, DataLoader):
             return cls(given)
-        if not isinstance(given.dataset, IterableDataset) and type(given.sampler) not in (
-            RandomSampler,
-            SequentialSampler,
-        ):
+        rules = (given.sampler, given.batch_sampler)
+        own = [rule for rule in rules if type(rule) not in (RandomSampler, SequentialSampler, BatchSampler, NoneType)]
+        if own and not isinstance(given.dataset, IterableDataset):
             raise ValueError(
-                f"the DataLoader has a {type(given.sampler).__name__}, but the order of examples is that of "
+                f"the DataLoader has a {type(own[0]).__name__}, but the order of examples is that of "
                 "the run's seed: give DatasetSplit(dataset, collate=...) if that order is right"
             )
         return cls(given.dataset, collate=given.collate_fn, workers=given.num_workers)

@@ -6,6 +6,7 @@ carries it through everything between them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             fields = {f.name: map_tensors(function, getattr(leaf, f.name)) for f in dataclasses.fields(leaf) if f.init}
             return dataclasses.replace(leaf, **fields)
+        if isinstance(leaf, dict):  # of a class of the user's own, which pytree takes for a leaf
+            rebuilt = copy.copy(leaf)
+            rebuilt.update({key: map_tensors(function, value) for key, value in leaf.items()})
+            return rebuilt
         return leaf
 
     return tree_map(mapped, outputs)

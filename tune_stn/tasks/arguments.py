@@ -37,7 +37,8 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
             "weight_dropout",
             _kind_problem(arguments["weight_dropout"], Mapping, "a mapping from path to hyperparameter"),
         ),
-        ("metrics", _kind_problem(arguments["metrics"], Mapping, "a mapping from name to function")),
+        ("metrics", _metrics_problem(arguments["metrics"])),
+        *((switch, _kind_problem(arguments[switch], bool, "True or False")) for switch in ("norms", "recurrent")),
         ("loss", _loss_problem(arguments["loss"])),
         *((readers, _readers_problem(arguments[readers])) for readers in READERS),
     ):
@@ -129,6 +130,17 @@ def _loss_problem(given: object) -> str:
     if isinstance(given, type):
         return f"is the class {given.__name__}: give an instance, {given.__name__}()"
     return "" if callable(given) else f"is {_kind(given)}: give a function of (outputs, targets)"
+
+
+def _metrics_problem(given: object) -> str:
+    if not isinstance(given, Mapping):
+        return f"is {_kind(given)}: give a mapping from name to function"
+    for name, metric in given.items():
+        if not isinstance(name, str):
+            return f"has the name {name!r}: give a text"
+        if not (callable(metric) or callable(getattr(metric, "mean", None))):
+            return f"has {_kind(metric)} for {name!r}: give a function of (outputs, targets), or an OfMean"
+    return ""
 
 
 def _readers_problem(given: object) -> str:

@@ -230,7 +230,8 @@ def _check_named(
     found = _find(choice, module) if isinstance(choice, str) else None
     if not (isinstance(found, type) and issubclass(found, base)):
         ours = [known for known, kind in LR_SCHEDULES.items() if issubclass(kind, base)]
-        names = [*ours, *(known for known, kind in vars(module).items() if isinstance(kind, type))]
+        kinds = {known: kind for known, kind in vars(module).items() if isinstance(kind, type)}
+        names = [*ours, *(known for known, kind in kinds.items() if issubclass(kind, base))]
         folded = {known.casefold(): known for known in names}
         near = difflib.get_close_matches(str(choice).casefold(), folded, n=1)
         meant = f"; did you mean {folded[near[0]]!r}?" if near else ""

@@ -42,6 +42,8 @@ MEAN_MODULES = (
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
 )
+# Those of them that leave targets of -100 out; to the others it is a number like any other.
+IGNORING = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 @overload
@@ -87,6 +89,9 @@ def counted(function: Function, targets: Any) -> int | None:
     """What a mean of a batch is over, where the function itself says it: it is marked so, or has an index to ignore."""
     if count := getattr(function, "count", None):
         return int(count(targets))
+    of_torch = function in MEANS or type(function) in MEAN_MODULES
+    if of_torch and function not in IGNORING and type(function) not in IGNORING:
+        return len(targets)
     index = getattr(function, "ignore_index", getattr(function, "keywords", {}).get("ignore_index"))
     if index is None or not isinstance(targets, Tensor) or targets.is_floating_point():
         return None
