@@ -313,6 +313,7 @@ def test_mistakes_in_the_setting_up() -> None:
         ("Module is not self-tuning and has no self-tuning network, so there is nothing to tune: make its", plain, {}),
         (r"has 2 self-tuning networks, net\.0, net\.1", several, {}),
         ("0 optimizers of configure_optimizers hold weights", Apart(net), {}),
+        ("'auto' would tune nothing: the run of 4 optimizer steps is over", Module(net), {"max_steps": 4}),
         ("the Trainer's run has no end", Module(net), {"epochs": -1, "max_time": "00:00:00:01"}),
         ("'delta-stn' needs a network of self_tuning", Module(net), {"algorithm": "delta-stn"}),
         ("does not reach the response step", Module(net_of("delta-stn")), {

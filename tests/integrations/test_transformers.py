@@ -229,6 +229,10 @@ def test_mistakes_in_the_setting_up(tmp_path: Path) -> None:
         callback(valid={"one": Words(1), "two": Words(2)})
     with pytest.raises(ValueError, match="unknown algorithm 'sgd'"):
         callback(algorithm="sgd")
+    short = trainer_of(net_of("auto"), tmp_path, max_steps=4)
+    short.add_callback(SelfTuningCallback(short))
+    with pytest.raises(ValueError, match="'auto' would tune nothing: the run of 4 optimizer steps is over"):
+        short.train()
 
 
 def test_data_and_loss_of_ones_own(tmp_path: Path) -> None:

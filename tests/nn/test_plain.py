@@ -181,6 +181,19 @@ def test_a_plain_network_that_is_given_a_self_tuning_state_is_told_of_to_plain()
     make().load_state_dict(net.to_plain().state_dict())
 
 
+class Saved(nn.Linear):
+    def save_pretrained(self, folder: str) -> str:
+        return folder
+
+
+def test_a_file_that_no_plain_model_reads_is_not_written() -> None:
+    model = nn.Sequential(Saved(4, 3), nn.Linear(3, 2))
+    vars(model)["save_pretrained"] = model[0].save_pretrained
+    with pytest.raises(AttributeError, match=r"no plain model reads: net\.to_plain\(\)\.save_pretrained\("):
+        self_tuning(model, SPACE, start=START).save_pretrained("x")
+    assert self_tuning(model, SPACE, start=START, response=None).save_pretrained("x") == "x"
+
+
 NORMED = {
     "hook, weight": nn.utils.weight_norm,
     "hook, spectral": nn.utils.spectral_norm,

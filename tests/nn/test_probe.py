@@ -78,6 +78,8 @@ def test_without_a_batch_it_is_found_when_training_begins(one_row: bool) -> None
         ValueError, match=r"'positions' is to have hyperparameters for each example, but its first axis"
     ):
         net.train()(ids)
+    with net.eval().using(net.perturbed_sample(6)), pytest.raises(ValueError, match="'positions' is to have hyper"):
+        net(ids)
     net = self_tuning(
         Positions(one_row), SPACE, start=START, response={"positions": None, "flat": None, "*": "gate"}
     ).train()

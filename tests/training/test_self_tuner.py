@@ -19,6 +19,7 @@ from tune_stn.training import Trainer, load_state, save_state
 from tune_stn.training.network import make_network
 from tune_stn.training.rules import RULES
 from tune_stn.training.seeds import derive_seed, stream
+from tune_stn.training.self_tuner import SEEN
 
 SPACE = SearchSpace({"dropout": Uniform(0, 0.9)})
 TUNING = ("auto", "stn", "delta-stn")
@@ -278,11 +279,14 @@ def test_mistakes_in_the_making() -> None:
     net = net_of()
     others = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     some = torch.optim.SGD(net.base_parameters(), lr=0.1)
+    compiled = nn.Linear(2, 2)
+    compiled._orig_mod = net  # as torch.compile does
     constant, plain = net_of(tuned=False), net_of(response=None)
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (TypeError, "net is a Linear: give what self_tuning", {"net": nn.Linear(2, 2)}),
         (TypeError, "batch_size=5 is the loop's own affair: accepted are accumulate", {"batch_size": 5}),
         (TypeError, "hyperlr=5 is no setting: accepted are accumulate", {"hyperlr": 5}),
+        (TypeError, "net is a Linear: .* and call what torch.compile made", {"net": compiled}),
         (ValueError, "unknown algorithm 'sgd'; accepted are auto, stn", {"algorithm": "sgd"}),
         (ValueError, "steps=0: accepted is an integer of 1 or more", {"steps": 0}),
         (ValueError, "hyper_lr=-1: accepted is a finite number above 0", {"hyper_lr": -1}),
@@ -321,9 +325,59 @@ def test_mistakes_in_the_loop(algorithm: str) -> None:
         tuner.train_step(lambda: F.cross_entropy(net(x).detach(), y))
     with pytest.raises(ValueError, match="algorithm='fixed' tunes no hyperparameters"):
         tuner_of("fixed").hyper_step(loss)
-    tuner.train_step(loss)
+    for _ in range(5):
+        tuner.train_step(loss)
+    model = nn.Linear(4, 3)
+    for step in (tuner.train_step, tuner.hyper_step):
+        with pytest.raises(ValueError, match="the closure did not call the self-tuning network"):
+            step(lambda: F.cross_entropy(model(x), y))
+        with pytest.raises(TypeError, match="closure is a Tensor: give a function that calls the network"):
+            step(loss())  # type: ignore[arg-type]
     if algorithm != "auto":  # which looks at losses alone
+        with torch.no_grad(), pytest.raises(ValueError, match=r"needs a gradient: call it outside of torch\.no_grad"):
+            tuner.hyper_step(loss)
         with pytest.raises(ValueError, match="no gradient with respect to any hyperparameter"):
             tuner.hyper_step(lambda: F.cross_entropy(net(x).detach(), y))
-        with pytest.raises(ValueError, match="the closure did not call the self-tuning network"):
-            tuner.hyper_step(lambda: net.network[0].bias.sum())
+
+
+class Leftover(nn.Module):
+    """Its dropout is built, and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 3), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(F.dropout(x, 0.1, self.training))
+        return logits
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
+@pytest.mark.parametrize("algorithm", TUNING)
+def test_what_nothing_reads_is_refused(algorithm: str) -> None:
+    """In the closure, by a call of the network or of a method of it, or outside of it, it is read."""
+
+    def run(reads: Callable[[int, SelfTuningModel], Any]) -> None:
+        net = self_tuning(
+            Leftover(), SPACE, start={"dropout": 0.3}, dropout={"dropout": "dropout"}, centred=algorithm == "delta-stn"
+        )
+        tuner = SelfTuner(net, torch.optim.SGD(net.parameters(), lr=0.1), algorithm=algorithm, steps=100)
+        for step, (x, y) in enumerate(batches(SEEN)):
+            tuner.train_step(lambda x=x, y=y, step=step: [F.cross_entropy(net(x), y), reads(step, net)][0])
+            if step % 5 == 4:
+                tuner.hyper_step(lambda x=x, y=y: F.cross_entropy(net(x), y))
+
+    with pytest.raises(ValueError, match="hyperparameter 'dropout' was read by nothing in 50 training steps: bind it"):
+        run(lambda step, net: None)
+    run(lambda step, net: net.sample(6)["dropout"] if step == 30 else None)
+    run(lambda step, net: net.hyperparameters() if step == 30 else None)
+
+
+def test_a_method_of_the_users_is_a_call() -> None:
+    net = self_tuning(Leftover(), SPACE, start={"dropout": 0.3}, response=None)
+    tuner = SelfTuner(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    (x, y), _ = batches(2)
+    tuner.train_step(lambda: F.cross_entropy(net.logits(x), y))
+    assert tuner.steps_done == 1

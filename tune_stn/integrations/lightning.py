@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.integrations.shared import ValidationBatches, find_network, in_mode_of, shuffled
+from tune_stn.integrations.shared import ValidationBatches, check_steps, find_network, in_mode_of, shuffled
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.training.rules import get_rule
 from tune_stn.training.self_tuner import SelfTuner
@@ -138,8 +138,8 @@ class SelfTuningCallback(pl.Callback):
         """Make the tuner; weights, optimizers and loaders are there now.
 
         Raises:
-            ValueError: No optimizer has the network's weights, or several have; the length of the run is unknown; or
-                there is no validation data.
+            ValueError: No optimizer has the network's weights, or several have; the length of the run is unknown, or
+                too short for a hyper-step; or there is no validation data.
         """
         assert self.net is not None
         weights = {id(p) for p in self.net.base_parameters()}
@@ -159,6 +159,7 @@ class SelfTuningCallback(pl.Callback):
         self.tuner = SelfTuner(
             self.net, holding[0], algorithm=self.algorithm, steps=steps, **self.settings, **clip_norm
         )
+        check_steps(self.rule, steps, self.tuner.rule.training.train_steps)
         if self.rule.tunes:
             self._batches = ValidationBatches(self._loader(trainer), seed=self.seed)
         self._hook = holding[0].register_step_post_hook(self._after_optimizer_step)
@@ -243,7 +244,7 @@ class SelfTuningCallback(pl.Callback):
             assert self._batches is not None
             valid = to_device(trainer, self._batches.draw())
             self.tuner.hyper_step(partial(self._closure, trainer, pl_module, valid, batch_idx))
-            pl_module.log_dict({f"hp/{name}": value for name, value in self.net.hyperparameters().items()})
+            pl_module.log_dict({f"hp/{name}": value for name, value in self.net.hyper.mean_values().items()})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluation is at the mean, after an epoch that a hook of the module has cut short as well."""

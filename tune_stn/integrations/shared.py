@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from tune_stn.nn.model import SelfTuningModel
+from tune_stn.training.rules import Rule
 from tune_stn.training.seeds import derive_seed
 
 
@@ -101,6 +102,20 @@ def shuffled(loader: Any, *, batch_size: int | None = None) -> Any:
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
     )
+
+
+def check_steps(rule: type[Rule], steps: int, train_steps: int) -> None:
+    """Refuse a run that is to tune and ends before its first hyper-step.
+
+    Raises:
+        ValueError: It does.
+    """
+    if rule.tunes and steps < train_steps:
+        raise ValueError(
+            f"{rule.name!r} would tune nothing: the run of {steps} optimizer steps is over before its first "
+            f"hyper-step, which comes after {train_steps}: train for longer, or give SelfTuningCallback(..., "
+            "train_steps=...)"
+        )
 
 
 def find_network(module: nn.Module) -> SelfTuningModel:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.integrations.shared import ValidationBatches, find_network, in_mode_of, shuffled
+from tune_stn.integrations.shared import ValidationBatches, check_steps, find_network, in_mode_of, shuffled
 from tune_stn.training.rules import get_rule
 from tune_stn.training.self_tuner import SelfTuner
 
@@ -111,12 +111,13 @@ class SelfTuningCallback(TrainerCallback):
         """Make the tuner; weights and optimizer are there now, those of a checkpoint too.
 
         Raises:
-            ValueError: The run goes on from a checkpoint without the tuner's state.
+            ValueError: The run goes on from a checkpoint without the tuner's state, or is too short for a hyper-step.
         """
         optimizer = _unwrapped(self.trainer.optimizer)
         clip_norm: dict[str, Any] = {"clip_norm": float(args.max_grad_norm)} if args.max_grad_norm else {}
         steps = self.steps or state.max_steps
         self.tuner = SelfTuner(self.net, optimizer, algorithm=self.algorithm, steps=steps, **self.settings, **clip_norm)
+        check_steps(self.rule, steps, self.tuner.rule.training.train_steps)
         if self.rule.tunes:
             loader = self.trainer.get_eval_dataloader(self.valid)
             self._batches = ValidationBatches(shuffled(loader, batch_size=args.eval_batch_size), seed=self.seed)
@@ -190,7 +191,7 @@ class SelfTuningCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add the hyperparameters to what is logged."""
-        values = {f"hp/{name}": value for name, value in self.net.hyperparameters().items()}
+        values = {f"hp/{name}": value for name, value in self.net.hyper.mean_values().items()}
         for entry in (logs, state.log_history[-1] if state.log_history else None):
             if entry is not None:
                 entry.update(values)

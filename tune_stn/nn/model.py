@@ -54,6 +54,7 @@ class _OwnClass:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self.net.network
+        self.net.slot.called = True
         if isinstance(self.net.slot.current, Sample):
             return type(network).forward(network, *args, **kwargs)
         self.net.training = network.training
@@ -91,6 +92,7 @@ class SelfTuningModel(nn.Module):
         centred: bool = False,
         response_origin: float | None = -3.0,
         shrink_gates: bool = True,
+        looked: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -107,7 +109,7 @@ class SelfTuningModel(nn.Module):
         gates_only = all(layer.size in ("gate", None) for layer in self.response_layers())
         self.shrink = math.sqrt(len(hyper.space)) if shrink_gates and gates_only else 1.0
         self.training = network.training
-        self._looked = False  # whether any layer's first axis is not the batch
+        self._looked = looked  # whether any layer's first axis is not the batch
         self.draws = isinstance(hyper, Tunable) and not centred and bool(conversion.responding)
         self.register_state_dict_post_hook(_add_advice)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_leave_advice_out)  # type: ignore[no-untyped-call]
@@ -121,12 +123,15 @@ class SelfTuningModel(nn.Module):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass: that of the user's network, at the sample of `using`, or at one of its own."""
+        self.slot.called = True
         current = self.slot.current
         if isinstance(current, Sample):
+            if not (self._looked or torch.compiler.is_compiling()):
+                self._check_batch_axes(current, args, kwargs)
             return self._called(current, args, kwargs)
         sample = self._own_sample(args, kwargs) if current is None else current.of(examples(args, kwargs))
-        if sample.response_input is not None and sample.response_input.shape[0] > 1 and not self._looked:
-            self._check_batch_axes(args, kwargs)
+        if not self._looked:
+            self._check_batch_axes(sample, args, kwargs)
         called = functools.partial(self._called, sample)
         with self.using(sample):
             return (first_order(called) if sample.linearise else called)(args, kwargs)
@@ -142,9 +147,17 @@ class SelfTuningModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name in ("save_pretrained", "push_to_hub") and self.conversion.responding:
+                raise AttributeError(
+                    f"{name} of a self-tuning network would write responses that no plain model reads: "
+                    f"net.to_plain().{name}(...)"
+                ) from None
             if name == "network" or name.startswith("__"):  # it is not there yet; and a copy is of this class
                 raise
-            return getattr(self.network, name)
+            own = getattr(self.network, name)
+        if "slot" in vars(self):
+            self.slot.called = True  # a method of the user's may run layers itself
+        return own
 
     def using(self, sample: Sample | Draw) -> AbstractContextManager[None]:
         """Make `sample` the one that layers read inside the block."""
@@ -158,11 +171,13 @@ class SelfTuningModel(nn.Module):
         """
         current = self.slot.current
         if current is None:
+            self.slot.read.update(self.hyper.space)
             return self.mean_sample()
         return current.of(rows) if isinstance(current, Draw) else current
 
     def hyperparameters(self) -> dict[str, float]:
         """The value of each hyperparameter: its mean, where it is perturbed."""
+        self.slot.read.update(self.hyper.space)  # whoever asks may use them
         return self.hyper.mean_values()
 
     def to_plain(self) -> nn.Module:
@@ -193,12 +208,14 @@ class SelfTuningModel(nn.Module):
         forward = vars(module).get("forward")
         return forward.net if isinstance(forward, _OwnClass) else None
 
-    def _check_batch_axes(self, args: Any, kwargs: Any) -> None:
-        """Refuse, once, layers that would take something else for the examples.
+    def _check_batch_axes(self, sample: Sample, args: Any, kwargs: Any) -> None:
+        """Refuse, once, layers that would take something else for the examples, of which each is to have its own.
 
         Raises:
             ValueError: There is one; the message names it.
         """
+        if sample.response_input is None or sample.response_input.shape[0] == 1:
+            return
 
         def axis_of(module: nn.Module) -> int | None:
             if isinstance(module, UnitDropout):

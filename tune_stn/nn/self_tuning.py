@@ -74,9 +74,10 @@ def self_tuning(
             for `model(*inputs)`, or a mapping for `model(**inputs)`. With it, small batches go through the model, and
             layers whose first axis is not the batch (a table of positions), or whose weights are read by other code
             that does not call them, get no response and are listed. Without it, the network looks for the former when
-            it is first trained, and refuses to go on if there are any.
+            examples first have their own, and refuses to go on if there are any.
 
     Raises:
+        TypeError: `space` is none.
         ValueError: a path matches no module, a hyperparameter is unknown or, for `weight_dropout`, not per batch, a
             start value is outside its domain, a module to be bound cannot be replaced or its first axis is not the
             batch.
@@ -85,6 +86,8 @@ def self_tuning(
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)),
         ...                   SearchSpace({"rate": Uniform(0, 0.9)}), start={"rate": 0.2}, dropout={"2": "rate"})
     """
+    if not isinstance(space, SearchSpace):
+        raise TypeError(f"space is a {type(space).__name__}: give SearchSpace({{'dropout': Uniform(0, 0.9)}})")
     sizes: Mapping[str, ResponseSize | None] = response if isinstance(response, Mapping) else {"*": response}
     dropouts = _bindings("dropout", dropout, space)
     weight_dropouts = _bindings("weight_dropout", weight_dropout, space)
@@ -120,7 +123,12 @@ def self_tuning(
         centred=centred,
         response_origin=response_origin,
         shrink_gates=shrink_gates,
+        looked=inputs is not None and not _is_lazy(model),
     )
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    return any(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
 
 
 def _without_response(
@@ -131,8 +139,7 @@ def _without_response(
 ) -> dict[str, str]:
     """Layers that cannot have a response, as a batch shows, by path, with the reason."""
     per_example = space.keys() - space.per_batch
-    lazy = any(nn.parameter.is_lazy(parameter) for parameter in model.parameters())
-    if inputs is None or lazy:
+    if inputs is None or _is_lazy(model):
         return {}
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     args = () if kwargs else inputs if isinstance(inputs, tuple) else (inputs,)

@@ -20,11 +20,15 @@ class Slot:
     Attributes:
         current: The sample inside `using`.
         replayed: The sample of the forward pass that a backward pass is going back through, if any.
+        called: Whether the network, or a method of it, was called since somebody set this to False.
+        read: Names of the hyperparameters that a training loop was seen to read.
     """
 
     def __init__(self) -> None:
         self.current: Sample | Draw | None = None
         self.replayed: Sample | None = None
+        self.called = False
+        self.read: set[str] = set()
 
     @property
     def is_set(self) -> bool:

@@ -99,13 +99,14 @@ def validation_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Dra
 
 
 def bare_loss(net: SelfTuningModel, closure: Closure, sample: Sample | Draw) -> Tensor:
-    """What the closure gives at a sample, in the mode that the network is in."""
+    """What the closure gives at a sample, in the mode that the network is in.
+
+    Raises:
+        ValueError: The closure has not called the network: it may have called the model that the network is a copy of.
+    """
+    net.slot.called = False
     with net.using(sample):
-        return checked(closure(), sample)
-
-
-def checked(loss: Tensor, sample: Sample | Draw) -> Tensor:
-    """The loss, of a closure that has called the network."""
-    if isinstance(sample, Draw) and not sample.drawn:
+        loss = closure()
+    if not net.slot.called:
         raise ValueError("the closure did not call the self-tuning network: do forward and loss inside of it")
     return loss

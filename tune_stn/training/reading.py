@@ -36,9 +36,9 @@ class Noting(Mapping[str, Tensor]):
         read: The names of those.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], read: set[str] | None = None) -> None:
         self.values_ = values
-        self.read: set[str] = set()
+        self.read = set() if read is None else read
 
     def __getitem__(self, name: str) -> Tensor:
         self.read.add(name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -20,11 +22,16 @@ from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
 from tune_stn.training.closure import Closure, bare_loss, training_loss, validation_loss
 from tune_stn.training.cost import NoMeter
+from tune_stn.training.forward import eagerly
 from tune_stn.training.objectives import Objective
 from tune_stn.training.optimizer_decay import check_held, follow
 from tune_stn.training.processes import unwrapped
+from tune_stn.training.reading import Noting
 from tune_stn.training.rules import Rule, Tools, get_rule
 from tune_stn.training.stepper import HYPER, Stepper
+
+# Training steps in which a loop of one's own has the time to read each hyperparameter: not every batch need do.
+SEEN = 50
 
 # The settings that are not the loop's own.
 SETTINGS = (
@@ -90,6 +97,8 @@ class SelfTuner:
         ...         tuner.hyper_step(lambda: F.cross_entropy(net(xv), yv))
     """
 
+    _looked_at: int | None  # training steps in which it was noted what they read; None: no more of them
+
     def __init__(
         self,
         net: SelfTuningModel | DistributedDataParallel,
@@ -102,8 +111,12 @@ class SelfTuner:
     ) -> None:
         network, processes = unwrapped(net)
         if not isinstance(network, SelfTuningModel):
-            raise TypeError(f"net is a {type(network).__name__}: give what self_tuning(model, space, ...) returns")
+            compiled = " and call what torch.compile made of it in the closures" if hasattr(net, "_orig_mod") else ""
+            raise TypeError(
+                f"net is a {type(network).__name__}: give what self_tuning(model, space, ...) returns{compiled}"
+            )
         net = network
+        steps = int(steps) if isinstance(cast(Any, steps), np.integer) else steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps={steps!r}: accepted is an integer of 1 or more, the training steps of the run")
         unknown = sorted(set(settings) - set(SETTINGS))
@@ -131,7 +144,7 @@ class SelfTuner:
             rule,
             Tools(
                 model=net,
-                training_loss=agreed(partial(training_loss, net, decays=decays)),
+                training_loss=self._noting(agreed(partial(training_loss, net, decays=decays))),
                 validation_loss=partial(validation_loss, net),
                 bare_loss=agreed(partial(bare_loss, net)),
                 steps=steps,
@@ -140,6 +153,8 @@ class SelfTuner:
                 meter=NoMeter(),
             ),
         )
+        self._looked_at = 0 if rule.tunes else None
+        net.slot.read.clear()
         # So a call of the network between the steps is at what the rule trains with.
         net.draws = rule.response is not None and not rule.centred
         net.tuned_by = algorithm
@@ -161,6 +176,7 @@ class SelfTuner:
         self.rule = rule(tools)
         self.steps_done = 0
         self.since_hyper_step = 0
+        self._looked_at = None
 
     def train_step(self, closure: Callable[..., Tensor] | Batch, *tensors: Any) -> Tensor:
         """Step the weights on a training batch; gradients are set, not added to what is there.
@@ -173,6 +189,7 @@ class SelfTuner:
             The loss, detached.
 
         Raises:
+            TypeError: The closure is no function, or does not give a tensor of one number.
             RuntimeError: The network is in evaluation mode.
             ValueError: The closure did not call the network or its loss has no gradient; or a batch is to be
                 accumulated and its tensors are not given.
@@ -185,7 +202,8 @@ class SelfTuner:
                 f"accumulate={parts} takes a batch apart, which needs its tensors: tuner.train_step(closure, x, y), "
                 "with a closure of x and y"
             )
-        loss = self.rule.train_step(_batch(closure, tensors))
+        with eagerly(self._looking and "torch._dynamo" in sys.modules):  # compiled code notes nothing
+            loss = self.rule.train_step(_batch(closure, tensors))
         self._stepped()
         return loss
 
@@ -201,21 +219,25 @@ class SelfTuner:
 
         Raises:
             RuntimeError: There was no training step yet.
-            ValueError: The rule tunes nothing; or the loss has no gradient with respect to any hyperparameter.
+            ValueError: The rule tunes nothing; the loss has no gradient with respect to any hyperparameter; the closure
+                did not call the network; or no training step has read a hyperparameter.
         """
         if not self.rule.tunes:
             raise ValueError(f"algorithm={self.rule.name!r} tunes no hyperparameters: leave hyper_step out")
         if self.steps_done == 0:
             raise RuntimeError("hyper_step comes after a train_step: there was none yet")
+        batch = _batch(closure, tensors)
         if not self.rule.due:
             return
+        self._check_read()
         self.since_hyper_step = 0
+        if self.rule.response is not None and not torch.is_grad_enabled():
+            raise ValueError(f"hyper_step of {self.rule.name!r} needs a gradient: call it outside of torch.no_grad()")
         hyper = self.rule.hyper
         hyper.raw.grad = None
         processes = self.rule.stepper.processes
         with nullcontext() if processes is None else processes.apart():
-            batch = _batch(closure, tensors)
-        self.rule.hyper_step(batch)
+            self.rule.hyper_step(batch)
         if self.rule.response is not None and hyper.raw.grad is None:
             raise ValueError(
                 "the loss of hyper_step has no gradient with respect to any hyperparameter: the closure calls the "
@@ -242,7 +264,7 @@ class SelfTuner:
             >>> optimizer.step()
             >>> tuner.after_step(lambda: F.cross_entropy(net(x), y))
         """
-        return self.net.perturbed_draw() if self.net.draws else self.net.hyper.constant_sample()
+        return self._noted(self.net.perturbed_draw() if self.net.draws else self.net.hyper.constant_sample())
 
     def before_step(self, closure: Callable[..., Tensor], *tensors: Any) -> None:
         """Before the optimizer steps on gradients that another loop has made; with `after_step`, a `train_step`.
@@ -274,8 +296,44 @@ class SelfTuner:
         self.rule.after_step(Closure(closure, tensors))
         self._stepped()
 
+    # What a loop reads -------------------------------------------------------------------------------------------
+
+    @property
+    def _unread(self) -> list[str]:
+        """Hyperparameters that no training step was seen to read."""
+        return [name for name in self.net.hyper.space if name not in self.net.slot.read]
+
+    @property
+    def _looking(self) -> bool:
+        return self._looked_at is not None and self._looked_at < SEEN and bool(self._unread)
+
+    def _noted(self, sample: Sample | Draw) -> Sample | Draw:
+        """The same sample, which notes what is read of it, while there is something that was not."""
+        if not self._looking:
+            return sample
+        if isinstance(sample, Draw):
+            return Draw(lambda rows: cast(Sample, self._noted(sample.of(rows))))
+        return dataclasses.replace(sample, values=Noting(sample.values, self.net.slot.read))
+
+    def _noting(self, objective: Objective) -> Objective:
+        return lambda batch, sample: objective(batch, self._noted(sample))
+
+    def _check_read(self) -> None:
+        if self._looked_at is None or self._looked_at < SEEN:
+            return
+        if unread := self._unread:
+            raise ValueError(
+                f"hyperparameter {unread[0]!r} was read by nothing in {self._looked_at} training steps: bind it, "
+                "self_tuning(..., dropout={path: name}), to a dropout that the forward pass calls, read it in the "
+                f"closure, net.sample(len(x))[{unread[0]!r}], or outside of it, net.hyperparameters(); or leave it out "
+                "of the space"
+            )
+        self._looked_at = None
+
     def _stepped(self) -> None:
         self.steps_done += 1
+        if self._looked_at is not None:
+            self._looked_at += 1
         self.since_hyper_step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -298,12 +356,18 @@ class SelfTuner:
         if state["algorithm"] != self.rule.name:
             raise ValueError(f"the state is of algorithm {state['algorithm']!r}, this tuner of {self.rule.name!r}")
         self.steps_done, self.since_hyper_step = state["steps_done"], state["since_hyper_step"]
+        self._looked_at = None if self.steps_done >= SEEN else self._looked_at
         self.rule.load_state_dict(state["rule"])
         if HYPER in self.rule.stepper.optimizers:
             self.rule.stepper.optimizers[HYPER].load_state_dict(state["hyper_optimizer"])
 
 
 def _batch(closure: Callable[..., Tensor] | Batch, tensors: tuple[Any, ...]) -> Batch | Closure:
+    if not (isinstance(closure, Batch) or callable(closure)):
+        raise TypeError(
+            f"closure is a {type(closure).__name__}: give a function that calls the network and returns the loss, "
+            "lambda: F.cross_entropy(net(x), y)"
+        )
     return closure if isinstance(closure, Batch) else Closure(closure, tensors)
 
 

@@ -137,7 +137,7 @@ def test_batch_on_another_axis_is_refused_unless_the_batch_shares_everything() -
     inputs = torch.randn(3, 7, 4)
     model = convert(SequenceFirst(), SPACE, start=START, dropout={"drop": "rate"})
     with (
-        pytest.raises(ValueError, match="the first axis must be the batch"),
+        pytest.raises(ValueError, match="its first axis is not the batch"),
         model.using(model.perturbed_sample(3)),
     ):
         model(inputs)
