@@ -81,7 +81,10 @@ def test_the_trainer_of_transformers_tunes(tmp_path: Path, monkeypatch: pytest.M
     torch.manual_seed(0)
     exec(compile(code.replace("report_to=[]", "report_to=[], dataloader_pin_memory=False"), "README.md", "exec"), names)
     assert names["net"].hyperparameters()["dropout"] != pytest.approx(0.1, abs=0.001)
-    loaded = type(names["model"]).from_pretrained(tmp_path / "runs/bert/tuned").eval()
+    saved = tmp_path / "runs/bert/tuned"
+    loaded, about = type(names["model"]).from_pretrained(saved, output_loading_info=True)
+    assert not any(about.values())  # no weight is missing, and none is left over
+    loaded.eval()
     tokens = names["tokens"][:2]
     torch.testing.assert_close(loaded(tokens).logits, names["net"].eval()(tokens).logits)
 
