@@ -211,10 +211,12 @@ def test_export_of_the_trained_model(study: Results, tmp_path: Path) -> None:
     assert (found["method"], found["hyperparameters"]) == ("stn", study.best().hyperparameters)
     for arguments, part in (
         (["--model", "--method", "random"], "--method random: the study in"),
-        (["--method", "stn"], "--method and --seed choose a run for --model"),
+        (["--method", "stn"], "--method, --seed and --task are for --model"),
+        (["--model", "--task", "ridge"], "--task ridge: checkpoint"),
+        (["--model", "--task", "nowhere:task"], "nowhere"),
     ):
         done = tune_stn("export", str(study.path), "--to", str(tmp_path / "y"), *arguments)
-        assert (done.exit_code, part in done.stderr) == (2, True)
+        assert (done.exit_code, part in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.ray

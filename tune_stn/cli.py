@@ -207,17 +207,20 @@ def replay(
 @click.option("--model", is_flag=True, help="The best run's model.safetensors and hyperparameters.json, no tables.")
 @click.option("--method", help="With --model: of this method; default: the best of all.")
 @click.option("--seed", type=int, help="With --model: of this seed; default: the best of all.")
-def export(directory: Path, out: Path, file_format: str, model: bool, method: str | None, seed: int | None) -> None:
+@click.option("--task", help="With --model: module:attribute of the task, where the study was given an object.")
+def export(
+    directory: Path, out: Path, file_format: str, model: bool, method: str | None, seed: int | None, task: str | None
+) -> None:
     """Export a study's tables, or its trained model."""
     from tune_stn.study.results import export_results, load_results
     from tune_stn.study.trained import export_model
 
     if model:
-        for path in export_model(load_results(directory), out, method=method, seed=seed):
+        for path in export_model(load_results(directory), out, method=method, seed=seed, task=task):
             click.echo(path)
         return
-    if method is not None or seed is not None:
-        raise click.UsageError("--method and --seed choose a run for --model; tables are exported whole")
+    if method is not None or seed is not None or task is not None:
+        raise click.UsageError("--method, --seed and --task are for --model; tables are exported whole")
     results = load_results(directory)
     for path in export_results(results, out, file_format):
         click.echo(path)

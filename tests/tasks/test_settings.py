@@ -154,6 +154,7 @@ def test_an_automatic_rate_crosses_a_domain_within_the_run(hyper_steps: int, exp
 def test_hyper_steps_of_a_run(settings: dict[str, Any], expected: int) -> None:
     """Of ten training steps an epoch."""
     assert Training(**settings).hyper_steps(10) == expected
+    assert (Training(**settings).why_no_hyper_step(10) == "") == bool(expected)
 
 
 def test_callables_make_what_they_like() -> None:

@@ -50,6 +50,8 @@ def trained(algorithm: str, rank: int | None) -> dict[str, torch.Tensor]:
     penalties = [WeightDecay("decay"), *([WeightDecay("own")] if algorithm == "stn" else [])]
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if rank is not None and torch.is_grad_enabled():  # gradients of weights are averaged, others not by the wrapper
+            assert called.require_backward_grad_sync == net.training
         loss = F.cross_entropy(called(inputs), targets)
         sample = net.sample(len(inputs))
         return loss + sum(p(net.network, sample, {}).mean() for p in penalties) if net.training else loss

@@ -106,6 +106,18 @@ def test_reports_have_the_same_keys_until_the_trial_ends_itself(algorithm: str) 
         assert report["best_val_loss"] == best
 
 
+@pytest.mark.parametrize(("settings", "said"), [({"warmup_epochs": 2, "train_steps": 9}, True), ({}, False)])
+def test_a_run_too_short_for_a_hyper_step_says_so(
+    caplog: pytest.LogCaptureFixture, settings: dict[str, Any], said: bool
+) -> None:
+    """One without them on purpose, all of it a warm-up, has nothing to say."""
+    for warmup, loud in ((settings, said), ({**settings, "warmup_epochs": 3}, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trial(algorithm="auto", **{"epochs": 3, "warmup_epochs": 1, "train_steps": 2, **warmup})
+        assert ("auto tunes nothing on task 'digits-mlp': a run of 3 epochs" in caplog.text) == loud
+
+
 def test_divergence_ends_the_trial_with_its_reason() -> None:
     one = trial(lr=1e6, clip_norm=None, restarts=0, algorithm="fixed")
     report = one.step()

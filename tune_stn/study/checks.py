@@ -28,15 +28,13 @@ def check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: i
         ValueError: it is; the message says why.
     """
     epochs = min(task.training.epochs, math.ceil(budget)) if math.isfinite(budget) else task.training.epochs
-    training = replace(task.training, epochs=epochs)
-    if not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config or training.hyper_steps(steps_per_epoch):
+    reason = replace(task.training, epochs=epochs).why_no_hyper_step(steps_per_epoch)
+    if not reason or not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config:
         return
     more = "more epochs=" if epochs == task.training.epochs else f"more than budget={budget:g}"
     raise ValueError(
-        f"{method.name} would tune nothing on task {task.name!r}: a run of {training.epochs} epochs of "
-        f"{steps_per_epoch} training steps, the first {training.warmup_epochs} of them warm-up, is over before its "
-        f"first hyper-step, which comes after {training.train_steps} training steps; give {more}, or a smaller "
-        "warmup_epochs=, train_steps= or batch_size="
+        f"{method.name} would tune nothing on task {task.name!r}: {reason}; give {more}, or a smaller warmup_epochs=, "
+        "train_steps= or batch_size="
     )
 
 

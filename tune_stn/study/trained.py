@@ -138,16 +138,27 @@ def _model(state: dict[str, Any], task: Task | str | None, file: Path) -> nn.Mod
         recipe = json.loads(state["recipe"])
         made = get_task(recipe["task"], **recipe["settings"])
     else:
-        raise ValueError(f"checkpoint {file} does not name its task, which was an object: load_model(path, task=...)")
+        raise ValueError(f"checkpoint {file} does not name its task, which was an object: give it as task=")
     of_run = state["trainer"]
+    if of_run["task"] != made.name:
+        raise CheckpointError(f"task={made.name}: checkpoint {file} is of task {of_run['task']!r}")
     trainer = Trainer(made, algorithm=of_run["algorithm"], hp=of_run["hp"], seed=of_run["seed"])
     trainer.load_state_dict(of_run)
     trainer.model.load_state_dict(of_run["model"] if of_run["best"] is None else of_run["best"])
     return trainer.model.to_plain().eval()
 
 
-def export_model(results: Results, out: str | Path, *, method: str | None, seed: int | None) -> list[Path]:
+def export_model(
+    results: Results, out: str | Path, *, method: str | None, seed: int | None, task: Task | str | None = None
+) -> list[Path]:
     """Write weights and hyperparameters of the best run to the directory `out`, which is made where it is missing.
+
+    Args:
+        results: Of the study.
+        out: The directory.
+        method: Whose best run; None for the best of all.
+        seed: Whose best run; None for the best of all.
+        task: As for `load_model`. Default None.
 
     Returns:
         The paths written: `model.safetensors`, with the names of the user's own `state_dict`, and
@@ -157,7 +168,7 @@ def export_model(results: Results, out: str | Path, *, method: str | None, seed:
         FileNotFoundError, CheckpointError, ValueError: As from `load_model`.
     """
     best = best_of(results, method, seed)
-    model = load_model(_checkpoint(best, results.path))
+    model = load_model(_checkpoint(best, results.path), task=task)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     with whole_file(directory / MODEL) as temporary:

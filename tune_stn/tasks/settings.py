@@ -182,6 +182,15 @@ class Training:
         """Hyper-steps of a whole run of so many training steps an epoch."""
         return max(self.epochs - self.warmup_epochs, 0) * steps_per_epoch // self.train_steps * self.valid_steps
 
+    def why_no_hyper_step(self, steps_per_epoch: int) -> str:
+        """Why a whole run of so many training steps an epoch has no hyper-step; empty where it has one."""
+        if self.hyper_steps(steps_per_epoch):
+            return ""
+        return (
+            f"a run of {self.epochs} epochs of {steps_per_epoch} training steps, the first {self.warmup_epochs} of "
+            f"them warm-up, is over before its first hyper-step, which comes after {self.train_steps} training steps"
+        )
+
     def step_size(self, hyper_steps: int) -> float:
         """The step size of the raw coordinates in a run of so many hyper-steps."""
         return max(LEAST_HYPER_LR, DOMAIN / max(hyper_steps, 1)) if self.hyper_lr == "auto" else self.hyper_lr

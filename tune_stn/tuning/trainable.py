@@ -106,6 +106,10 @@ class STNTrainable(tune.Trainable):
             splits=cached,
         )
         self._data = (key, self.trainer.splits)
+        training = self.trainer.task.training
+        reason = training.why_no_hyper_step(self.trainer.splits.train.steps(training.batch_size))
+        if reason and self.trainer.rule.tunes and training.warmup_epochs < training.epochs:  # not so on purpose
+            logger.warning("%s tunes nothing on task %r: %s", self.trainer.rule.name, self.trainer.task.name, reason)
         self.best_val_loss = math.inf
         self.parent_trial_id = ""
         self.segment = ""

@@ -50,7 +50,8 @@ class DeltaSTN(Rule):
 
         The response is a regression of its own, with its own noise: a share of the batch is enough for it.
         """
-        some = batch.part(0, math.ceil(self.training.response_share * len(batch)))
+        # Of one example, batch norms make no mean.
+        some = batch.part(0, max(2, math.ceil(self.training.response_share * len(batch))))
         with constants(self.stepper.parameters("base")), without_running_statistics(self.model):
             self.stepper.backward(self.response_losses, some, to=("response",), clip_norm=self.training.clip_norm)
             self.stepper.step("response")
