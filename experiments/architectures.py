@@ -22,14 +22,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import sys
 import textwrap
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,7 @@ import pandas as pd
 import peft
 import torch
 import transformers
-from rules import commit
+from provenance import provenance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -294,14 +291,7 @@ def main() -> None:
                 rounds = 2 if arguments.smoke_test else arguments.rounds
                 costs.append({"model": name, "size": size, **cost(ARCHITECTURES[name], task, size, rounds)})
                 print(", ".join(f"{key} {value}" for key, value in costs[-1].items()), flush=True)
-    made = {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": commit(),
-        "versions": f"python {platform.python_version()}, "
-        + ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "peft")),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+    made = {**provenance("transformers", "peft"), "threads": torch.get_num_threads()}
     for name, table in {"table": pd.DataFrame(rows), "cost": pd.DataFrame(costs)}.items():
         print(f"\n{table.to_string(index=False, float_format='%.2f', max_colwidth=40)}")
         if not arguments.smoke_test:

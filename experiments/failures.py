@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from provenance import provenance
 
 # Imported by the trials, which take `cause` to be there for them alone: the rehearsal on the driver goes well.
 TASKS = """
@@ -198,7 +199,7 @@ def main() -> None:
             rows.append(try_out(failure, folder, cause))
             print("  ".join(f"{name}: {value}" for name, value in rows[-1].items()), flush=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    table, path = pd.DataFrame(rows), arguments.results / "failures.csv"
+    table, path = pd.DataFrame(rows).assign(**provenance("ray")), arguments.results / "failures.csv"
     if path.exists():  # what was not tried now stays
         before = pd.read_csv(path)
         table = pd.concat([before[~before["failure"].isin(table["failure"])], table])

@@ -32,7 +32,6 @@ import itertools
 import json
 import math
 import platform
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -45,6 +44,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from provenance import commit
 
 from tune_stn.data import Batch, Splits
 from tune_stn.data.splits import Examples
@@ -376,12 +376,6 @@ def keep(file: Path, made: list[dict[str, Any]]) -> None:
             f"  epoch {row['best_epoch']}  cost {row['cost']:.0f}  {row['cpu_s']:.0f} s",
             flush=True,
         )
-
-
-def commit() -> str:
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

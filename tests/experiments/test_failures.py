@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +16,18 @@ import pytest
 from tune_stn.tasks import Task
 from tune_stn.training import Trainer
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "failures.py"))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Callable[[int], dict[str, Any]]:
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
     """`tasks(pid)`: the module of the tasks, for a driver of that process."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    script = importlib.import_module("failures")
 
     def make(driver: int) -> dict[str, Any]:
         path = tmp_path / "failing_tasks.py"
-        path.write_text(SCRIPT["TASKS"].format(cause=str(tmp_path / "cause"), driver=driver))
+        path.write_text(script.TASKS.format(cause=str(tmp_path / "cause"), driver=driver))
         return runpy.run_path(str(path))
 
     return make
@@ -67,5 +71,6 @@ def test_a_loss_that_is_no_number(tasks: Callable[[int], dict[str, Any]], tmp_pa
 
 
 def test_ten_ways_each_with_a_task(tasks: Callable[[int], dict[str, Any]]) -> None:
-    assert len({failure.name for failure in SCRIPT["FAILURES"]}) == 10
-    assert all(isinstance(tasks(0)[failure.task](), Task) for failure in SCRIPT["FAILURES"])
+    failures = sys.modules["failures"].FAILURES
+    assert len({failure.name for failure in failures}) == 10
+    assert all(isinstance(tasks(0)[failure.task](), Task) for failure in failures)

@@ -223,7 +223,8 @@ def execute(
         raise Interrupted
     recorded = read_recorded(recorder.path)
     schedule = schedule_rows(recorded, read_own_schedules(trials))
-    schedule.to_parquet(run.folder / SCHEDULE, index=False)
+    with whole_file(run.folder / SCHEDULE) as path:
+        schedule.to_parquet(path, index=False)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
     record = {
         "trials": recorded.reports["trial_id"].nunique(),
