@@ -119,3 +119,14 @@ def test_containers_of_tensors_go_in_parts() -> None:
 def test_what_is_no_split_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_mapping_of_data_sets_is_three_splits() -> None:
+    """As a `DatasetDict` is one; it may have others."""
+    for valid in ("validation", "valid"):
+        splits = Splits.of({"train": Named(), valid: Named(), "test": Named(), "unlabelled": []}, target="label")
+        for split in (splits.train, splits.valid, splits.test):
+            assert isinstance(split, DatasetSplit)
+            assert split.target == "label"
+    with pytest.raises(ValueError, match=r"datasets have 'train', 'test', and no 'validation': .* take one apart"):
+        Splits.of({"train": Named(), "test": Named()})

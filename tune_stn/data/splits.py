@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -145,6 +145,28 @@ class Splits:
                 raise ValueError(
                     f"{name}={type(split).__name__}: give a Split(inputs, targets), a Text, or a Dataset or DataLoader"
                 )
+
+    @classmethod
+    def of(cls, datasets: Mapping[str, Any], **settings: Any) -> Splits:
+        """The splits of a mapping of data sets, as the `DatasetDict` of Hugging Face is.
+
+        Args:
+            datasets: Data sets by the names "train", "validation" or "valid", and "test"; others are left alone.
+            settings: Those of each `DatasetSplit`: target, collate and workers.
+
+        Raises:
+            ValueError: One of the three is missing.
+        """
+        found = {}
+        for split, names in {"train": ["train"], "valid": ["validation", "valid"], "test": ["test"]}.items():
+            name = next((name for name in names if name in datasets), None)
+            if name is None:
+                raise ValueError(
+                    f"datasets have {', '.join(map(repr, datasets)) or 'nothing'}, and no {names[0]!r}: where there "
+                    "are fewer than three, take one apart, as train_test_split of Hugging Face does"
+                )
+            found[split] = DatasetSplit(datasets[name], **settings)
+        return cls(**found)
 
     def to(self, device: torch.device | str) -> Splits:
         return Splits(self.train.to(device), self.valid.to(device), self.test.to(device))

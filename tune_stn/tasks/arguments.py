@@ -57,9 +57,10 @@ def check_splits(name: str, splits: object) -> Splits:
     """
     if isinstance(splits, Splits):
         return splits
+    advice = "Splits.of(datasets, target=...)" if isinstance(splits, Mapping) else "Splits(train, valid, test)"
     raise ValueError(
-        f"data of task {name!r} gave {_kind(splits)}: give Splits(train, valid, test), each of them a "
-        "Split(inputs, targets) or a Text"
+        f"data of task {name!r} gave {_kind(splits)}: give {advice}, each of them a Split(inputs, targets), a Text, "
+        "or a Dataset or DataLoader"
     )
 
 
