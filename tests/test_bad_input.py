@@ -25,6 +25,7 @@ RUN = ("run", "--task", "digits-mlp", "--algorithm", "fixed", "--out", "out")
 REPLAY = ("replay", "--task", "digits-mlp", "--out", "out")
 
 MISTAKES = """
+import sys
 from dataclasses import replace
 
 import torch
@@ -75,6 +76,8 @@ def a_model(): return make(model=net())
 def a_dict(): return make(space={"rate": Uniform(0, 0.9)})
 def training_dict(): return make(training={"epochs": 3})
 def loss_class(): return make(loss=nn.CrossEntropyLoss)
+def number_path(): return make(dropout={2: "rate"})
+def no_model(): return make(model=lambda: None)
 def unread(): return make(space=SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 1)}),
                           start={"rate": 0.1, "other": 0.1})
 def metric_loss(): return make(metrics={"loss": nn.functional.cross_entropy})
@@ -142,6 +145,9 @@ def loss_of_batch(): return make(loss=nn.CrossEntropyLoss(reduction="none"))
 def float_loss(): return make(loss=lambda outputs, targets: 1.0)
 def detached_loss(): return make(loss=lambda outputs, targets: (outputs.argmax(-1) != targets).float().mean())
 def metric_raises(outputs, targets): return {}["f1"]
+def loss_exits(outputs, targets): sys.exit(3)
+def ended_loss(): return make(loss=loss_exits)
+def ending(): return sys.exit("usage: mine")
 def broken_metric(): return make(metrics={"f1": metric_raises})
 def metric_of_batch(): return make(metrics={"m": lambda outputs, targets: outputs})
 class Noise:
@@ -167,10 +173,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a module of mistakes, and good and bad schedules."""
     (tmp_path / "mistakes.py").write_text(MISTAKES)
     (tmp_path / "no_syntax.py").write_text("def make(:\n")
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--epochs', '3'])\n")
     (tmp_path / "no_import.py").write_text("import no_such_module_at_all\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("mistakes", "no_syntax", "no_import"):
+    for name in ("mistakes", "no_syntax", "no_import", "script"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -311,6 +318,9 @@ COMMANDS: dict[str, Case] = {
         but(but(RUN, "--algorithm", "stn"), "--set", 'response={"99": "gate"}'),
         ["'99'", "module with parameters"],
     ),
+    "more CPUs than there are": (but(COMPARE, "--cpus-per-trial", "9999"), ["--cpus-per-trial 9999: this machine has"]),
+    "more GPUs than there are": (but(RUN, "--gpus-per-trial", "99"), ["--gpus-per-trial 99: this machine has"]),
+    "address": (but(RUN, "--address", "1.2.3.4:99999"), ["--address 1.2.3.4:99999: accepted are host:port and auto"]),
     "precision": (but(COMPARE, "--set", "precision=half"), ["--set precision='half'", "bfloat16"]),
     "working directory that is a file": (
         [*COMPARE, "--address", "auto", "--working-dir", "mistakes.py"],
@@ -331,6 +341,8 @@ TASKS: dict[str, Sequence[str]] = {
     "a_dict": ["space of task 'mine' is a dict", "SearchSpace("],
     "training_dict": ["training of task 'mine' is a dict", "Training("],
     "loss_class": ["loss of task 'mine' is the class CrossEntropyLoss", "CrossEntropyLoss()"],
+    "number_path": ["dropout of task 'mine' has 2 in it", "texts, '2'"],
+    "no_model": ["model of task 'mine' gave a NoneType", "torch.nn.Module"],
     "unread": ["'other'", "read by nothing"],
     "metric_loss": ["metrics of task 'mine'", "'loss'"],
     "no_comma": ["penalties of task 'mine' is a WeightDecay", "(thing,)"],
@@ -379,6 +391,9 @@ OWN: dict[str, tuple[str, str]] = {
     "mistakes:broken_model": ("the model of task 'mine', on the train split, raised RuntimeError", ".view(7, -1)"),
     "mistakes:broken_init": ("the model of task 'mine' raised RuntimeError: no such layer", "in init_raises"),
     "mistakes:broken_loss": ("the loss of task 'mine', given outputs float32 (20, 2)", "in loss_raises"),
+    "mistakes:ended_loss": ("the loss of task 'mine', given outputs float32 (20, 2)", "in loss_exits"),
+    "mistakes:ending": ("the function of task 'mistakes:ending' raised SystemExit: usage: mine", "in ending"),
+    "script:make": ("the module of task 'script:make' raised SystemExit: 2", "parse_args("),
     "mistakes:broken_metric": ("the metric 'f1' of task 'mine', given outputs", "in metric_raises"),
     "mistakes:broken_augmentation": ("the augmentation Noise of task 'mine' raised AttributeError", "inputs.oops"),
     "mistakes:broken_labels": ("the label augmentation Labels of task 'mine' raised AttributeError", "inputs.oops"),

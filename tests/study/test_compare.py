@@ -332,7 +332,7 @@ def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
     assert {**failure, "trial_id": "", "file": ""} == {
         "method": "fixed", "seed": 8, "trial_id": "", "reason": "RuntimeError: no data at this seed", "file": "",
     }  # fmt: skip
-    assert "in data" in Path(failure["file"]).read_text()
+    assert "in data" in (out / failure["file"]).read_text()
     assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [3, 2, 1]).all()
     assert any("failed: RuntimeError: no data at this seed" in line for line in lines)
     assert all(reason in html.unescape((out / "report.html").read_text()) for reason in reasons.values())

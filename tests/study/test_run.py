@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from tune_stn.methods import get_method
-from tune_stn.study.run import DONE, SCHEDULE, Interrupted, Run, execute
+from tune_stn.study.run import DONE, ERRORS, SCHEDULE, Interrupted, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.journal import REPORTS, read_reports
@@ -143,7 +143,7 @@ def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(
     for _, lines, path in said:
         assert lines[-1] == "RuntimeError: this network cannot be made"
         assert "in fails" in Path(path).read_text()
-    assert record["error_files"] == {trial: path for trial, _, path in said}
+        assert Path(path).parent == run.folder / ERRORS
     assert record["hopeless"] is True
     assert record["trials"] == 0
     assert record["cost_total"] == 0

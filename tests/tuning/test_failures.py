@@ -12,7 +12,7 @@ from tune_stn.tuning.failures import LINES, Failures, last_lines
 
 def test_what_was_set_up_starts_again_more_often() -> None:
     trial = SimpleNamespace(max_failures=1)
-    Failures(3).on_trial_start(0, [], trial)
+    Failures(3, Path("errors")).on_trial_start(0, [], trial)
     assert trial.max_failures == 3
 
 
@@ -35,5 +35,10 @@ def test_the_last_lines_of_the_last_traceback(tmp_path: Path, text: str | None, 
     assert last_lines(trial) == expected
     assert last_lines(SimpleNamespace(error_file=None)) == ["the trial's process died"]
     said: list[object] = []
-    Failures(3, lambda *what: said.append(what)).on_trial_error(0, [], trial)
-    assert said == [("a", expected, str(path))]
+    kept = tmp_path / "run" / "errors" / "a.txt"
+    failures = Failures(3, kept.parent, lambda *what: said.append(what))
+    failures.on_trial_error(0, [], trial)
+    assert said == [("a", expected, None if text is None else str(kept))]
+    assert (kept.read_text() if kept.exists() else None) == text
+    failures.on_trial_error(1, [], SimpleNamespace(trial_id="a", error_file=None))  # its process died, the next time
+    assert not kept.exists()

@@ -131,6 +131,7 @@ def run_study(
     """
     if retry_failed and not resume:
         raise ValueError("retry_failed=True: only with resume=True, which says that there is a study to go on with")
+    cluster.check_machine()
     # What is missing, be it a method, data, or a way to search the space, is found before anything starts.
     ordered = in_order(methods)
     if cluster.working_dir is not None:

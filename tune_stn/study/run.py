@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
-from tune_stn.study.state import DONE, SCHEDULE, read_done
+from tune_stn.study.state import DONE, ERRORS, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
@@ -155,9 +155,10 @@ def execute(
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
 
     Returns:
-        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `error_files` (trial -> file with its
-        traceback on this machine), `hopeless` (whether it was given up), `peak_memory_bytes` (the most that one
-        of its trials had; None if none reported), `followed` (the trial of another run that it was made from, or None).
+        The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `hopeless` (whether it was given up),
+        `peak_memory_bytes` (the most that one of its trials had; None if none reported), `followed` (the trial of
+        another run that it was made from, or None). Tracebacks of trials that failed are files in `errors` of the
+        state folder.
 
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
@@ -197,7 +198,7 @@ def execute(
         search_alg=plan.search_alg,
         scheduler=plan.scheduler,
         stop=stopper,
-        callbacks=[recorder, Failures(MAX_RESTARTS, on_failure)],
+        callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -230,7 +231,6 @@ def execute(
         "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
         "failures": recorder.failures,
-        "error_files": {trial.trial_id: trial.error_file for trial in trials if trial.status == "ERROR"},
         "hopeless": stopper.hopeless,
         "peak_memory_bytes": max(peaks, default=None),
         "followed": found.trial_id,

@@ -14,7 +14,7 @@ from typing import Any
 from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, read_lines
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SCHEDULE, DONE = "schedule.parquet", "done.json"
+SCHEDULE, DONE, ERRORS = "schedule.parquet", "done.json", "errors"
 UNFINISHED = "resume the study to go on"
 
 
@@ -74,10 +74,13 @@ def missing_of(method: str, seed: int, folder: Path, limit: float | None) -> dic
 
 
 def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """The trials of a run that failed for good, those that never reported included."""
+    """The trials of a run that failed for good, those that never reported included.
+
+    The `file` with the whole traceback is named as in the study's directory, which may move; None where there is none.
+    """
     record = read_done(folder) or {}
     told = {one["trial_id"]: one["reason"] for one in read_lines(folder / REPORTS) if one.get(EVENT) == FAILED}
-    files = record.get("error_files", {})
+    files = {path.stem: path.relative_to(folder.parents[1]).as_posix() for path in (folder / ERRORS).glob("*.txt")}
     return [
         {"method": method, "seed": seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
         for trial, reason in {**record.get("failures", {}), **told}.items()

@@ -32,11 +32,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         ("space", _kind_problem(arguments["space"], SearchSpace, "SearchSpace({'dropout': Uniform(0, 0.9)})")),
         ("training", _kind_problem(arguments["training"], Training, "Training(epochs=20, lr=0.1)")),
         ("start", _kind_problem(arguments["start"], Mapping, "a mapping, {'dropout': 0.1}")),
-        ("dropout", _kind_problem(arguments["dropout"], Mapping, "a mapping from path to hyperparameter")),
-        (
-            "weight_dropout",
-            _kind_problem(arguments["weight_dropout"], Mapping, "a mapping from path to hyperparameter"),
-        ),
+        *((paths, _paths_problem(arguments[paths])) for paths in ("dropout", "weight_dropout")),
         ("metrics", _metrics_problem(arguments["metrics"])),
         *((switch, _kind_problem(arguments[switch], bool, "True or False")) for switch in ("norms", "recurrent")),
         ("loss", _loss_problem(arguments["loss"])),
@@ -62,6 +58,17 @@ def check_splits(name: str, splits: object) -> Splits:
         f"data of task {name!r} gave {_kind(splits)}: give {advice}, each of them a Split(inputs, targets), a Text, "
         "or a Dataset or DataLoader"
     )
+
+
+def check_network(name: str, network: object) -> nn.Module:
+    """What a task's model gave, if it is a network.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    raise ValueError(f"model of task {name!r} gave {_kind(network)}: give a torch.nn.Module")
 
 
 def check_sizes(**sizes: object) -> None:
@@ -125,6 +132,13 @@ def _function_problem(given: object, made: type, example: str, *, seed: bool) ->
 
 def _kind_problem(given: object, kind: type, example: str) -> str:
     return "" if isinstance(given, kind) else f"is {_kind(given)}: give {example}"
+
+
+def _paths_problem(given: object) -> str:
+    if not isinstance(given, Mapping):
+        return f"is {_kind(given)}: give a mapping from path to hyperparameter"
+    wrong = [one for pair in given.items() for one in pair if not isinstance(one, str)]
+    return f"has {wrong[0]!r} in it: paths and hyperparameters are texts, {str(wrong[0])!r}" if wrong else ""
 
 
 def _loss_problem(given: object) -> str:

@@ -48,7 +48,7 @@ def own_code(part: str, task: str, detail: Callable[[], str] = str) -> Iterator[
         yield
     except OwnCodeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself, of its options say, which are not its own here
         what = f"{part} of task {task!r}{detail()}"
         if not is_refusal(error):
             raise OwnCodeError(what, error) from error

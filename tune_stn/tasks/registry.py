@@ -64,7 +64,7 @@ def get_task(name: str | Task, **settings: Any) -> Task:
         given = check_settings(made, {key: value for key, value in settings.items() if key in own})
         try:
             task = made(**given)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_refusal(error):
                 raise
             raise OwnCodeError(f"the function of task {name!r}", error) from error

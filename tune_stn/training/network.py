@@ -14,6 +14,7 @@ from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.nn.response import ResponseSize
 from tune_stn.nn.self_tuning import self_tuning
+from tune_stn.tasks.arguments import check_network
 from tune_stn.tasks.task import Task
 from tune_stn.training.forward import arguments
 from tune_stn.training.rules.rule import Rule
@@ -39,7 +40,7 @@ def make_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        network = task.model()
+        network = check_network(task.name, task.model())
     response, why = response_size(task, rule)
     model = self_tuning(
         network,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from pyarrow.fs import FileSystem
 from ray import tune
 
@@ -55,8 +56,8 @@ class Cluster:
         working_dir: a folder that Ray copies to every node, the trials' current directory and on their Python path.
 
     Raises:
-        ValueError: a number with which work could never start, a file system without a path, or a working directory
-            that is none or has nowhere to go.
+        ValueError: a number with which work could never start, an address that is none, a file system without a path,
+            or a working directory that is none or has nowhere to go.
     """
 
     address: str | None = None
@@ -83,6 +84,8 @@ class Cluster:
                 raise ValueError(f"resources={{'{name}': {amount:g}}}: accepted is a number above 0")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ValueError(f"max_concurrent={self.max_concurrent}: accepted is an integer of 1 or more")
+        if self.address is not None:
+            _check_address(self.address)
         if self.storage_filesystem is not None and self.storage_path is None:
             raise ValueError("storage_filesystem: give storage_path, too, a path on it")
         if self.working_dir is not None:
@@ -111,6 +114,22 @@ class Cluster:
         """Trials that run at a time. Raises ValueError if not even one fits any node. Needs a session."""
         found = trial_slots(alive_nodes(), self.bundle, self.labels)
         return min(found, self.max_concurrent or found)
+
+    def check_machine(self) -> None:
+        """Refuse, before Ray is started on this machine, trials that want more of it than there is.
+
+        Raises:
+            ValueError: a trial wants more CPUs or GPUs; the message says how many there are.
+        """
+        if self.address is not None or ray.is_initialized():
+            return
+        has = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        for name, wanted in (("CPU", self.cpus_per_trial), ("GPU", self.gpus_per_trial)):
+            if wanted > has[name]:
+                option = f"{name.lower()}s_per_trial={wanted:g}"
+                raise ValueError(
+                    f"{option}: this machine has {has[name]} {name}s; with address=, a cluster's nodes count"
+                )
 
     def storage(self, folder: Path) -> Storage:
         """Where Tune keeps checkpoints: in `folder` if nothing else is given.
@@ -190,15 +209,19 @@ def _connect(address: str, working_dir: str | Path | None) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
+def _check_address(address: str) -> None:
     if address.startswith("ray://"):
         # Tune would run on the head node, and so would the recorder: its files would not be here.
         advice = "start this command on a node of the cluster, as `ray job submit` does, with address=auto"
         raise ValueError(f"address={address}: Ray Client is not supported; {advice}")
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > LAST_PORT:
+    _, colon, port = address.rpartition(":")
+    if address != "auto" and (not colon or not port.isdecimal() or int(port) > LAST_PORT):
         raise ValueError(f"address={address}: accepted are host:port and auto")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
+    host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,39 @@ class Failures(tune.Callback):
 
     Args:
         restarts: How often a trial that was set up is started again after a failure.
-        on_failure: Called with the trial, the last lines of its traceback, and the path of the file that has all of it,
-            on this machine; None where there is no file. Default None.
+        folder: Where the tracebacks are kept, a file for each trial; made when there is one. Tune's own files lie in
+            the folder of a Ray session, which does not last.
+        on_failure: Called with the trial, the last lines of its traceback, and the path of the file that has all of it;
+            None where there is no file. Default None.
     """
 
-    def __init__(self, restarts: int, on_failure: OnFailure | None = None) -> None:
+    def __init__(self, restarts: int, folder: Path, on_failure: OnFailure | None = None) -> None:
         self.restarts = restarts
+        self.folder = folder
         self.on_failure = on_failure
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         trial.max_failures = self.restarts
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        path = self._kept(trial)
         if self.on_failure is not None:
-            self.on_failure(trial.trial_id, last_lines(trial), trial.error_file)
+            self.on_failure(trial.trial_id, last_lines(trial), str(path) if path is not None else None)
+
+    def _kept(self, trial: Any) -> Path | None:
+        """A copy of the file of a trial's traceback, if there is one."""
+        path = traceback_file(self.folder, trial.trial_id)
+        path.unlink(missing_ok=True)  # of an earlier failure
+        if not trial.error_file or not Path(trial.error_file).exists():
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(trial.error_file, path)
+        return path
+
+
+def traceback_file(folder: Path, trial_id: str) -> Path:
+    """Where the traceback of a trial is kept in a folder of tracebacks."""
+    return folder / f"{trial_id}.txt"
 
 
 def last_lines(trial: Any) -> list[str]:
