@@ -126,6 +126,8 @@ def wrong_width(): return make(model=lambda: net(features=21))
 def float_targets(): return make(data=lambda seed: Splits(*[Split(s.inputs, s.targets.float()) for s in (
     data(seed).train, data(seed).valid, data(seed).test)]))
 def one_class(): return make(model=lambda: net(classes=1))
+def label_of_one(name): return splits({name: Split(torch.zeros(999, 20), torch.arange(999) // 998 * 2)})
+last_label, last_test_label = label_of_one("train"), label_of_one("test")
 class ByName(Uncalled):
     def forward(self, image): return self.out(self.drop(image))
 def unknown_input(): return make(model=ByName, dropout={"drop": "rate"}, data=lambda seed: Splits(*[
@@ -367,6 +369,8 @@ TASKS: dict[str, Sequence[str]] = {
         "(20, 20) of the train split",
     ],
     "float_targets": ["the loss of task 'mine', given outputs float32 (20, 2) and targets float32 (20,)", "raised"],
+    "last_label": ["the loss of task 'mine'", "of the train split", "Target 2 is out of bounds"],
+    "last_test_label": ["the loss of task 'mine'", "of the test split", "Target 2 is out of bounds"],
     "one_class": ["the loss of task 'mine'", "(20, 1)", "out of bounds"],
     "unknown_input": ["no argument 'mask'", "it takes image"],
     "cutout": ["the augmentation Cutout of task 'mine': cutout needs (batch, ..., height, width)", "(20, 20)"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from tune_stn.study.run import Run
@@ -63,10 +64,10 @@ class Progress:
         failures = f", {len(record['failures'])} failed" if record["failures"] else ""
         peak = record["peak_memory_bytes"]
         ended = "given up" if record["hopeless"] else "done"
+        best = f"best validation loss {self.best:.4f}" if isfinite(self.best) else "no validation loss"
         self.say(
             f"{self._label(run)} {ended}: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
-            f"best validation loss {self.best:.4f}, {seconds:.0f} s"
-            + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
+            f"{best}, {seconds:.0f} s" + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
         )
 
     def failed(self, run: Run, trial_id: str, lines: Sequence[str], path: str | None) -> None:

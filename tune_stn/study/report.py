@@ -12,7 +12,6 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from tune_stn.study.controls import control_cells, control_words
-from tune_stn.study.plots import write_plots
 from tune_stn.study.remarks import conversion_words
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
@@ -35,6 +34,8 @@ def write_report(results: Results) -> Path:
         ValueError: the study holds several tasks.
         OSError: the directory cannot be written.
     """
+    from tune_stn.study.plots import write_plots  # half a second of imports, which a refused command need not wait for
+
     plots = write_plots(results, results.path / "plots")
     page = _template().render(
         study=results.study,

@@ -175,6 +175,7 @@ def _check_parts(task: Task, splits: Splits, seed: int) -> None:
     with _locating(model.network, "train") as where, own_code("the model", task.name, where):
         outputs, activations = forward.observed(batch, sample)
     loss = _called("loss", task.loss, outputs, batch, "train", task)
+    _called("loss", task.loss, outputs, _with_extremes(splits.train, batch), "train", task)
     if any(parameter.requires_grad for parameter in model.base_parameters()) and not loss.requires_grad:
         raise ValueError(
             f"loss of task {task.name!r} gave a tensor without a gradient: it is computed by functions of torch, from "
@@ -190,12 +191,25 @@ def _check_parts(task: Task, splits: Splits, seed: int) -> None:
             batch = batches[name]
             with _locating(model.network, name) as where, own_code("the model", task.name, where):
                 outputs = forward.outputs(batch, sample)
+            _called("loss", task.loss, outputs, _with_extremes(getattr(splits, name), batch), name, task)
             for metric, function in {"loss": task.loss, **task.metrics}.items():
                 mean = function.mean if isinstance(function, OfMean) else function
                 value = float(_called(metric, mean, outputs, batch, name, task))
                 if isinstance(function, OfMean):
                     with own_code(f"the function of metric {metric!r}", task.name):
                         float(function.function(value))
+
+
+def _with_extremes(examples: Examples, batch: Batch) -> Batch:
+    """The batch with the smallest and largest label of its whole split, where labels are integers: a few examples would
+    seldom hold the one label of many that is out of range, as where labels are counted from 1."""
+    split = examples.examples if isinstance(examples, Few) else examples
+    labels, targets = getattr(split, "targets", None), batch.targets
+    if not all(isinstance(one, Tensor) and one.dim() == 1 and one.dtype == torch.long for one in (labels, targets)):
+        return batch
+    targets = targets.clone()
+    targets[-1], targets[0] = labels.min(), labels.max()
+    return replace(batch, targets=targets)
 
 
 def _check_optimizers(task: Task, parameters: list[nn.Parameter]) -> None:
