@@ -83,11 +83,11 @@ def test_failures_are_counted_and_named_with_the_end_of_a_new_traceback(clock: C
     lines: list[str] = []
     progress = Progress(lines.append, total=1)
     with progress.running(run()):
-        progress.failed(run(), "a_2", ["  File mine.py, line 3", "ValueError: no"], "a_2/error.txt")
-        progress.failed(run(), "a_3", ["  File mine.py, line 3", "ValueError: no"], "a_3/error.txt")
-        progress.failed(run(), "a_4", ["the trial's process died"], None)
+        progress.failed(run(), "a_2", ["  File mine.py, line 3", "ValueError: no"], "a_2/error.txt", True)
+        progress.failed(run(), "a_3", ["  File mine.py, line 3", "ValueError: no"], "a_3/error.txt", False)
+        progress.failed(run(), "a_4", ["the trial's process died"], None, False)
     assert lines == [
-        "[1/1] random, seed 2: trial a_2 failed: ValueError: no\n    File mine.py, line 3\n"
+        "[1/1] random, seed 2: trial a_2 failed and is started again: ValueError: no\n    File mine.py, line 3\n"
         "  the whole traceback: a_2/error.txt",
         "[1/1] random, seed 2: trial a_3 failed: ValueError: no\n  the whole traceback: a_3/error.txt",
         "[1/1] random, seed 2: trial a_4 failed: the trial's process died",
@@ -98,6 +98,7 @@ def test_failures_are_counted_and_named_with_the_end_of_a_new_traceback(clock: C
     assert "done: 1 trials, 2 failed, cost 3.0" in lines[-1]
     progress.finished(run(), {"trials": 0, "cost_total": 0.0, "failures": {"a_2": "no"}} | NO_PEAK | {"hopeless": True})
     assert "given up: 0 trials, 1 failed" in lines[-1]
+    assert "no validation loss" in lines[-1]
 
 
 def test_where_trials_are_asked_for_no_budget_is_mentioned(clock: Callable[[float], None]) -> None:

@@ -37,8 +37,9 @@ def test_the_last_lines_of_the_last_traceback(tmp_path: Path, text: str | None, 
     said: list[object] = []
     kept = tmp_path / "run" / "errors" / "a.txt"
     failures = Failures(3, kept.parent, lambda *what: said.append(what))
+    failures.on_trial_recover(0, [], trial)
     failures.on_trial_error(0, [], trial)
-    assert said == [("a", expected, None if text is None else str(kept))]
+    assert said == [("a", expected, None if text is None else str(kept), again) for again in (True, False)]
     assert (kept.read_text() if kept.exists() else None) == text
     failures.on_trial_error(1, [], SimpleNamespace(trial_id="a", error_file=None))  # its process died, the next time
     assert not kept.exists()

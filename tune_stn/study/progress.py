@@ -70,10 +70,11 @@ class Progress:
             f"{best}, {seconds:.0f} s" + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
         )
 
-    def failed(self, run: Run, trial_id: str, lines: Sequence[str], path: str | None) -> None:
-        """Say why a trial failed for good, with the end of its traceback where that is new."""
+    def failed(self, run: Run, trial_id: str, lines: Sequence[str], path: str | None, again: bool) -> None:
+        """Say why a trial failed, and whether it is started again; with the end of its traceback where that is new."""
         reason = lines[-1].strip()
-        text = [f"{self._label(run)} trial {trial_id} failed: {reason}"]
+        words = "failed and is started again" if again else "failed"
+        text = [f"{self._label(run)} trial {trial_id} {words}: {reason}"]
         if reason not in self.reasons:
             text += [f"  {line}" for line in lines[:-1]]
         if path is not None:

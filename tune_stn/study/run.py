@@ -151,7 +151,7 @@ def execute(
         run: What to run.
         cluster: Where.
         on_report: Called with each new report and the running total of cost.
-        on_failure: Called when a trial has failed for good, as `Failures` does.
+        on_failure: Called when a trial has failed, as `Failures` does.
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
 
     Returns:

@@ -12,11 +12,11 @@ from ray import tune
 LINES = 6  # of a traceback, as a person is shown it
 _HEADING = "Failure # "  # before each traceback in the file that Tune writes for a trial
 
-OnFailure = Callable[[str, Sequence[str], str | None], None]
+OnFailure = Callable[[str, Sequence[str], str | None, bool], None]
 
 
 class Failures(tune.Callback):
-    """Says why a trial failed for good, when it does, and has those that were set up started again more often.
+    """Says why a trial failed, when it does, and has those that were set up started again more often.
 
     A process may die for reasons that pass. What is wrong with a task's data or model is so at the next try, too, and
     each try costs a process: with this callback, `tune.run` wants `max_failures=1`.
@@ -25,8 +25,8 @@ class Failures(tune.Callback):
         restarts: How often a trial that was set up is started again after a failure.
         folder: Where the tracebacks are kept, a file for each trial; made when there is one. Tune's own files lie in
             the folder of a Ray session, which does not last.
-        on_failure: Called with the trial, the last lines of its traceback, and the path of the file that has all of it;
-            None where there is no file. Default None.
+        on_failure: Called with the trial, the last lines of its traceback, the path of the file that has all of it,
+            None where there is no file, and whether the trial is started again. Default None.
     """
 
     def __init__(self, restarts: int, folder: Path, on_failure: OnFailure | None = None) -> None:
@@ -38,9 +38,15 @@ class Failures(tune.Callback):
         trial.max_failures = self.restarts
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, again=False)
+
+    def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, again=True)
+
+    def _say(self, trial: Any, *, again: bool) -> None:
         path = self._kept(trial)
         if self.on_failure is not None:
-            self.on_failure(trial.trial_id, last_lines(trial), str(path) if path is not None else None)
+            self.on_failure(trial.trial_id, last_lines(trial), str(path) if path is not None else None, again)
 
     def _kept(self, trial: Any) -> Path | None:
         """A copy of the file of a trial's traceback, if there is one."""
