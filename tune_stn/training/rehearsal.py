@@ -205,7 +205,9 @@ def _with_extremes(examples: Examples, batch: Batch) -> Batch:
     seldom hold the one label of many that is out of range, as where labels are counted from 1."""
     split = examples.examples if isinstance(examples, Few) else examples
     labels, targets = getattr(split, "targets", None), batch.targets
-    if not all(isinstance(one, Tensor) and one.dim() == 1 and one.dtype == torch.long for one in (labels, targets)):
+    if not (isinstance(labels, Tensor) and isinstance(targets, Tensor)):
+        return batch
+    if not (labels.dim() == targets.dim() == 1 and labels.dtype == targets.dtype == torch.long):
         return batch
     targets = targets.clone()
     targets[-1], targets[0] = labels.min(), labels.max()
