@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tune_stn.nn.conversion import Conversion, replace_everywhere
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.first_order import first_order
+from tune_stn.nn.observe import is_observed
 from tune_stn.nn.plain import copied, plain_modules
 from tune_stn.nn.probe import batch_axis, without_batch_axis
 from tune_stn.nn.response import Responding
@@ -214,7 +215,9 @@ class SelfTuningModel(nn.Module):
         Raises:
             ValueError: There is one; the message names it.
         """
-        if sample.response_input is None or sample.response_input.shape[0] == 1:
+        rows = 1 if sample.response_input is None else len(sample.response_input)
+        # Where the examples are along another axis than the first, whoever gave the sample knows; see `is_observed`.
+        if rows == 1 or rows != count_rows((args, kwargs)) or is_observed(self.network):
             return
 
         def axis_of(module: nn.Module) -> int | None:

@@ -39,12 +39,18 @@ def observing(
             def note(_module: nn.Module, _inputs: Any, output: Any, to: list[Tensor] = outputs) -> None:
                 to.append(_first(output) if seen_as is None else seen_as(_first(output)))
 
+            note.observes = True  # type: ignore[attr-defined]
             hooks.callback(module.register_forward_hook(note).remove)
         yield seen
         if silent := sorted(path for path, outputs in seen.items() if not outputs):
             raise ValueError(
                 f"module {silent[0]!r} has no output to observe: the forward pass of the network does not call it"
             )
+
+
+def is_observed(network: nn.Module) -> bool:
+    """Whether outputs of modules are collected now, so that a further call would be collected as well."""
+    return any(getattr(hook, "observes", False) for m in network.modules() for hook in m._forward_hooks.values())
 
 
 def _first(output: Any) -> Tensor:
