@@ -296,7 +296,11 @@ def main() -> None:
         print(f"\n{table.to_string(index=False, float_format='%.2f', max_colwidth=40)}")
         if not arguments.smoke_test:
             arguments.results.mkdir(parents=True, exist_ok=True)
-            table.assign(**made).to_csv(arguments.results / f"{name}.csv", index=False, float_format="%.4f")
+            path = arguments.results / f"{name}.csv"
+            before = pd.read_csv(path) if path.exists() else table[:0]  # what was not tried now stays
+            table = pd.concat([before[~before["model"].isin(table["model"])], table.assign(**made)])
+            table = table.sort_values("model", key=lambda models: models.map(list(ARCHITECTURES).index), kind="stable")
+            table.to_csv(path, index=False, float_format="%.4f")
 
 
 def look_at(architecture: Architecture) -> tuple[dict[str, object], Task]:

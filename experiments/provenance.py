@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,7 +18,7 @@ def provenance(*packages: str) -> dict[str, str]:
     """
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", *packages))
     return {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit(),
         "versions": f"python {platform.python_version()}, {versions}",
         "machine": platform.machine(),
