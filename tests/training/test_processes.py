@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ def trained(algorithm: str, rank: int | None) -> dict[str, torch.Tensor]:
 
 
 def work(folder: Path, rank: int) -> None:
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # or it asks for the machine's name
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     torch.save({algorithm: trained(algorithm, rank) for algorithm in ("auto", "stn")}, folder / f"{rank}.pt")
     with pytest.raises(ValueError, match=r"'delta-stn' has steps of the response alone, .* accepted are 'auto'"):
