@@ -24,8 +24,10 @@ SPACE = SearchSpace({"decay": LogUniform(1e-4, 1.0), "own": LogUniform(1e-4, 1.0
 def trained(algorithm: str, rank: int | None) -> dict[str, torch.Tensor]:
     """The state of a network after some steps, on its part of each batch, or on whole batches."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    # In double precision: AdamW makes as much of the rounding of a small gradient as of a large one.
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     x, y, xv, yv = torch.randn(16, 4), torch.randint(3, (16,)), torch.randn(8, 4), torch.randint(3, (8,))
+    x, xv = x.double(), xv.double()
     net = self_tuning(
         model,
         SPACE,
