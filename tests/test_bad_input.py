@@ -429,6 +429,7 @@ REPLAYS: dict[str, Case] = {
 def refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], tuple[list[str], str]]:
     """Run a command that is to be refused; gives the lines before the last one of stderr, and that one."""
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever tests before this one have started
     monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
 
     def run(command: Sequence[str]) -> tuple[list[str], str]:
