@@ -1,12 +1,10 @@
-"""`tune-stn replay`: what it refuses in one line, and a study that follows another one's schedule."""
+"""`tune-stn replay`: a study that follows another one's schedule."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -24,16 +22,9 @@ def tune_stn(*arguments: str) -> Result:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with good and bad schedules."""
+    """A working directory with another schedule."""
     monkeypatch.chdir(tmp_path)
     Schedule.constant({"dropout_1": 0.3}).to_parquet("good.parquet")
-    Schedule.constant({"dropout_1": 0.95}).to_parquet("outside.parquet")
-    Schedule.constant({"dropout_9": 0.3}).to_parquet("unknown.parquet")
-    Schedule(("dropout_1",), np.array([0, 9]), np.array([[0.1], [0.2]])).to_parquet("steps.parquet")
-    two = pd.DataFrame({"trial_id": ["x", "y"], "step": 0, "hp": "dropout_1", "value": 0.3})
-    two.to_parquet("two.parquet")
-    pd.DataFrame({"loss": [1.0]}).to_parquet("losses.parquet")
-    Path("text.parquet").write_text("no Parquet")
     return tmp_path
 
 

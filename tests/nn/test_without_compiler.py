@@ -26,7 +26,7 @@ KINDS = [
 @pytest.fixture(autouse=True, params=[False, True], ids=["no compiler", "compiler loaded"])
 def loaded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the compiler counts as loaded, whatever other tests have done in this process."""
-    monkeypatch.setattr(without_compiler, "_is_loaded", lambda: request.param)
+    monkeypatch.setattr(without_compiler, "compiler_is_loaded", lambda: request.param)
     assert isinstance(request.param, bool)
     return request.param
 

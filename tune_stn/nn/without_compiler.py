@@ -46,7 +46,8 @@ def _is_known() -> bool:
     return torch.__version__.startswith(tuple(f"{version}." for version in KNOWN))
 
 
-def _is_loaded() -> bool:
+def compiler_is_loaded() -> bool:
+    """Whether anything has loaded torch's compiler; nothing can be compiled where nothing has."""
     return "torch._dynamo" in sys.modules
 
 
@@ -68,6 +69,6 @@ def _light(kind: type[Optimizer]) -> type[Optimizer]:
 def _without(function: Callable[..., Any], bare: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(bare)
     def either(*args: Any, **kwargs: Any) -> Any:
-        return (function if _is_loaded() else bare)(*args, **kwargs)
+        return (function if compiler_is_loaded() else bare)(*args, **kwargs)
 
     return either

@@ -15,7 +15,7 @@ import ray
 from tune_stn.methods import Context, Method, get_method, in_order
 from tune_stn.study.checks import check_hyper_steps, check_owner, prepare_directory
 from tune_stn.study.collect import write_tables
-from tune_stn.study.description import describe, describe_cluster, missing, outcome, write_study
+from tune_stn.study.description import describe, describe_cluster, missing, outcome
 from tune_stn.study.mend import mending
 from tune_stn.study.progress import Progress
 from tune_stn.study.remarks import after, before, conversion_entry, conversion_words
@@ -30,6 +30,7 @@ from tune_stn.tasks.task import Task
 from tune_stn.training.rehearsal import rehearse
 from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.directory import write_study
 from tune_stn.tuning.nodes import NodesLost
 
 Say = Callable[[str], None]

@@ -20,7 +20,7 @@ from tune_stn.study.collect import metrics_of
 from tune_stn.study.run import NothingToFollow, Run, read_followed
 from tune_stn.study.state import failures_of, missing_of
 from tune_stn.tasks.task import Task
-from tune_stn.training.tables import STUDY_SCHEMA_VERSION, whole_file
+from tune_stn.training.tables import STUDY_SCHEMA_VERSION
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.nodes import alive_nodes
 
@@ -135,9 +135,3 @@ def _peak_memory(runs: Sequence[Run]) -> dict[str, int]:
         if run.done and (peak := run.done.get("peak_memory_bytes")):
             peaks[run.method.name] = max(peaks.get(run.method.name, 0), round(peak / 2**20))
     return peaks
-
-
-def write_study(out: Path, study: Mapping[str, Any]) -> None:
-    """Write `study.json`, whole or not at all."""
-    with whole_file(out / "study.json") as path:
-        path.write_text(json.dumps(study, indent=1) + "\n")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_stn.data.corpus import Vocabulary
+from tune_stn.data.splits import Splits
+from tune_stn.data.text import Text
 from tune_stn.nn.modules import LockedDropout
 from tune_stn.nn.penalties import ActivationNorm, TemporalActivationNorm
 from tune_stn.space import SearchSpace, Uniform
@@ -97,6 +99,13 @@ def lstm_language_model(words: int, hidden: int, layers: int) -> dict[str, Any]:
             TemporalActivationNorm("beta", f"layers.{layers - 1}"),
         ),
     }
+
+
+def texts(
+    words: Mapping[str, Sequence[str]], lengths: Mapping[str, int | None], vocabulary: int, window: int
+) -> Splits:
+    """Splits that go on from batch to batch, with `window` tokens a batch; the rest is as for `encoded`."""
+    return Splits(**{split: Text(part, window) for split, part in encoded(words, lengths, vocabulary).items()})
 
 
 def encoded(

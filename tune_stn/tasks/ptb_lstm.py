@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tune_stn.data import ptb
-from tune_stn.data.splits import Splits
-from tune_stn.data.text import Text
 from tune_stn.tasks.arguments import check_sizes
-from tune_stn.tasks.language import encoded, lstm_language_model
+from tune_stn.tasks.language import lstm_language_model, texts
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -35,7 +31,7 @@ def ptb_lstm(
     return Task(
         name="ptb-lstm",
         description="Penn Treebank, LSTM",
-        data=lambda seed: _load(lengths, vocabulary, window, data_dir),
+        data=lambda seed: texts(ptb.load(data_dir), lengths, vocabulary, window),
         **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=200,
@@ -54,8 +50,3 @@ def ptb_lstm(
             response="full",  # as in the paper
         ),
     )
-
-
-def _load(lengths: Mapping[str, int | None], vocabulary: int, window: int, data_dir: str | None) -> Splits:
-    tokens = encoded(ptb.load(data_dir), lengths, vocabulary)
-    return Splits(**{split: Text(part, window) for split, part in tokens.items()})

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tune_stn.data import paradise_lost
-from tune_stn.data.splits import Splits
-from tune_stn.data.text import Text
 from tune_stn.tasks.arguments import check_sizes
-from tune_stn.tasks.language import encoded, lstm_language_model
+from tune_stn.tasks.language import lstm_language_model, texts
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -32,7 +28,7 @@ def text_lstm(
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",
-        data=lambda seed: _load(lengths, vocabulary, window),
+        data=lambda seed: texts(paradise_lost.load(), lengths, vocabulary, window),
         **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=30,
@@ -49,8 +45,3 @@ def text_lstm(
             response="full",  # as in the paper
         ),
     )
-
-
-def _load(lengths: Mapping[str, int | None], vocabulary: int, window: int) -> Splits:
-    tokens = encoded(paradise_lost.load(), lengths, vocabulary)
-    return Splits(**{split: Text(part, window) for split, part in tokens.items()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tune_stn.data.batches import Batch
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.penalties import OptimizerWeightDecay
+from tune_stn.nn.without_compiler import compiler_is_loaded
 from tune_stn.space.sample import Draw, Sample
 from tune_stn.space.tunable import Tunable
 from tune_stn.tasks.settings import Training
@@ -202,7 +202,7 @@ class SelfTuner:
                 f"accumulate={parts} takes a batch apart, which needs its tensors: tuner.train_step(closure, x, y), "
                 "with a closure of x and y"
             )
-        with eagerly(self._looking and "torch._dynamo" in sys.modules):  # compiled code notes nothing
+        with eagerly(self._looking and compiler_is_loaded()):  # compiled code notes nothing
             loss = self.rule.train_step(_batch(closure, tensors))
         self._stepped()
         return loss

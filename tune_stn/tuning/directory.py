@@ -76,5 +76,10 @@ def write_directory(
         "failures": dict(recorded.failures),
         "missing": [],
     }
+    write_study(directory, study)
+
+
+def write_study(directory: Path, study: Mapping[str, Any]) -> None:
+    """Write `study.json`, whole or not at all."""
     with whole_file(directory / "study.json") as path:
         path.write_text(json.dumps(study, indent=1) + "\n")
