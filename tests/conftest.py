@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,16 +77,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Iterator
     import ray
 
     from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment, _start_local
+    from tune_stn.tuning.fork_server import fork_server, is_possible
 
     if "PYTEST_XDIST_WORKER" in os.environ:
         (tmp_path_factory.getbasetemp().parent / "cluster").mkdir()
     path = [str(modules), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with _environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}):  # which Ray's processes inherit
-        _start_local(cpus=2)
-    found = Cluster()
-    with found.session():
-        yield found
-    ray.shutdown()
+    with ExitStack() as stack:
+        python = stack.enter_context(fork_server()) if is_possible() else None
+        with _environment(_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}):  # which Ray's processes inherit
+            _start_local(cpus=2, python=python)
+        stack.callback(ray.shutdown)
+        found = Cluster()
+        with found.session():
+            yield found
 
 
 @pytest.fixture(scope="session")

@@ -101,10 +101,13 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gpus-per-trial", type=float, default=0, show_default=True, help="Fractions share a GPU."),
         click.option("--resources", multiple=True, metavar="NAME=AMOUNT", help="Custom resources of a trial, too."),
         click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only nodes with this Ray label."),
+        click.option("--max-concurrent", type=int, help="Trials at a time in all; default: as many as fit."),
         click.option(
-            "--max-concurrent",
+            "--slots-per-run",
             type=int,
-            help="Trials at a time; default: as many as fit, as with hyperband and populations always.",
+            default=1,
+            show_default=True,
+            help="Trials at a time of each run, on any cluster. Runs go side by side.",
         ),
         click.option(
             "--storage-path",
@@ -276,6 +279,7 @@ def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "resume": options["resume"],
         "rehearsal": not options["no_rehearsal"],
         "retry_failed": options["retry_failed"],
+        "slots_per_run": options["slots_per_run"],
         "settings": dict(_setting(text) for text in options["settings"]),
         "cluster": Cluster(
             address=options["address"],

@@ -56,7 +56,8 @@ def prepare_directory(out: Path, study: Mapping[str, Any], resume: bool) -> None
             raise ValueError(f"{path} is damaged ({error}); choose another out=") from None
         if not isinstance(before, dict):
             raise ValueError(f"{path} describes no study; choose another out=")
-        for key in ("task", "task_given", "budget", "trials", "settings", "method_settings"):
+        before.setdefault("slots_per_run", study["slots_per_run"])  # which earlier versions do not say
+        for key in ("task", "task_given", "budget", "trials", "settings", "method_settings", "slots_per_run"):
             if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
                 raise ValueError(f"resume=True: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
 

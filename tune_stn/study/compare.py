@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -21,7 +19,8 @@ from tune_stn.study.progress import Progress
 from tune_stn.study.remarks import after, before, conversion_entry, conversion_words
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
-from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute
+from tune_stn.study.run import Interrupted, Run
+from tune_stn.study.side_by_side import Waiting, run_side_by_side
 from tune_stn.study.state import DiskFull, naming_a_full_disk, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
@@ -31,7 +30,6 @@ from tune_stn.training.rehearsal import rehearse
 from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.directory import write_study
-from tune_stn.tuning.nodes import NodesLost
 
 Say = Callable[[str], None]
 SPARE = 2**18  # bytes that a study keeps free to be able to say that its disk is full
@@ -48,6 +46,7 @@ def compare(
     retry_failed: bool = False,
     settings: Mapping[str, Any] | None = None,
     cluster: Cluster | None = None,
+    slots_per_run: int = 1,
     rehearsal: bool = True,
     say: Say | None = None,
 ) -> Results:
@@ -58,8 +57,9 @@ def compare(
 
     Args:
         task: a built-in name, `module:attribute`, or a `Task`.
-        methods: names of methods; each is run at each seed, one run after the other, as named here, but those that are
-            made from the run of another method (`replayed`, `last-values`) after all others.
+        methods: names of methods; each is run at each seed. Runs go side by side, as many as the cluster has room for:
+            all methods at a seed before the next seed, and near the end the longest first. Those that are made from the
+            run of another method (`replayed`, `last-values`) begin when that has ended.
         budget: cost of each run, in plain-epoch equivalents.
         seeds: how many (0, 1, ...), or which.
         out: directory of the study; must be new, or hold this study if `resume`.
@@ -69,6 +69,8 @@ def compare(
             there is budget left.
         settings: of the task and its training.
         cluster: where to run; default a local Ray.
+        slots_per_run: trials at a time of each run, on any cluster: part of the study, for the results of methods
+            whose trials compete depend on it. Default 1, with which they are the same each time.
         rehearsal: whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
             False for a task that needs a GPU or more memory than is here.
         say: called with lines of progress; None for silence.
@@ -105,6 +107,7 @@ def compare(
         retry_failed=retry_failed,
         settings=settings or {},
         cluster=cluster or Cluster(),
+        slots_per_run=slots_per_run,
         rehearsal=rehearsal,
         say=say or (lambda line: None),
     )
@@ -122,6 +125,7 @@ def run_study(
     settings: Mapping[str, Any],
     cluster: Cluster,
     say: Say,
+    slots_per_run: int = 1,
     rehearsal: bool = True,
     retry_failed: bool = False,
 ) -> Results:
@@ -132,6 +136,8 @@ def run_study(
     """
     if retry_failed and not resume:
         raise ValueError("retry_failed=True: only with resume=True, which says that there is a study to go on with")
+    if slots_per_run < 1:
+        raise ValueError(f"slots_per_run={slots_per_run}: accepted is an integer of 1 or more")
     cluster.check_machine()
     # What is missing, be it a method, data, or a way to search the space, is found before anything starts.
     ordered = in_order(methods)
@@ -142,9 +148,12 @@ def run_study(
         splits = check_splits(resolved.name, resolved.data(seeds[0]))
     steps_per_epoch = splits.train.steps(resolved.training.batch_size)
     schedule: Schedule | None = None
+    epochs = resolved.training.epochs
+    costs = dict.fromkeys((method.name for method in methods), float(epochs))  # of a trial
     for method in methods:
         if method.follows is None:  # the others follow a schedule in this very space
-            plan = method.plan(Context(resolved, budget, seeds[0], slots=1, trials=trials))
+            plan = method.plan(Context(resolved, budget, seeds[0], slots_per_run, trials))
+            costs[method.name] = min(budget, float(plan.samples * epochs))
             check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
             schedule = given if isinstance(given := plan.config.get("schedule"), Schedule) else schedule
     storage = cluster.storage(out / "state")
@@ -160,6 +169,7 @@ def run_study(
     del splits  # may be large, and trials have their own
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = describe(resolved, given, methods, seeds, budget, trials, settings)
+    study["slots_per_run"] = slots_per_run
     study |= {"conversion": conversion, "remarks": remarks}
     prepare_directory(out, study, resume)
     if resume:
@@ -192,7 +202,16 @@ def run_study(
         write_study(out, study)
         stopped = ""
         try:
-            stopped = _run_all(runs, out, cluster, Progress(say, total=len(runs)), retry_failed=retry_failed)
+            stopped = _run_all(
+                runs,
+                out,
+                cluster,
+                Progress(say, total=len(runs)),
+                slots=slots_per_run,
+                settings=_from_here(settings, cluster),
+                costs=costs,
+                retry_failed=retry_failed,
+            )
         except Interrupted:
             raise KeyboardInterrupt from None
         except DiskFull as error:
@@ -212,35 +231,40 @@ def run_study(
     return results
 
 
-def _run_all(runs: Sequence[Run], out: Path, cluster: Cluster, progress: Progress, *, retry_failed: bool) -> str:
+def _run_all(
+    runs: Sequence[Run],
+    out: Path,
+    cluster: Cluster,
+    progress: Progress,
+    *,
+    slots: int,
+    settings: Mapping[str, Any],
+    costs: Mapping[str, float],
+    retry_failed: bool,
+) -> str:
     """Run what has not ended, and what is to be mended; why runs were not gone on with, or nothing."""
+    waiting: list[Waiting] = []
+    for run in runs:
+        again = mending(run, retry_failed=retry_failed, taken_up=[one.run for one in waiting])
+        if run.done is not None and again is None:
+            progress.skipped(run)
+        else:
+            waiting.append(Waiting(run, again, costs[run.method.name]))
     spare = out / ".spare"
     spare.write_bytes(bytes(SPARE))  # room for the last words, should there be no other
-    taken_up: list[Run] = []
     try:
-        for run in runs:
-            again = mending(run, retry_failed=retry_failed, taken_up=taken_up)
-            if run.done is not None and again is None:
-                progress.skipped(run)
-                continue
-            taken_up.append(run)
-            if again is not None and again.anew:
-                shutil.rmtree(run.folder)
-            why = again.why if again is not None else ""
-            on_failure = partial(progress.failed, run)
-            try:
-                with naming_a_full_disk(out), progress.running(run, why) as on_report:
-                    record = execute(run, cluster, on_report, on_failure, retry_failed=retry_failed)
-            except NothingToFollow as error:
-                progress.without_result(run, str(error))
-            except NodesLost as error:
-                progress.without_result(run, str(error))
-                return f"{error}; "  # the others would fare no better
-            else:
-                progress.finished(run, record)
+        with naming_a_full_disk(out):
+            return run_side_by_side(
+                waiting,
+                cluster=cluster,
+                slots=slots,
+                task=runs[0].config["task"],
+                settings=settings,
+                progress=progress,
+                retry_failed=retry_failed,
+            )
     finally:
         spare.unlink(missing_ok=True)
-    return ""
 
 
 def _from_here(settings: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:

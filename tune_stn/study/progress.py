@@ -1,89 +1,186 @@
-"""Lines of progress that a person can follow."""
+"""Lines of progress that a person can follow, from the journals of the runs that go on."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import isfinite
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tune_stn.study.run import Run
-from tune_stn.tuning.recorder import OnReport
+from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, RESTARTED
 
-EVERY_S = 10.0  # at most one line of a run in this time
+EVERY_S = 10.0  # at most one line of a run's cost in this time, and as many times as long as runs go on
+
+
+@dataclass(eq=False)
+class Going:
+    """A run that goes on, as far as its journal has been read.
+
+    Attributes:
+        run: The run.
+        label: Before each line about it.
+        began: When, by `time.monotonic`.
+        spoke: When its cost was said last, or it began.
+        best: Its best validation loss; infinite before the first.
+        cost_total: Spent by all of its trials, in plain-epoch equivalents.
+        latest: The newest report of its journal; empty before the first.
+        trials: Those that have reported or failed.
+    """
+
+    run: Run
+    label: str
+    began: float
+    spoke: float
+    best: float = math.inf
+    cost_total: float = 0.0
+    latest: Mapping[str, Any] = field(default_factory=dict)
+    trials: set[str] = field(default_factory=set)
+    reasons: set[str] = field(default_factory=set)  # of failures, as far as they were said
+    journal: _Tail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = _Tail(self.run.folder / REPORTS)
 
 
 class Progress:
     """Says how the runs of a study get on.
 
     Args:
-        say: called with each line.
-        total: number of runs.
+        say: Called with each line.
+        total: Number of runs.
+
+    Attributes:
+        going: The runs that go on.
     """
 
     def __init__(self, say: Callable[[str], None], *, total: int) -> None:
         self.say = say
         self.total = total
         self.count = 0
-        self.best = float("inf")
-        self.began = 0.0
-        self.reasons: set[str] = set()  # of failures of the run, as far as they were said
+        self.going: dict[Path, Going] = {}
 
     def skipped(self, run: Run) -> None:
+        """Say that a run had finished before, and with how many failed trials."""
         self.count += 1
         failed = len((run.done or {"failures": ()})["failures"])
         words = f"; {failed} of its trials failed, which --retry-failed runs again" if failed else ""
         self.say(f"{self._label(run)} finished before, skipped{words}")
 
-    @contextmanager
-    def running(self, run: Run, again: str = "") -> Iterator[OnReport]:
-        """Announce a run, and why it is taken up again if it had ended; gives a function that is told each report."""
+    def started(self, run: Run, again: str = "") -> None:
+        """Say that a run begins, and why it is taken up again if it had ended; follow it from now on."""
         self.count += 1
-        if again:
-            self.say(f"{self._label(run)} taken up again, for {again}")
-        self.best, self.began, self.reasons = run.best_before, time.monotonic(), set()
-        last = self.began
+        label, now = self._label(run), time.monotonic()
+        self.say(f"{label} taken up again, for {again}" if again else f"{label} started")
+        going = Going(run, label, began=now, spoke=now)
+        if run.method.restores:
+            for line in going.journal.read():  # of an earlier execution, which was told them
+                self._take(going, line)
+        self.going[run.folder] = going
 
-        def on_report(report: Mapping[str, Any], cost_total: float) -> None:
-            nonlocal last
-            self.best = min(self.best, report["val_loss"])
-            if report["status"] == "diverged":
-                self.say(f"{self._label(run)} trial {report['trial_id']} diverged: {report['reason']}")
-            elif report.get("reason"):
-                self.say(f"{self._label(run)} trial {report['trial_id']} was restarted: {report['reason']}")
-            if time.monotonic() - last >= EVERY_S:
-                last = time.monotonic()
-                spent = f"cost {cost_total:.0f}" + (f" of {round(run.limit, 1):g}" if run.trials is None else "")
-                self.say(f"{self._label(run)} {spent}, best validation loss {self.best:.4f}")
-
-        yield on_report
+    def look(self) -> None:
+        """Say what is new in the journals of the runs that go on."""
+        for going in self.going.values():
+            self._look(going)
 
     def finished(self, run: Run, record: Mapping[str, Any]) -> None:
-        seconds = time.monotonic() - self.began
+        """Say how a run ended, and follow it no more."""
+        going = self._end(run)
         failures = f", {len(record['failures'])} failed" if record["failures"] else ""
         peak = record["peak_memory_bytes"]
         ended = "given up" if record["hopeless"] else "done"
-        best = f"best validation loss {self.best:.4f}" if isfinite(self.best) else "no validation loss"
+        best = f"best validation loss {going.best:.4f}" if math.isfinite(going.best) else "no validation loss"
         self.say(
-            f"{self._label(run)} {ended}: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, "
-            f"{best}, {seconds:.0f} s" + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
+            f"{going.label} {ended}: {record['trials']} trials{failures}, cost {record['cost_total']:.1f}, {best}, "
+            f"{time.monotonic() - going.began:.0f} s" + (f", {peak / 2**20:.0f} MiB a trial" if peak else "")
         )
 
-    def failed(self, run: Run, trial_id: str, lines: Sequence[str], path: str | None, again: bool) -> None:
-        """Say why a trial failed, and whether it is started again; with the end of its traceback where that is new."""
-        reason = lines[-1].strip()
-        words = "failed and is started again" if again else "failed"
-        text = [f"{self._label(run)} trial {trial_id} {words}: {reason}"]
-        if reason not in self.reasons:
-            text += [f"  {line}" for line in lines[:-1]]
-        if path is not None:
-            text.append(f"  the whole traceback: {path}")
-        self.reasons.add(reason)
-        self.say("\n".join(text))
-
     def without_result(self, run: Run, reason: str) -> None:
-        self.say(f"{self._label(run)} has no result: {reason}")
+        """Say why a run has no result, and follow it no more."""
+        self.say(f"{self._end(run).label} has no result: {reason}")
+
+    def died(self, run: Run) -> None:
+        """Say that the process which ran a run's trials was lost, and that the run goes on in another one."""
+        self.say(f"{self.going[run.folder].label} its process died; the run goes on from there in another one")
+
+    def _end(self, run: Run) -> Going:
+        self._look(self.going[run.folder])
+        return self.going.pop(run.folder)
 
     def _label(self, run: Run) -> str:
         return f"[{self.count}/{self.total}] {run.method.name}, seed {run.seed}:"
+
+    def _look(self, going: Going) -> None:
+        for line in going.journal.read():
+            self._take(going, line)
+            self._tell(going, line)
+        now = time.monotonic()
+        if going.latest and now - going.spoke >= EVERY_S * len(self.going):
+            going.spoke = now
+            of = f" of {round(going.run.limit, 1):g}" if going.run.trials is None else ""
+            best = f"best validation loss {going.best:.4f}"
+            self.say(f"{going.label} cost {going.cost_total:.0f}{of}, {best}")
+
+    def _take(self, going: Going, line: Mapping[str, Any]) -> None:
+        going.trials.add(line["trial_id"])
+        if EVENT not in line:
+            going.latest = line
+            going.cost_total = max(going.cost_total, line["cost_total"])
+            if line["val_loss"] < going.best:
+                going.best = line["val_loss"]
+
+    def _tell(self, going: Going, line: Mapping[str, Any]) -> None:
+        """Say what a line of a journal says that a person wants to know at once."""
+        trial = f"{going.label} trial {line['trial_id']}"
+        if line.get(EVENT) in (FAILED, RESTARTED):
+            words = "failed and is started again" if line[EVENT] == RESTARTED else "failed"
+            reason, file = line["reason"], line.get("file")
+            text = [f"{trial} {words}: {reason}"]
+            if reason not in going.reasons:
+                text += [f"  {one}" for one in line.get("lines", ())[:-1]]
+            if file is not None:
+                text.append(f"  the whole traceback: {going.run.folder / file}")
+            going.reasons.add(reason)
+            self.say("\n".join(text))
+        elif EVENT not in line and line["status"] == "diverged":
+            self.say(f"{trial} diverged: {line['reason']}")
+        elif EVENT not in line and line.get("reason"):
+            self.say(f"{trial} was restarted: {line['reason']}")
+
+
+class _Tail:
+    """Reads a journal as it grows.
+
+    A run that goes on writes its journal anew, with lines that were there: those are not given again.
+
+    Args:
+        path: Of the journal, which need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode = 0
+        self._position = 0
+        self._read: set[int] = set()
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The lines since the last time, but for one that is not finished yet."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            inode = self.path.stat().st_ino
+            if inode != self._inode:
+                self._inode, self._position = inode, 0
+            file.seek(self._position)
+            for data in file:
+                if not data.endswith(b"\n"):
+                    return
+                self._position += len(data)
+                line = json.loads(data)
+                name = hash(tuple(line.get(key) for key in (EVENT, "trial_id", "segment", "epoch")))
+                if name not in self._read:
+                    self._read.add(name)
+                    yield line

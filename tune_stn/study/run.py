@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.lanes import Lane
 from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import OnReport, Recorder
-from tune_stn.tuning.shared_task import share
+from tune_stn.tuning.shared_task import SharedTask, share
 from tune_stn.tuning.trainable import STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
@@ -141,6 +142,8 @@ def execute(
     on_report: OnReport | None = None,
     on_failure: OnFailure | None = None,
     *,
+    lane: Lane | None = None,
+    watch: Callable[[], None] | None = None,
     retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
@@ -152,6 +155,8 @@ def execute(
         cluster: Where.
         on_report: Called with each new report and the running total of cost.
         on_failure: Called when a trial has failed, as `Failures` does.
+        lane: The part of the cluster that the run keeps to. Default all of it.
+        watch: Called now and then. Default nothing.
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
 
     Returns:
@@ -168,7 +173,8 @@ def execute(
     """
     storage = cluster.storage(run.folder / "tune")
     found = read_followed(run.followed) if run.followed is not None else NO_FOLLOWED
-    context = Context(run.task, run.budget, run.seed, cluster.slots(), run.trials, found.schedule)
+    slots = lane.slots if lane is not None else cluster.slots()
+    context = Context(run.task, run.budget, run.seed, slots, run.trials, found.schedule)
     plan = run.method.plan(context)
     if run.folder.exists() and not run.method.restores:
         shutil.rmtree(run.folder)
@@ -187,11 +193,18 @@ def execute(
         strict=True,
     )
     tunes = get_rule(run.method.algorithm).tunes
-    stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=Watch(cluster.bundle, cluster.labels).look)
+    nodes = Watch(cluster.bundle, cluster.labels)
+
+    def look() -> None:
+        nodes.look()
+        if watch is not None:
+            watch()
+
+    stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config)
     analysis = tune.run(
-        trainable,
+        tune.with_resources(trainable, lane.per_trial if lane is not None else cluster.per_trial),
         name=name,
         config={**config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
         num_samples=plan.samples,
@@ -201,7 +214,6 @@ def execute(
         callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
-        resources_per_trial=cluster.per_trial,
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=plan.kept_checkpoints,
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
@@ -247,10 +259,11 @@ def _without_data(config: Mapping[str, Any]) -> tuple[type[STNTrainable], dict[s
     it at first, whatever a population has made of it since.
     """
     task = config["task"]
-    if not isinstance(task, Task):
+    if not isinstance(task, (Task, SharedTask)):
         return STNTrainable, dict(config)
     rest = {key: value for key, value in config.items() if key != "task"}
-    trainable: type[STNTrainable] = tune.with_parameters(STNTrainable, task=share(task))
+    shared = task if isinstance(task, SharedTask) else share(task)
+    trainable: type[STNTrainable] = tune.with_parameters(STNTrainable, task=shared)
     return trainable, rest
 
 

@@ -19,6 +19,7 @@ from pyarrow.fs import FileSystem
 from ray import tune
 
 from tune_stn.tasks.task import Task
+from tune_stn.tuning.fork_server import fork_server, is_possible
 from tune_stn.tuning.nodes import UNIT, alive_nodes, check_nodes, trial_slots
 from tune_stn.tuning.storage import Storage, open_storage
 
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # processes without this package, which no trial would use
 }
 
 LAST_PORT = 65_535
@@ -48,8 +50,7 @@ class Cluster:
         gpus_per_trial: GPUs of a trial; fractions share one.
         resources: further ones of a trial: Ray's custom resources, or `memory` in bytes.
         labels: trials run only on nodes with these Ray labels. Ray itself spreads trials over the nodes they fit on.
-        max_concurrent: trials at a time; None for as many as fit. HyperBand and the population methods, which pause
-            trials, need all of theirs at once and take what fits.
+        max_concurrent: trials at a time, of all runs together; None for as many as fit.
         storage_path: where Tune keeps checkpoints, a folder or a URI such as `s3://bucket/folder`; None for a folder
             of the study. All nodes must share it.
         storage_filesystem: of pyarrow, where no URI leads to it; `storage_path` is then a path on it.
@@ -165,6 +166,12 @@ class Cluster:
                 )
 
     @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """What a process that calls Tune has set inside the block: environment variables, and silence of Tune's log."""
+        with _environment(_ENVIRONMENT), _without_tune_log():
+            yield
+
+    @contextmanager
     def session(self) -> Iterator[None]:
         """Ray, connected inside the block; shut down afterwards if it was started here.
 
@@ -173,12 +180,11 @@ class Cluster:
                 working directory any more.
         """
         with ExitStack() as stack:
-            stack.enter_context(_environment(_ENVIRONMENT))
-            stack.enter_context(_without_tune_log())
+            stack.enter_context(self.surroundings())
             if not ray.is_initialized():
-                stack.callback(ray.shutdown)
+                stack.callback(ray.shutdown)  # after the server, so that no worker waits for it in vain
                 if self.address is None:
-                    _start_local()
+                    _start_local(python=stack.enter_context(fork_server()) if is_possible() else None)
                 else:
                     _connect(self.address, self.working_dir)
             elif self.working_dir is not None:
@@ -186,15 +192,18 @@ class Cluster:
             yield
 
 
-def _start_local(cpus: int | None = None) -> None:
+def _start_local(cpus: int | None = None, *, python: str | None = None) -> None:
     """Ray on this machine alone, with all of its CPUs or `cpus`; its node gets a second loopback address, if any.
 
-    Ray's own servers listen on every interface all the same: see `tuning.token`.
+    Workers are started by the command `python`, default this process's own. Ray's servers listen on every interface
+    all the same: see `tuning.token`.
     """
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
-    where: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    how: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    if python is not None:
+        how["runtime_env"] = {"py_executable": python}
     # "local", for without an address Ray joins a cluster that it finds on this machine.
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **how)
 
 
 def _connect(address: str, working_dir: str | Path | None) -> None:

@@ -16,7 +16,7 @@ from tune_stn.training.tables import whole_file
 
 REPORTS = "reports.jsonl"
 EVENT = "@event"  # the key that tells an event from a report; no trial reports a number by such a name
-FAILED, FINISHED, COPIED = "failed", "finished", "copied"
+FAILED, RESTARTED, FINISHED, COPIED = "failed", "restarted", "finished", "copied"
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:

@@ -1,0 +1,257 @@
+"""The runs of a study side by side: each in a lane of the cluster, and where there are several, in its own process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_stn.study.mend import Mending
+from tune_stn.study.progress import Progress
+from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute
+from tune_stn.study.state import naming_a_full_disk
+from tune_stn.tasks.registry import get_task
+from tune_stn.tasks.task import Task
+from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.lanes import Lane, Lanes, open_lanes
+from tune_stn.tuning.nodes import NodesLost
+from tune_stn.tuning.shared_task import SharedTask, share
+
+LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
+STOP_S = 60.0  # for runs to save their state when the study is interrupted
+DEATHS = 3  # of a run's process before the study gives the run up
+ROUNDS_IN_ORDER = 2  # while more runs wait than these times the lanes, they begin in the order of the study
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run that has not begun yet.
+
+    Attributes:
+        run: The run.
+        again: How it is taken up again, where it had ended.
+        cost: What it may spend, in plain-epoch equivalents: the longest begin first.
+    """
+
+    run: Run
+    again: Mending | None
+    cost: float
+
+
+class Runner:
+    """The process of one run at a time; made an actor of Ray's, on the study's own machine.
+
+    Args:
+        task: Of the runs: its name, or where it is in the object store.
+        settings: Of the task.
+        folder: The study's current directory.
+    """
+
+    def __init__(self, task: str | SharedTask, settings: Mapping[str, Any], folder: str) -> None:
+        os.chdir(folder)
+        self.task = get_task(task.fetch() if isinstance(task, SharedTask) else task, **settings)
+        self.given = task
+
+    def pid(self) -> int:
+        """The number of this process."""
+        return os.getpid()
+
+    def execute(self, run: Run, lane: Lane, *, retry_failed: bool) -> dict[str, Any]:
+        """As `run.execute`, of a run without its task."""
+        with lane.cluster.surroundings(), naming_a_full_disk(run.folder.parents[1]):
+            return execute(self._with_task(run), lane.cluster, lane=lane, retry_failed=retry_failed)
+
+    def _with_task(self, run: Run) -> Run:
+        followed = self._with_task(run.followed) if run.followed is not None else None
+        return replace(run, task=self.task, config={**run.config, "task": self.given}, followed=followed)
+
+
+def without_task(run: Run) -> Run:
+    """A run as it is sent to a `Runner`, which has the task: that may be large, or cannot be sent at all."""
+    followed = without_task(run.followed) if run.followed is not None else None
+    config = {key: value for key, value in run.config.items() if key != "task"}
+    return replace(run, task=cast(Task, None), config=config, followed=followed)
+
+
+def run_side_by_side(
+    waiting: Sequence[Waiting],
+    *,
+    cluster: Cluster,
+    slots: int,
+    task: str | Task,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    retry_failed: bool,
+) -> str:
+    """Execute runs, as many at a time as the cluster has lanes for. Needs a session.
+
+    Args:
+        waiting: The runs, in the order of their study. One that follows another run begins when that has ended.
+        cluster: Where.
+        slots: Trials at a time of each run.
+        task: Of the runs, as the study was given it.
+        settings: Of the task.
+        progress: Told what becomes of them.
+        retry_failed: Whether failed trials of runs that are gone on with go on from their last checkpoints.
+
+    Returns:
+        Why runs were not gone on with; empty if all have ended.
+
+    Raises:
+        Interrupted: Somebody pressed Ctrl-C; what was done is kept.
+        DiskFull: There is no room for the study's files.
+    """
+    number = min(max(1, cluster.slots() // slots), len(waiting))
+    if not number:
+        return ""
+    with open_lanes(cluster, number, slots) as lanes:
+        if number == 1:
+            return _one_after_the_other(waiting, lanes, progress, retry_failed=retry_failed)
+        given = share(task) if isinstance(task, Task) else task
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
+        new_runner = partial(actor.remote, given, dict(settings), os.getcwd())
+        return _Pool(waiting, lanes, progress, new_runner, retry_failed=retry_failed).work()
+
+
+def _one_after_the_other(waiting: Sequence[Waiting], lanes: Lanes, progress: Progress, *, retry_failed: bool) -> str:
+    """In this process, which has nothing else to do meanwhile."""
+    while not (found := lanes.come(LOOK_EVERY_S)):
+        pass
+    [lane] = found
+    for one in waiting:
+        begin(one, progress)
+        try:
+            record = execute(one.run, lane.cluster, lane=lane, watch=progress.look, retry_failed=retry_failed)
+        except NothingToFollow as error:
+            progress.without_result(one.run, str(error))
+        except NodesLost as error:
+            progress.without_result(one.run, str(error))
+            return f"{error}; "  # the others would fare no better
+        else:
+            progress.finished(one.run, record)
+    return ""
+
+
+def begin(one: Waiting, progress: Progress) -> None:
+    """Say that a run begins, and clear its place where it begins anew."""
+    if one.again is not None and one.again.anew:
+        shutil.rmtree(one.run.folder)
+    progress.started(one.run, one.again.why if one.again is not None else "")
+
+
+class _Pool:
+    """A process for each lane, which executes one run after the other."""
+
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        lanes: Lanes,
+        progress: Progress,
+        new_runner: Callable[[], Any],
+        *,
+        retry_failed: bool,
+    ) -> None:
+        self.waiting = list(waiting)
+        self.lanes = lanes
+        self.progress = progress
+        self.new_runner = new_runner
+        self.retry_failed = retry_failed
+        self.idle: list[Lane] = []
+        self.busy: dict[Any, tuple[Lane, Run]] = {}  # by the reference to the closing record
+        self.runners: dict[Lane, tuple[Any, Any]] = {}  # with the reference to the number of its process
+        self.deaths: Counter[Path] = Counter()
+
+    def work(self) -> str:
+        """Execute all runs; why some were not gone on with, or nothing."""
+        try:
+            while self.waiting or self.busy:
+                self.idle += self.lanes.come(0.0 if self.busy else LOOK_EVERY_S)
+                self._hand_out()
+                done, _ = ray.wait(list(self.busy), timeout=LOOK_EVERY_S) if self.busy else ([], [])
+                self.progress.look()
+                for one in done:
+                    self._end(one, *self.busy.pop(one))
+        except NodesLost as error:
+            self._interrupt()
+            return f"{error}; "
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise Interrupted from None
+        except BaseException:
+            self._interrupt()
+            raise
+        return ""
+
+    def _hand_out(self) -> None:
+        """Give each idle lane a run, or its room back to the cluster where no run is left for it."""
+        while self.idle and (one := self._next()) is not None:
+            self.waiting.remove(one)
+            begin(one, self.progress)
+            self._execute(one.run, self.idle.pop())
+        while self.idle and not self.waiting:
+            lane = self.idle.pop()
+            if lane in self.runners:
+                ray.kill(self.runners.pop(lane)[0])
+            self.lanes.leave(lane)
+
+    def _next(self) -> Waiting | None:
+        """The next run of the study; near its end the longest, so that no lane is left with one when others are empty.
+
+        All methods at a seed come before the next seed: an unfinished study is a comparison, too.
+        """
+        unfinished = {one.run.folder for one in self.waiting} | {run.folder for _, run in self.busy.values()}
+        able = [one for one in self.waiting if one.run.followed is None or one.run.followed.folder not in unfinished]
+        if len(self.waiting) > ROUNDS_IN_ORDER * len(self.lanes):
+            return next(iter(able), None)
+        return max(able, key=lambda one: one.cost, default=None)
+
+    def _execute(self, run: Run, lane: Lane) -> None:
+        if lane not in self.runners:
+            runner = self.new_runner()
+            self.runners[lane] = runner, runner.pid.remote()
+        runner, _ = self.runners[lane]
+        self.busy[runner.execute.remote(without_task(run), lane, retry_failed=self.retry_failed)] = lane, run
+
+    def _end(self, reference: Any, lane: Lane, run: Run) -> None:
+        try:
+            record = ray.get(reference)
+        except RayActorError:
+            del self.runners[lane]
+            self.deaths[run.folder] += 1
+            if self.deaths[run.folder] < DEATHS:
+                self.progress.died(run)
+                self._execute(run, lane)
+                return
+            self.progress.without_result(run, f"its process died {DEATHS} times")
+        except RayTaskError as error:
+            if not isinstance(error.cause, (NothingToFollow, NodesLost)):
+                raise error.cause from error
+            self.progress.without_result(run, str(error.cause))
+            if isinstance(error.cause, NodesLost):
+                raise error.cause from error  # the others would fare no better
+        else:
+            self.progress.finished(run, record)
+        self.idle.append(lane)
+
+    def _interrupt(self) -> None:
+        """Have the runs that go on save their state, as Ctrl-C has Tune do it, and end their processes."""
+        for lane, _ in self.busy.values():
+            try:
+                os.kill(ray.get(self.runners[lane][1], timeout=STOP_S), signal.SIGUSR1)
+            except (RayError, ProcessLookupError):
+                continue  # it has not begun, or is gone
+        if self.busy:
+            ray.wait(list(self.busy), num_returns=len(self.busy), timeout=STOP_S)
+        for runner, _ in self.runners.values():
+            ray.kill(runner)
