@@ -56,7 +56,7 @@ class Context:
 def _first_come() -> TrialScheduler:
     from ray.tune.schedulers import FIFOScheduler  # here: what a method is must be known without Ray
 
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
