@@ -157,7 +157,7 @@ def test_the_exit_code_says_whether_every_run_has_a_result(
         for seed, no_result in enumerate(missing)
     ]
     results = SimpleNamespace(study={"missing": entries})
-    monkeypatch.setattr("tune_stn.study.compare.run_study", lambda *_, **__: results)
+    monkeypatch.setattr("tune_stn.study.compare.run_prepared", lambda *_, **__: results)
     monkeypatch.setattr("tune_stn.cli._show_tables", lambda results: print("tables"))
     done = tune_stn(*RUN, *quiet)
     assert done.exit_code == any(missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import tune_stn
 
 ROOT = Path(tune_stn.__file__).parent
 LAYERS = (
+    "lazy",
     "space",
     "nn",
     "data",
@@ -55,10 +57,32 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert heavy.strip() == "[]"
 
 
-def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
-    assert (
-        python("import sys, tune_stn.cli; print('torch' in sys.modules, 'ray' in sys.modules)").split() == ["False"] * 2
-    )
+REFUSED = {  # each with what is not loaded before it is
+    "compare --task ridge --methods random,nothing --budget 9 --out x": ["torch", "ray"],
+    'run --task digits-mlp --algorithm stn --out x --set response={"99":"gate"}': ["ray"],
+}
+
+
+@pytest.mark.parametrize("command", ["--help", "tasks", "methods", *REFUSED])
+def test_the_command_line_answers_before_anything_heavy_is_loaded(command: str, tmp_path: Path) -> None:
+    """A list within a second of CPU, a refusal well within five: `experiments/refusals.py` has a table of more."""
+    code = f"""
+import os, sys
+from tune_stn.cli import main
+os.chdir({str(tmp_path)!r})
+try:
+    main({command.split()!r})
+except SystemExit as end:
+    print("code", end.code, *[name for name in ("torch", "ray") if name in sys.modules])
+"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = python(code).splitlines()[-1].split()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    unloaded = REFUSED.get(command, ["torch", "ray"])
+    assert words[:2] == ["code", "2" if command in REFUSED else "0"]
+    assert not set(unloaded) & set(words[2:])
+    assert spent < (1 if "torch" in unloaded else 5)
 
 
 def test_the_core_works_where_ray_is_absent_and_loads_no_compiler() -> None:
@@ -159,11 +183,12 @@ def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() 
     assert found == {"tune_stn.space.search_space"}
 
 
-def test_libraries_that_only_some_methods_need_are_imported_by_files_that_only_their_plans_import() -> None:
+def test_libraries_that_only_some_methods_need_are_imported_by_files_of_methods_alone() -> None:
+    """Which are loaded when a run is planned."""
     late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2_over_space": "sklearn"}
     for module, path in MODULES.items():
         for name, at_once in imports(ast.parse(path.read_text()), module.rpartition(".")[0]):
-            heavy = name in late or name.startswith(("optuna", "sklearn", "scipy.stats"))
+            heavy = name.startswith(("optuna", "sklearn", "scipy.stats"))
             assert not (heavy and at_once) or name.startswith(late.get(module, module)), f"{module} imports {name}"
 
 

@@ -6,8 +6,9 @@ data, tasks, training) works where Ray is absent.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tune_stn.lazy import names_of
 
 if TYPE_CHECKING:
     from tune_stn.nn.self_tuning import self_tuning
@@ -78,10 +79,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tune_stn' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = names_of(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

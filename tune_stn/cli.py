@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,17 +71,27 @@ def _fail(message: str) -> NoReturn:
 def _in_options(ctx: click.Context, message: str) -> str:
     """An error of the Python function behind a command, with that command's options for its arguments."""
     options = [option for option in ctx.command.params if isinstance(option, click.Option)]
-    settings: tuple[str, ...] = ()
+    settings: Container[str] = ()
     if "settings" in ctx.params:
-        from tune_stn.tasks.registry import setting_names
-
-        settings = setting_names(ctx.params["task"])
+        settings = _SettingNames(ctx.params["task"])
     return in_options(
         message,
         {str(option.name): option.opts[0] for option in options},
         {str(option.name) for option in options if option.is_flag},
         settings,
     )
+
+
+class _SettingNames:
+    """The names of a task's settings, found out when asked for one, for that loads the task."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def __contains__(self, name: object) -> bool:
+        from tune_stn.tasks.registry import setting_names
+
+        return name in setting_names(self.task)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -131,7 +141,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command(cls=Command)
 def tasks() -> None:
     """List the built-in tasks."""
-    from tune_stn.tasks.registry import task_descriptions
+    from tune_stn.tasks.builtin import task_descriptions
 
     _list(task_descriptions())
 
@@ -153,17 +163,14 @@ def methods() -> None:
 def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool, **options: Any) -> None:
     """Train a task by one algorithm."""
     _protect(options)
-    from tune_stn.methods import get_method
-    from tune_stn.study.compare import run_study
-    from tune_stn.training.rules import get_rule
+    from tune_stn.methods import get_algorithm
 
-    get_rule(algorithm)
+    method = get_algorithm(algorithm)
     if trials < 1:
         raise ValueError(f"--trials {trials}: accepted is an integer of 1 or more")
     if algorithm == "fixed" and trials > 1:
         raise ValueError(f"--trials {trials}: fixed has 1, for another would be the same; --seed makes a different one")
-    study = _study_of_one(seed, epochs, options)
-    _show(run_study(methods=[get_method(algorithm)], budget=math.inf, trials=trials, say=_say(quiet), **study), quiet)
+    _run(_study_of_one(seed, epochs, options), [method], math.inf, trials, quiet)
 
 
 @main.command(cls=Command)
@@ -174,11 +181,11 @@ def run(algorithm: str, trials: int, epochs: int | None, seed: int, quiet: bool,
 def compare(methods: str, budget: float, seeds: int, quiet: bool, **options: Any) -> None:
     """Compare methods on a task at equal cost."""
     _protect(options)
-    from tune_stn.study.compare import compare as compare_methods
+    from tune_stn.study.arguments import check_comparison
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    results = compare_methods(methods=names, budget=budget, seeds=seeds, say=_say(quiet), **_study_arguments(options))
-    _show(results, quiet)
+    chosen, wanted = check_comparison(names, budget, seeds)
+    _run(_study_arguments(options) | {"seeds": wanted}, chosen, budget, None, quiet)
 
 
 @main.command(cls=Command)
@@ -193,14 +200,13 @@ def replay(
 ) -> None:
     """Train a task's plain network with the SCHEDULE (a Parquet file) of an earlier run."""
     _protect(options)
+    study = _study_of_one(seed, epochs, options)
     from tune_stn.methods.replay import replay as replay_method
-    from tune_stn.study.compare import run_study
     from tune_stn.training.schedule import Schedule
 
     found = Schedule.from_parquet(schedule, trial_id=trial_id)
     method = replay_method(found.per_epoch() if per_epoch else found)
-    study = _study_of_one(seed, epochs, options)
-    _show(run_study(methods=[method], budget=math.inf, trials=1, say=_say(quiet), **study), quiet)
+    _run(study, [method], math.inf, 1, quiet)
 
 
 @main.command(cls=Command)
@@ -269,10 +275,24 @@ def _protect(options: dict[str, Any]) -> None:
         require_token()
 
 
+def _run(study: dict[str, Any], methods: list[Any], budget: float, trials: int | None, quiet: bool) -> None:
+    """Run a study and show its results; what is refused is refused before Ray is loaded, if it can be."""
+    from tune_stn.study.prepare import prepare
+
+    prepared = prepare(methods=methods, budget=budget, trials=trials, **study)
+    from tune_stn.study.compare import run_prepared
+
+    _show(run_prepared(prepared, _say(quiet)), quiet)
+
+
 def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Common options in the terms of `run_study`."""
+    """Common options in the terms of `run_study`, as far checked as is possible without torch."""
+    from tune_stn.study.arguments import check_directory
+    from tune_stn.tasks.builtin import check_name
     from tune_stn.tuning.cluster import Cluster
 
+    check_name(options["task"])
+    check_directory(options["out"], resume=options["resume"], retry_failed=options["retry_failed"])
     return {
         "task": options["task"],
         "out": options["out"],
@@ -318,13 +338,13 @@ def _amount(text: str) -> tuple[str, float]:
     try:
         return name, float(amount)
     except ValueError:
-        raise ValueError(f"--resources {text}: {amount!r} is no number") from None
+        _fail(f"--resources {text}: {amount!r} is no number")
 
 
 def _pair(option: str, text: str, example: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ValueError(f"{option} {text}: accepted is key=value, such as {example}")
+        _fail(f"{option} {text}: accepted is key=value, such as {example}")
     return key, value
 
 

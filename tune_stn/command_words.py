@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 
 # What follows an argument's name: a text, list or mapping as Python writes it, or a bare word, whose last stop or colon
 # is the sentence's; nothing where only the name is meant.
 _VALUE = r"(?P<value>'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,;)`]+?(?=[:.]*(?:[\s,;)`]|$)))?"
 
 
-def in_options(text: str, options: Mapping[str, str], flags: Collection[str], settings: Collection[str]) -> str:
+def in_options(text: str, options: Mapping[str, str], flags: Collection[str], settings: Container[str]) -> str:
     """A text in which arguments are called as on the command line.
 
     Arguments are found by their names with an equals sign, at the beginning of a word; those inside a call

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tune_stn.methods
 from tune_stn import compare
-from tune_stn.methods import METHODS, Context, Plan, get_method, in_order
+from tune_stn.methods import ALGORITHMS, METHODS, Context, Plan, get_method, in_order
 from tune_stn.methods.method import METRIC, start_point
 from tune_stn.tasks import get_task
 from tune_stn.training.rules import RULES
@@ -22,7 +22,6 @@ from tune_stn.tuning.cluster import Cluster
 SELF_TUNING = ["stn", "delta-stn", "auto", "stn-population"]
 BASELINES = ["fixed", "random", "grid", "tpe", "gp-bo", "hyperband", "asha", "median", "pbt", "pb2"]
 CONTROLS = ["frozen", "progress-ratio", "replayed", "last-values"]
-SHARED = {"__init__.py", "method.py", "optuna.py", "pb2_over_space.py", "replay.py"}  # a replay is made of a schedule
 
 
 def context(**more: object) -> Context:
@@ -36,9 +35,23 @@ def test_every_method_has_a_name_a_sentence_and_a_file_of_the_package() -> None:
     sentences = [method.description for method in METHODS.values()]
     assert len(set(sentences)) == len(sentences)
     assert all(10 < len(sentence) < 100 and "\n" not in sentence for sentence in sentences)
-    folder = Path(tune_stn.methods.__file__).parent
-    files = {Path(str(sys.modules[method.plan.__module__].__file__)) for method in METHODS.values()}
-    assert files == {file for file in folder.glob("*.py") if file.name not in SHARED}
+    assert {method.algorithm for method in METHODS.values()} == set(RULES) == set(ALGORITHMS)
+
+
+def test_every_file_is_of_a_method_and_loaded_when_that_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> SimpleNamespace:
+        loaded.append(name)
+        return SimpleNamespace(plan=str, replayed=str, last_values=str)
+
+    given = context()
+    monkeypatch.setattr(tune_stn.methods.importlib, "import_module", load)
+    for method in METHODS.values():
+        method.plan(given)
+    apart = {"method", "optuna", "pb2_over_space", "replay"}  # what others share; a replay is made of a schedule
+    files = {file.stem for file in Path(tune_stn.methods.__file__).parent.glob("[!_]*.py")}
+    assert {name.rpartition(".")[2] for name in loaded} == files - apart
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -13,8 +13,7 @@ import pytest
 from ray.tune.error import TuneError
 from ray.tune.experiment import Experiment
 
-from tune_stn.methods import Context, Plan
-from tune_stn.methods.stn_population import STN_POPULATION
+from tune_stn.methods import METHODS, Context, Plan
 from tune_stn.study.run import SCHEDULE, Run, execute
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
@@ -27,6 +26,7 @@ TIMES = ["wall_time_s", "device_time_s"]
 SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16, "warmup_epochs": 0}
 # Epochs cost 2.5 to 3.2: three to the first comparison, and the budget ends with the last report before the second.
 MEMBERS, INTERVAL, BUDGET = 3, 6.0, 43.5
+STN_POPULATION = METHODS["stn-population"]
 
 
 def scheduler(plan: Plan) -> STNScheduler:

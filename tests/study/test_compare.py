@@ -298,7 +298,7 @@ def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
     cause.touch()
 
     def data(seed: int) -> Splits:
-        if seed == 8 and cause.exists():
+        if seed == 8 and cause.exists() and os.getpid() != driver:
             raise RuntimeError("no data at this seed")
         splits = load(seed)
         return replace(splits, valid=replace(splits.valid, targets=splits.valid.targets + 10 * (seed == 9)))
@@ -330,8 +330,12 @@ def test_trials_that_fail_are_named_and_run_again_when_the_cause_is_gone(
     assert "no third epoch" in reasons[9]
     failure, _ = found.study["failures"]
     assert {**failure, "trial_id": "", "file": ""} == {
-        "method": "fixed", "seed": 8, "trial_id": "", "reason": "RuntimeError: no data at this seed", "file": "",
+        "method": "fixed", "seed": 8, "trial_id": "", "file": "",
+        "reason": "RuntimeError: no data at this seed (2 times before its first report: it is not started again)",
     }  # fmt: skip
+    restart = found.study["restarts"][0]
+    assert restart == {**failure, "reason": "RuntimeError: no data at this seed", "epoch": 0}
+    assert restart["reason"] in html.unescape((out / "report.html").read_text())
     assert "in data" in (out / failure["file"]).read_text()
     assert (summary(found)[["trials", "failed", "missing"]].to_numpy() == [3, 2, 1]).all()
     assert any("failed: RuntimeError: no data at this seed" in line for line in lines)

@@ -66,9 +66,11 @@ def test_it_says_what_the_terminal_says(results: Results) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_missing_runs_and_diverged_trials_are_named(make_study: Callable[..., Path]) -> None:
+def test_missing_runs_and_trials_that_diverged_or_were_started_again_are_named(make_study: Callable[..., Path]) -> None:
     results = load_results(make_study(missing=[{"method": "pbt", "seed": 2, "reason": "worker died"}]))
+    results.study["restarts"] = [{"method": "stn", "seed": 1, "trial_id": "x", "reason": "KeyError: <1>", "epoch": 3}]
     page = Page(write_report(results))
+    assert "stn1xKeyError: <1>3" in page.text
     assert "worker died" in page.text
     assert "random-0-1diverged" in page.text
     lost = results.reports["val_loss"].mask(results.reports["method"] == "stn", np.nan)

@@ -16,10 +16,10 @@ import pytest
 from torch import nn
 
 from tune_stn.methods import get_method
-from tune_stn.study.run import DONE, ERRORS, SCHEDULE, Interrupted, Run, execute
+from tune_stn.study.run import DONE, SCHEDULE, Interrupted, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.journal import ERRORS, REPORTS, read_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 SEED = 1

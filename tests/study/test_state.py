@@ -19,6 +19,7 @@ from tune_stn.study.state import (
     has_result,
     naming_a_full_disk,
     read_done,
+    restarts_of,
     state_folder,
     why_incomplete,
 )
@@ -84,6 +85,19 @@ def test_a_limit_that_is_none_or_passed_is_not_named(tmp_path: Path) -> None:
     (tmp_path / REPORTS).write_text(json.dumps(GOOD) + "\n")
     for limit in (None, math.inf, 1.5):
         assert why_incomplete(tmp_path, limit) == "not finished: cost 2.0 so far; resume the study to go on"
+
+
+def test_trials_that_were_started_again_are_named_with_their_tracebacks_as_the_study_sees_them(tmp_path: Path) -> None:
+    folder = state_folder(tmp_path, "random", 3)
+    folder.mkdir(parents=True)
+    event = {"@event": "restarted", "trial_id": "a", "reason": "KeyError: 1", "lines": ["KeyError: 1"], "epoch": 1}
+    lines = [event | {"file": "errors/a.txt"}, GOOD, FAILED, event | {"file": None, "epoch": 2}]
+    (folder / REPORTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    named = {"method": "random", "seed": 3, "trial_id": "a", "reason": "KeyError: 1"}
+    assert restarts_of("random", 3, folder) == [
+        named | {"epoch": 1, "file": "state/random-seed3/errors/a.txt"},
+        named | {"epoch": 2, "file": None},
+    ]
 
 
 # What Ray Tune would unpickle ----------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tune_stn.tasks import TASKS, Task, get_task
+from tune_stn.tasks.builtin import task_descriptions
 from tune_stn.tasks.own_code import OwnCodeError
-from tune_stn.tasks.registry import task_descriptions
 
 OWN = """
 import torch

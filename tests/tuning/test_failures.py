@@ -7,12 +7,29 @@ from types import SimpleNamespace
 
 import pytest
 
-from tune_stn.tuning.failures import LINES, Failures, last_lines
+from tune_stn.tuning.failures import LINES, Failures, keep_traceback, last_lines
+
+RAISED = 'Failure # 1 (occurred at noon)\nray::train()\n  File "mine.py", line 3, in loss\nKeyError: 1\n'
+KILLED = "Failure # 1 (occurred at noon)\nThe actor died unexpectedly before finishing this task.\n\tpid: 7\n"
 
 
-def test_what_was_set_up_starts_again_more_often() -> None:
-    trial = SimpleNamespace(max_failures=1)
-    Failures(3, Path("errors")).on_trial_start(0, [], trial)
+@pytest.mark.parametrize(("text", "left"), [(RAISED, 0), (KILLED, 2)])
+def test_what_was_set_up_starts_again_more_often_but_not_where_it_raises_what_it_raised(
+    tmp_path: Path, text: str, left: int
+) -> None:
+    """As often as Tune finds the failures so far to be at most `max_failures`."""
+    (tmp_path / "error.txt").write_text(text)
+    trial = SimpleNamespace(trial_id="a", max_failures=1, num_failures=0, error_file=str(tmp_path / "error.txt"))
+    trial.last_result = {"training_iteration": 2}
+    failures = Failures(3, tmp_path / "errors")
+    failures.on_trial_start(0, [], trial)
+    assert trial.max_failures == 3
+    trial.num_failures = 1
+    failures.on_trial_recover(0, [], trial)
+    failures.on_trial_start(1, [], trial)
+    failures.on_trial_result(1, [], trial, {"training_iteration": 2})  # again, since the checkpoint it went on from
+    assert trial.max_failures - trial.num_failures == left
+    failures.on_trial_result(1, [], trial, {"training_iteration": 3})
     assert trial.max_failures == 3
 
 
@@ -37,9 +54,10 @@ def test_the_last_lines_of_the_last_traceback(tmp_path: Path, text: str | None, 
     said: list[object] = []
     kept = tmp_path / "run" / "errors" / "a.txt"
     failures = Failures(3, kept.parent, lambda *what: said.append(what))
+    keep_traceback(trial, kept.parent)
     failures.on_trial_recover(0, [], trial)
     failures.on_trial_error(0, [], trial)
     assert said == [("a", expected, None if text is None else str(kept), again) for again in (True, False)]
     assert (kept.read_text() if kept.exists() else None) == text
-    failures.on_trial_error(1, [], SimpleNamespace(trial_id="a", error_file=None))  # its process died, the next time
+    keep_traceback(SimpleNamespace(trial_id="a", error_file=None), kept.parent)  # its process died, the next time
     assert not kept.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,8 +51,15 @@ def test_the_task_is_made_with_the_settings_of_the_trial(monkeypatch: pytest.Mon
         made.append({"width": width, "depth": depth, "extra": extra})
         return ridge()
 
-    monkeypatch.setattr("tune_stn.tasks.registry.TASKS", {"noted": noted})
-    config = {"task": "noted", "algorithm": "stn", "seed": 4, "hp": {}, "width": 7, "depth": tune.randint(1, 9)}
+    monkeypatch.setitem(sys.modules, "noted_task", SimpleNamespace(noted=noted))
+    config = {
+        "task": "noted_task:noted",
+        "algorithm": "stn",
+        "seed": 4,
+        "hp": {},
+        "width": 7,
+        "depth": tune.randint(1, 9),
+    }
     hidden = {"extra": {"a": [("__ref_ph", "1f2e")]}, "optimizer": ("__ref_ph", "0a1b")}
     assert start_of_task(config | hidden, {"depth": config["depth"]}) == {"penalty": 3.0}
     assert made == [{"width": 7, "depth": 1, "extra": None}]

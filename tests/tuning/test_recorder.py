@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, RESTARTED, read_lines, read_reports
 from tune_stn.tuning.recorder import Recorder
 
 Make = Callable[..., Any]
@@ -160,6 +160,32 @@ def test_failures_are_remembered_by_the_next_process(tmp_path: Path, record: Mak
     after.on_step_begin(0, [*failed, fake_trial("restarted", "PENDING")])  # of "lost" Tune knows nothing
     expected = {"one": "ValueError: no such thing", "never reported": "the trial's process died"}
     assert after.failures == Recorder(tmp_path / "run").failures == expected
+
+
+@pytest.mark.parametrize(("reports", "where"), [(0, "before its first report"), (2, "in epoch 3")])
+def test_a_restart_is_an_event_with_all_that_is_to_be_said_of_it(
+    tmp_path: Path, record: Make, fake_trial: Make, reports: int, where: str
+) -> None:
+    """Also in the next process; an end that is the same again is said to be."""
+    error_file = tmp_path / "error.txt"
+    error_file.write_text('Failure # 1 (occurred at noon)\n  File "mine.py", line 3, in loss\nKeyError: 1\n')
+    trial = fake_trial("a", error_file=str(error_file))
+    before = Recorder(tmp_path / "run")
+    for epoch in range(reports):
+        record(before, "a", epoch + 1)
+    before.on_trial_recover(0, [], trial)
+    assert before.failures_in_a_row == 0
+    after = Recorder(tmp_path / "run")
+    after.on_step_begin(0, [trial])
+    after.on_trial_error(0, [], fake_trial("b"))
+    after.on_trial_error(0, [], trial)
+    restart, other, end = [line for line in read_lines(after.path) if EVENT in line]
+    common = {"trial_id": "a", "lines": ['  File "mine.py", line 3, in loss', "KeyError: 1"]}
+    common |= {"file": "errors/a.txt", "epoch": reports}
+    assert restart == {EVENT: RESTARTED, "reason": "KeyError: 1", **common}
+    assert (other["reason"], other["file"]) == ("the trial's process died", None)
+    assert end == {EVENT: FAILED, "reason": f"KeyError: 1 (2 times {where}: it is not started again)", **common}
+    assert (after.directory / end["file"]).read_text() == error_file.read_text()
 
 
 def test_a_pickled_recorder_goes_on_with_the_journal(tmp_path: Path, record: Make, monkeypatch: Any) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_stn.methods.hyperband import REDUCTION_FACTOR
-from tune_stn.methods.method import METRIC, MODE, Context, Method, Plan, random_draws
+from tune_stn.methods.method import METRIC, MODE, Context, Plan
+from tune_stn.methods.random import random_draws
 
 # With the reduction factor of 3, rungs are at a 27th, a 9th and a 3rd of a full trial, or a little before.
 FIRST_RUNG = 27
 WORST = 1e30  # a loss that can be averaged, unlike infinity
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     scheduler = FiniteASHA(
         time_attr="epoch",
         metric=METRIC,
@@ -42,6 +43,3 @@ class FiniteASHA(AsyncHyperBandScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         loss = min(result.get(METRIC, WORST), WORST)
         super().on_trial_complete(tune_controller, trial, {**result, METRIC: loss})
-
-
-ASHA = Method("asha", "asynchronous successive halving of random draws by epochs", "fixed", _plan, restores=False)

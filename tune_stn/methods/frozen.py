@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ray.tune.search import BasicVariantGenerator
 
-from tune_stn.methods.method import Context, Method, Plan, start_point
-from tune_stn.methods.stn import AUTO
+from tune_stn.methods.method import Context, Plan, start_point
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     return Plan(
         search_alg=BasicVariantGenerator(),
         samples=1,  # a second trial at the same values and seed would be the same trial
@@ -16,6 +15,3 @@ def _plan(context: Context) -> Plan:
         # Hyper-steps begin after the warm-up, so a warm-up of the whole trial leaves none.
         config={"warmup_epochs": context.epochs},
     )
-
-
-FROZEN = Method("frozen", "control of auto: all that it does, but no hyper-step; one trial", AUTO.algorithm, _plan)

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 
 from ray.tune.search import BasicVariantGenerator
 
-from tune_stn.methods.method import Context, Method, Plan, start_point
+from tune_stn.methods.method import Context, Plan, start_point
 from tune_stn.space import SearchSpace
 from tune_stn.space.quantile import quantile
 
 LEAST_LEVELS = 2  # a grid of one point a hyperparameter searches nothing
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     space = context.task.space
     start = start_point(context.task)
     grids = _grids(space, _affordable_levels(len(space), context.full_trials - 1), random.Random(context.seed))
@@ -63,6 +63,3 @@ def _shuffled(values: list[list[float]], generator: random.Random) -> Iterator[t
         if point not in seen:
             seen.add(point)
             yield point
-
-
-GRID = Method("grid", "grid search over full trials, in an order drawn from the seed", "fixed", _plan)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ray.tune.schedulers import HyperBandScheduler
 
-from tune_stn.methods.method import METRIC, MODE, Context, Method, Plan, random_draws
+from tune_stn.methods.method import METRIC, MODE, Context, Plan
+from tune_stn.methods.random import random_draws
 
 REDUCTION_FACTOR = 3  # the paper's eta
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     scheduler = HyperBandScheduler(
         time_attr="epoch",
         metric=METRIC,
@@ -23,6 +24,3 @@ def _plan(context: Context) -> Plan:
         hp=context.task.space.to_tune(),
         scheduler=scheduler,
     )
-
-
-HYPERBAND = Method("hyperband", "HyperBand over random draws, halving by epochs", "fixed", _plan, restores=False)

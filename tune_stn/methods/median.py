@@ -11,13 +11,14 @@ import math
 
 from ray.tune.schedulers import MedianStoppingRule
 
-from tune_stn.methods.method import MODE, Context, Method, Plan, random_draws
+from tune_stn.methods.method import MODE, Context, Plan
+from tune_stn.methods.random import random_draws
 
 GRACE = 10  # a tenth of a full trial: the first epochs say nothing, and would weigh on the averages of all later ones
 LEAST_TRIALS = 3  # that a median is taken of
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     scheduler = MedianStoppingRule(
         time_attr="epoch",
         metric="val_loss",  # the rule itself takes the best of one trial, and averages the others' losses
@@ -32,6 +33,3 @@ def _plan(context: Context) -> Plan:
         hp=context.task.space.to_tune(),
         scheduler=scheduler,
     )
-
-
-MEDIAN = Method("median", "random search with the median stopping rule", "fixed", _plan, restores=False)

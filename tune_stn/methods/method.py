@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import SearchAlgorithm, Searcher
 
-from tune_stn.space import SearchSpace
-from tune_stn.tasks.task import Task
-from tune_stn.training.schedule import Schedule
+    from tune_stn.space import SearchSpace
+    from tune_stn.tasks.task import Task
+    from tune_stn.training.schedule import Schedule
 
 METRIC, MODE = "best_val_loss", "min"
 
@@ -52,6 +53,12 @@ class Context:
         return self.trials or math.ceil(self.budget / least_epochs) + 1
 
 
+def _first_come() -> TrialScheduler:
+    from ray.tune.schedulers import FIFOScheduler  # here: what a method is must be known without Ray
+
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Arguments of `tune.run` that make the method.
@@ -69,7 +76,7 @@ class Plan:
     search_alg: Searcher | SearchAlgorithm
     samples: int
     hp: dict[str, Any]
-    scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
+    scheduler: TrialScheduler = field(default_factory=_first_come)
     kept_checkpoints: int = 2
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,6 +96,8 @@ class Method:
         restores: whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves
             no scheduler, so a method whose scheduler has a memory starts the run again.
         settings: what else tells it from others of its name, as `study.json` keeps it and `--resume` compares it.
+        schedule: that its trials replay, where the method is made of one; default None.
+        hyper_steps: whether its trials do the hyper-steps of their algorithm; False of a control without any.
     """
 
     name: str
@@ -98,6 +107,8 @@ class Method:
     follows: str | None = None
     restores: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule | None = None
+    hyper_steps: bool = True
 
 
 def in_order(methods: Sequence[Method]) -> list[Method]:
@@ -114,18 +125,6 @@ def in_order(methods: Sequence[Method]) -> list[Method]:
                 f"seed, which is not asked for; add {method.follows}"
             )
     return sorted(methods, key=lambda method: method.follows is not None)
-
-
-def random_draws(context: Context, *, concurrent: int = 0) -> BasicVariantGenerator:
-    """Random draws from the space after the task's start values, which every method tries first.
-
-    Args:
-        context: of the run.
-        concurrent: trials alive at a time, paused ones included; 0 for no limit but the cluster's.
-    """
-    return BasicVariantGenerator(
-        points_to_evaluate=[{"hp": start_point(context.task)}], max_concurrent=concurrent, random_state=context.seed
-    )
 
 
 def start_point(task: Task) -> dict[str, float]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from tune_stn.methods.method import Context, Method, Plan
+from tune_stn.methods.method import Context, Plan
+from tune_stn.methods.pb2_over_space import PB2OverSpace
 from tune_stn.methods.pbt import population_plan, population_settings
 
 
-def _plan(context: Context) -> Plan:
-    from tune_stn.methods.pb2_over_space import PB2OverSpace  # here, so that only PB2 imports scikit-learn
-
+def plan(context: Context) -> Plan:
     return population_plan(context, PB2OverSpace(context.task.space, **population_settings(context)))
-
-
-PB2 = Method(
-    "pb2", "population-based training whose changes a Gaussian process chooses", "fixed", _plan, restores=False
-)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
-from tune_stn.methods.method import MODE, Context, Method, Plan, random_draws
+from tune_stn.methods.method import MODE, Context, Plan
+from tune_stn.methods.random import random_draws
 
 LEAST_POPULATION = 4  # quartiles of fewer trials are empty
 PERTURBATIONS = 10  # times that a full trial may be replaced by a better one
@@ -19,7 +20,7 @@ PERTURBATIONS = 10  # times that a full trial may be replaced by a better one
 KEPT_CHECKPOINTS = 10
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     space = context.task.space
 
     def inside_domains(config: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +63,3 @@ def population_plan(context: Context, scheduler: TrialScheduler) -> Plan:
         scheduler=scheduler,
         kept_checkpoints=KEPT_CHECKPOINTS,
     )
-
-
-PBT = Method("pbt", "population-based training over as many members as the budget pays", "fixed", _plan, restores=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-from ray.tune.search import BasicVariantGenerator
-
 from tune_stn.methods.method import Context, Method, Plan, start_point
 from tune_stn.training.schedule import Schedule
 
@@ -18,6 +16,8 @@ def replay(schedule: Schedule) -> Method:
     """
 
     def plan(context: Context) -> Plan:
+        from ray.tune.search import BasicVariantGenerator  # here: the schedule is checked before Ray is loaded
+
         schedule.check(context.task.space)
         return Plan(
             search_alg=BasicVariantGenerator(),
@@ -27,4 +27,11 @@ def replay(schedule: Schedule) -> Method:
         )
 
     settings = {"schedule": repr(schedule), "sha256": hashlib.sha256(schedule.to_frame().to_csv().encode()).hexdigest()}
-    return Method("replay", "one plain trial that follows a schedule", "fixed", plan, settings=settings)
+    return Method(
+        "replay",
+        "one plain trial that follows a schedule",
+        "fixed",
+        plan,
+        settings=settings,
+        schedule=schedule,
+    )

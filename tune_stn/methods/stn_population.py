@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.search import BasicVariantGenerator
 
-from tune_stn.methods.method import Context, Method, Plan, start_point
+from tune_stn.methods.method import Context, Plan, start_point
 from tune_stn.tuning.scheduler import STNScheduler
 
 LEAST_POPULATION = 4  # a quartile of fewer is nobody
@@ -49,7 +49,7 @@ class PopulationFirst(BasicVariantGenerator):
         super().on_trial_complete(trial_id, result, error)
 
 
-def _plan(context: Context) -> Plan:
+def plan(context: Context) -> Plan:
     # As many members as full trials are paid if epochs are cheap. If not, or if there are more members than that, the
     # scheduler stops losers, instead of restarting them, until the budget lasts the others to their end.
     paid = math.ceil(context.full_trials / EPOCH_COST)
@@ -70,8 +70,3 @@ def _plan(context: Context) -> Plan:
         scheduler=scheduler,
         kept_checkpoints=KEPT_CHECKPOINTS,
     )
-
-
-STN_POPULATION = Method(
-    "stn-population", "population of self-tuning trials: losers take over from winners, with wider scales", "stn", _plan
-)

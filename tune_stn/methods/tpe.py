@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from tune_stn.methods.method import Context, Method, Plan
+from tune_stn.methods.method import Context, Plan
+from tune_stn.methods.optuna import optuna_plan, tpe_sampler
 
 
-def _plan(context: Context) -> Plan:
-    from tune_stn.methods.optuna import optuna_plan, tpe_sampler  # here, so that only who uses Optuna imports it
-
+def plan(context: Context) -> Plan:
     return optuna_plan(context, "tpe", tpe_sampler)
-
-
-TPE = Method("tpe", "tree-structured Parzen estimator over full trials", "fixed", _plan)

@@ -12,14 +12,15 @@ from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
-from tune_stn.methods import Method, Plan
+from tune_stn.methods import Method
+from tune_stn.study.arguments import check_directory
 from tune_stn.study.state import foreign_path
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.tuning.storage import Storage
 
 
-def check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: int, budget: float) -> None:
+def check_hyper_steps(task: Task, method: Method, steps_per_epoch: int, budget: float) -> None:
     """Refuse a run that is to tune and is over before its first hyper-step; a control that has none on purpose is none.
 
     An epoch costs 1 at least, so there are no more of them than the budget says.
@@ -29,7 +30,7 @@ def check_hyper_steps(task: Task, method: Method, plan: Plan, steps_per_epoch: i
     """
     epochs = min(task.training.epochs, math.ceil(budget)) if math.isfinite(budget) else task.training.epochs
     reason = replace(task.training, epochs=epochs).why_no_hyper_step(steps_per_epoch)
-    if not reason or not get_rule(method.algorithm).tunes or "warmup_epochs" in plan.config:
+    if not reason or not get_rule(method.algorithm).tunes or not method.hyper_steps:
         return
     more = "more epochs=" if epochs == task.training.epochs else f"more than budget={budget:g}"
     raise ValueError(
@@ -48,8 +49,7 @@ def prepare_directory(out: Path, study: Mapping[str, Any], resume: bool) -> None
         raise ValueError(f"out={out}: not writable")
     path = out / "study.json"
     if path.exists():
-        if not resume:
-            raise ValueError(f"out={out}: holds a study already; add resume=True to go on with it, or choose another")
+        check_directory(out, resume=resume, retry_failed=False)
         try:
             before = json.loads(path.read_text())
         except ValueError as error:

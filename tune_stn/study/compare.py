@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-import ray
-
-from tune_stn.methods import Context, Method, get_method, in_order
-from tune_stn.study.checks import check_hyper_steps, check_owner, prepare_directory
+from tune_stn.methods import Method
+from tune_stn.study.arguments import check_comparison
+from tune_stn.study.checks import check_owner, prepare_directory
 from tune_stn.study.collect import write_tables
 from tune_stn.study.description import describe, describe_cluster, missing, outcome
 from tune_stn.study.mend import mending
+from tune_stn.study.prepare import Prepared, prepare
 from tune_stn.study.progress import Progress
-from tune_stn.study.remarks import after, before, conversion_entry, conversion_words
+from tune_stn.study.remarks import after, conversion_words
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, Run
 from tune_stn.study.side_by_side import Waiting, run_side_by_side
 from tune_stn.study.state import DiskFull, naming_a_full_disk, state_folder
-from tune_stn.tasks.arguments import check_splits
-from tune_stn.tasks.own_code import own_code
-from tune_stn.tasks.registry import get_task, look_in
 from tune_stn.tasks.task import Task
-from tune_stn.training.rehearsal import rehearse
-from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.directory import write_study
 
@@ -84,18 +78,7 @@ def compare(
         DiskFull: there was no room for the study's files; the directory can be resumed.
         KeyboardInterrupt: Ctrl-C; the directory can be resumed.
     """
-    if not (budget > 0 and math.isfinite(budget)):
-        raise ValueError(f"budget={budget:g}: accepted is a number of 1 or more, in plain-epoch equivalents")
-    if budget < 1:
-        raise ValueError(f"budget={budget:g}: not even one epoch of one trial, which costs 1; accepted is 1 or more")
-    if not methods:
-        raise ValueError("methods=[]: name at least one method")
-    if len(set(methods)) < len(methods):
-        raise ValueError(f"methods={list(methods)}: a method is named twice")
-    chosen = [get_method(name) for name in methods]
-    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not wanted or len(set(wanted)) < len(wanted) or min(wanted) < 0:
-        raise ValueError(f"seeds={seeds}: accepted is a number of seeds, 1 or more, or different seeds of 0 or more")
+    chosen, wanted = check_comparison(methods, budget, seeds)
     return run_study(
         task,
         chosen,
@@ -134,43 +117,32 @@ def run_study(
     Arguments are those of `compare`, checked; `trials` is the number of trials of each run where the budget is
     infinite.
     """
-    if retry_failed and not resume:
-        raise ValueError("retry_failed=True: only with resume=True, which says that there is a study to go on with")
-    if slots_per_run < 1:
-        raise ValueError(f"slots_per_run={slots_per_run}: accepted is an integer of 1 or more")
-    cluster.check_machine()
-    # What is missing, be it a method, data, or a way to search the space, is found before anything starts.
-    ordered = in_order(methods)
-    if cluster.working_dir is not None:
-        look_in(Path(cluster.working_dir))
-    resolved = get_task(task, **settings)
-    with own_code("the data", resolved.name):
-        splits = check_splits(resolved.name, resolved.data(seeds[0]))
-    steps_per_epoch = splits.train.steps(resolved.training.batch_size)
-    schedule: Schedule | None = None
-    epochs = resolved.training.epochs
-    costs = dict.fromkeys((method.name for method in methods), float(epochs))  # of a trial
-    for method in methods:
-        if method.follows is None:  # the others follow a schedule in this very space
-            plan = method.plan(Context(resolved, budget, seeds[0], slots_per_run, trials))
-            costs[method.name] = min(budget, float(plan.samples * epochs))
-            check_hyper_steps(resolved, method, plan, steps_per_epoch, budget)
-            schedule = given if isinstance(given := plan.config.get("schedule"), Schedule) else schedule
-    storage = cluster.storage(out / "state")
-    conversion: dict[str, Any] = {}
-    remarks: list[str] = []
-    if rehearsal:
-        connected = ray.is_initialized()
-        found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
-        conversion = {algorithm: conversion_entry(one) for algorithm, one in found.items()}
-        remarks = before(resolved, splits)
-        if ray.is_initialized() and not connected:
-            ray.shutdown()  # code of the task's had asked Ray for something, which connects to what it finds
-    del splits  # may be large, and trials have their own
+    prepared = prepare(
+        task,
+        methods,
+        seeds=seeds,
+        budget=budget,
+        trials=trials,
+        out=out,
+        resume=resume,
+        settings=settings,
+        cluster=cluster,
+        slots_per_run=slots_per_run,
+        rehearsal=rehearsal,
+        retry_failed=retry_failed,
+    )
+    return run_prepared(prepared, say)
+
+
+def run_prepared(prepared: Prepared, say: Say) -> Results:
+    """Run a study of which everything is checked, as `run_study` does."""
+    task, out, resume, retry_failed = prepared.given, prepared.out, prepared.resume, prepared.retry_failed
+    resolved, methods, seeds, settings = prepared.task, prepared.methods, prepared.seeds, prepared.settings
+    budget, trials, cluster, storage = prepared.budget, prepared.trials, prepared.cluster, prepared.storage
+    conversion, remarks = prepared.conversion, prepared.remarks
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = describe(resolved, given, methods, seeds, budget, trials, settings)
-    study["slots_per_run"] = slots_per_run
-    study |= {"conversion": conversion, "remarks": remarks}
+    study |= {"slots_per_run": prepared.slots_per_run, "conversion": conversion, "remarks": list(remarks)}
     prepare_directory(out, study, resume)
     if resume:
         check_owner(out, storage if cluster.storage_path else None)
@@ -178,7 +150,7 @@ def run_study(
     runs: list[Run] = []
     for seed in seeds:  # all methods at a seed before the next seed: an unfinished study is still a comparison
         at_seed: dict[str | None, Run] = {}
-        for method in ordered:
+        for method in prepared.ordered:
             at_seed[method.name] = Run(
                 task=resolved,
                 config=config,
@@ -207,9 +179,9 @@ def run_study(
                 out,
                 cluster,
                 Progress(say, total=len(runs)),
-                slots=slots_per_run,
+                slots=prepared.slots_per_run,
                 settings=_from_here(settings, cluster),
-                costs=costs,
+                costs=prepared.costs,
                 retry_failed=retry_failed,
             )
         except Interrupted:

@@ -18,7 +18,7 @@ import tune_stn
 from tune_stn.methods import Method
 from tune_stn.study.collect import metrics_of
 from tune_stn.study.run import NothingToFollow, Run, read_followed
-from tune_stn.study.state import failures_of, missing_of
+from tune_stn.study.state import failures_of, missing_of, restarts_of
 from tune_stn.tasks.task import Task
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION
 from tune_stn.tuning.cluster import Cluster
@@ -54,6 +54,7 @@ def describe(
         "method_settings": {method.name: dict(method.settings) for method in methods if method.settings},
         "missing": [],
         "failures": [],
+        "restarts": [],
     }
 
 
@@ -94,7 +95,8 @@ def git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
 
 
 def outcome(runs: Sequence[Run], stopped: str = "") -> dict[str, Any]:
-    """What came of the runs: those that are `missing`, the trials that failed, and the memory that trials had.
+    """What came of the runs: those that are `missing`, the trials that failed or were started again after a failure,
+    and the memory that trials had.
 
     Args:
         runs: Of the study.
@@ -103,6 +105,7 @@ def outcome(runs: Sequence[Run], stopped: str = "") -> dict[str, Any]:
     return {
         "missing": missing(runs, stopped),
         "failures": [one for run in runs for one in failures_of(run.method.name, run.seed, run.folder)],
+        "restarts": [one for run in runs for one in restarts_of(run.method.name, run.seed, run.folder)],
         "peak_memory_mib": _peak_memory(runs),
     }
 

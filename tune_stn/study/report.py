@@ -18,7 +18,14 @@ from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
 from tune_stn.training.tables import whole_file
 
-SHOWN = ("missing", "failures", "remarks", "conversion", "schema_version")  # elsewhere on the page, or of no interest
+SHOWN = (
+    "missing",
+    "failures",
+    "restarts",
+    "remarks",
+    "conversion",
+    "schema_version",
+)  # elsewhere on the page, or of no interest
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 
@@ -45,6 +52,7 @@ def write_report(results: Results) -> Path:
         control_words=control_words(results.study, results.incumbent),
         missing=_missing(results),
         trouble=_trouble(results),
+        restarts=[{name: str(cell) for name, cell in one.items()} for one in results.study.get("restarts", ())],
         values=_values(results),
         differences=_differences(results.incumbent),
         remarks=results.study.get("remarks", []),

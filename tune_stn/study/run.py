@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
-from tune_stn.study.state import DONE, ERRORS, SCHEDULE, read_done
+from tune_stn.study.state import DONE, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
@@ -24,7 +24,7 @@ from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
-from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.journal import ERRORS, REPORTS, read_reports
 from tune_stn.tuning.lanes import Lane
 from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch

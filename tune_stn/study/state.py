@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, read_lines
+from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SCHEDULE, DONE, ERRORS = "schedule.parquet", "done.json", "errors"
+SCHEDULE, DONE = "schedule.parquet", "done.json"
 UNFINISHED = "resume the study to go on"
 
 
@@ -84,6 +84,18 @@ def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     return [
         {"method": method, "seed": seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
         for trial, reason in {**record.get("failures", {}), **told}.items()
+    ]
+
+
+def restarts_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The failures of a run's trials after which they were started again; keys are those of `failures_of`, and the
+    `epoch` that was the last to be reported before."""
+    top = folder.relative_to(folder.parents[1])
+    return [
+        {"method": method, "seed": seed, **{name: line[name] for name in ("trial_id", "reason", "epoch")}}
+        | {"file": (top / line["file"]).as_posix() if line["file"] is not None else None}
+        for line in read_lines(folder / REPORTS)
+        if line.get(EVENT) == RESTARTED
     ]
 
 

@@ -5,38 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from tune_stn.tasks.arguments import check_settings
-from tune_stn.tasks.cifar10_alexnet import cifar10_alexnet
-from tune_stn.tasks.cifar10_resnet18 import cifar10_resnet18
-from tune_stn.tasks.cifar10_vgg16 import cifar10_vgg16
-from tune_stn.tasks.digits_mlp import digits_mlp
-from tune_stn.tasks.fashion_mnist import fashion_mnist_cnn, fashion_mnist_mlp
+from tune_stn.tasks.builtin import TASKS, check_name
 from tune_stn.tasks.own_code import OwnCodeError, is_refusal, own_code
-from tune_stn.tasks.ptb_lstm import ptb_lstm
-from tune_stn.tasks.ridge import ridge
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
-from tune_stn.tasks.text_lstm import text_lstm
-from tune_stn.tasks.text_transformer import text_transformer
-
-# A new task is one file and one line here.
-TASKS: Mapping[str, Callable[..., Task]] = {
-    "ridge": ridge,
-    "digits-mlp": digits_mlp,
-    "fashion-mnist-mlp": fashion_mnist_mlp,
-    "fashion-mnist-cnn": fashion_mnist_cnn,
-    "cifar10-alexnet": cifar10_alexnet,
-    "cifar10-vgg16": cifar10_vgg16,
-    "cifar10-resnet18": cifar10_resnet18,
-    "text-lstm": text_lstm,
-    "text-transformer": text_transformer,
-    "ptb-lstm": ptb_lstm,
-}
 
 
 def get_task(name: str | Task, **settings: Any) -> Task:
@@ -85,13 +63,12 @@ def setting_names(name: str) -> tuple[str, ...]:
 
 
 def _find(name: str) -> Callable[..., Task] | Task:
+    check_name(name)
     if name in TASKS:
-        return TASKS[name]
-    if ":" not in name:
-        raise ValueError(f"unknown task {name!r}; accepted are {', '.join(TASKS)}, or your own as module:attribute")
+        file, _, function = TASKS[name].partition(":")
+        built_in: Callable[..., Task] = getattr(importlib.import_module(f"tune_stn.tasks.{file}"), function)
+        return built_in
     module_name, _, attribute = name.partition(":")
-    if not module_name or module_name.startswith("."):
-        raise ValueError(f"task {name!r}: accepted is module:attribute with the full name of the module")
     look_in(Path.cwd())
     try:
         with own_code("the module", name):
@@ -118,8 +95,3 @@ def look_in(folder: Path) -> None:
 def _parameters(factory: Callable[..., Task]) -> list[str]:
     parameters = inspect.signature(factory).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
-def task_descriptions() -> dict[str, str]:
-    """Built-in task -> a sentence: the first line of its docstring."""
-    return {name: (inspect.getdoc(factory) or "").splitlines()[0] for name, factory in TASKS.items()}

@@ -1,4 +1,7 @@
-"""The Ray cluster that a command runs on, and what each trial gets of it."""
+"""The Ray cluster that a command runs on, and what each trial gets of it.
+
+The settings are checked without Ray and torch, which take seconds to load: only the functions that need them load them.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-import torch
 from pyarrow.fs import FileSystem
-from ray import tune
 
-from tune_stn.tasks.task import Task
 from tune_stn.tuning.fork_server import fork_server, is_possible
-from tune_stn.tuning.nodes import UNIT, alive_nodes, check_nodes, trial_slots
+from tune_stn.tuning.resources import UNIT
 from tune_stn.tuning.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from ray import tune
+
+    from tune_stn.tasks.task import Task
 
 # Tune reads these when it is used: our recorder keeps the reports, so Tune's own three log files per trial (3 ms a
 # report) are left out; trials stay in the driver's directory, so relative paths of a task mean the same there.
@@ -107,12 +111,16 @@ class Cluster:
     @property
     def per_trial(self) -> tune.PlacementGroupFactory:
         """A trial's resources and labels, as Tune wants them."""
+        from ray import tune
+
         # A trial is one bundle. Ray puts each on the node with most to spare, whatever the strategy.
         where: dict[str, Any] = {"bundle_label_selector": [dict(self.labels)]} if self.labels else {}
         return tune.PlacementGroupFactory([self.bundle], **where)
 
     def slots(self) -> int:
         """Trials that run at a time. Raises ValueError if not even one fits any node. Needs a session."""
+        from tune_stn.tuning.nodes import alive_nodes, trial_slots
+
         found = trial_slots(alive_nodes(), self.bundle, self.labels)
         return min(found, self.max_concurrent or found)
 
@@ -122,15 +130,12 @@ class Cluster:
         Raises:
             ValueError: a trial wants more CPUs or GPUs; the message says how many there are.
         """
-        if self.address is not None or ray.is_initialized():
+        if self.address is not None or is_connected():
             return
-        has = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-        for name, wanted in (("CPU", self.cpus_per_trial), ("GPU", self.gpus_per_trial)):
-            if wanted > has[name]:
+        for name, wanted, count in (("CPU", self.cpus_per_trial, os.cpu_count), ("GPU", self.gpus_per_trial, _gpus)):
+            if wanted and wanted > (has := count() or 0):
                 option = f"{name.lower()}s_per_trial={wanted:g}"
-                raise ValueError(
-                    f"{option}: this machine has {has[name]} {name}s; with address=, a cluster's nodes count"
-                )
+                raise ValueError(f"{option}: this machine has {has} {name}s; with address=, a cluster's nodes count")
 
     def storage(self, folder: Path) -> Storage:
         """Where Tune keeps checkpoints: in `folder` if nothing else is given.
@@ -153,6 +158,8 @@ class Cluster:
             ValueError: the storage cannot be written to, or a node that trials may run on does not share it, has not
                 the same version of this package, or cannot make the task; the message says which and what to do.
         """
+        from tune_stn.tuning.nodes import alive_nodes, check_nodes
+
         nodes = alive_nodes()
         with storage.marker() as marker:
             if self.address is not None or len(nodes) > 1:
@@ -179,6 +186,8 @@ class Cluster:
             ValueError: there is no cluster at `address`, or Ray is connected already and so cannot be given the
                 working directory any more.
         """
+        import ray
+
         with ExitStack() as stack:
             stack.enter_context(self.surroundings())
             if not ray.is_initialized():
@@ -192,12 +201,25 @@ class Cluster:
             yield
 
 
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray. Does not load Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _start_local(cpus: int | None = None, *, python: str | None = None) -> None:
     """Ray on this machine alone, with all of its CPUs or `cpus`; its node gets a second loopback address, if any.
 
     Workers are started by the command `python`, default this process's own. Ray's servers listen on every interface
     all the same: see `tuning.token`.
     """
+    import ray
+
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
     how: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     if python is not None:
@@ -207,6 +229,8 @@ def _start_local(cpus: int | None = None, *, python: str | None = None) -> None:
 
 
 def _connect(address: str, working_dir: str | Path | None) -> None:
+    import ray
+
     runtime_env = {"working_dir": str(working_dir)} if working_dir is not None else None
     try:
         if address != "auto":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED
 from tune_stn.tuning.lineage import Lineage, Segment
 from tune_stn.tuning.reading import Reading, describes_itself
 
@@ -27,6 +27,7 @@ class Ledger:
         cost_total: spent by all trials, and before them.
         wall_time_s: of the newest line.
         failures: trial -> why it failed for good.
+        restarts: events of failures after which a trial was started again.
         losses: place -> validation loss of the newest report there.
         latest: trial -> its newest report that repeats no other.
         copies: (trial, segment) of those that began with another trial's checkpoint.
@@ -44,6 +45,7 @@ class Ledger:
         self.cost_total = cost_total
         self.wall_time_s = wall_time_s
         self.failures: dict[str, str] = {}
+        self.restarts: list[Mapping[str, Any]] = []
         self.losses: dict[Place, float] = {}
         self.latest: dict[str, Mapping[str, Any]] = {}
         self.copies: set[tuple[str, str]] = set()
@@ -59,6 +61,8 @@ class Ledger:
             self._take_report(line)
         elif event == FAILED:
             self.failures[trial_id] = line["reason"]
+        elif event == RESTARTED:
+            self.restarts.append(line)
         elif event == COPIED:
             self.copies.add((trial_id, line["segment"]))
             copied = (line[name] for name in ("values", "parent_trial_id", "checkpoint", "sources"))

@@ -15,13 +15,13 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_stn.tasks.task import Task
+from tune_stn.tuning.resources import UNIT
 
 LOOK_EVERY_S = 10.0
 LOST_S = 300.0  # for another node to come in place of the last one that could take a trial
 ANSWER_S = 120.0  # for a node to start a process, import torch and read the task's data
 # Tune gives trials these of the driver's variables; a bucket may need them.
 PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-UNIT = 10_000  # Ray counts resources in ten-thousandths
 
 
 @dataclass(frozen=True)

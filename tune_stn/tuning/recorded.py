@@ -15,7 +15,7 @@ from pyarrow.fs import FileType
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
 from tune_stn.training.tables import SCHEDULE, hp_names
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, read_lines
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, read_lines
 
 _ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memory of columns
 _REPORT = ["trial_id", "segment", "epoch"]  # what names a report
@@ -46,7 +46,7 @@ class Recorded:
 
 def read_recorded(path: Path) -> Recorded:
     """Read a journal; empty if there is none. Raises ValueError as `journal.read_lines` does."""
-    events: dict[str, list[dict[str, Any]]] = {FAILED: [], FINISHED: [], COPIED: []}
+    events: dict[str, list[dict[str, Any]]] = {FAILED: [], RESTARTED: [], FINISHED: [], COPIED: []}
     frames, rows = [pd.DataFrame(columns=[*_REPORT, *_PLACE, "step", "status", "parent_trial_id"])], []
     kinds: dict[str, set[type]] = {}
     for line in read_lines(path):

@@ -15,7 +15,8 @@ from ray import tune
 from tune_stn.training.tables import CHOICE
 from tune_stn.tuning import journal
 from tune_stn.tuning.directory import Labels, write_directory
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, REPORTS
+from tune_stn.tuning.failures import keep_traceback, last_lines
+from tune_stn.tuning.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED
 from tune_stn.tuning.ledger import ENDED, Ledger, known_lines, place_of
 from tune_stn.tuning.lineage import Segment
 from tune_stn.tuning.reading import (
@@ -76,6 +77,8 @@ class Recorder(tune.Callback):
     run have spent, one a report where trials report no `cost` that adds up. Losses and `device_time_s` are NaN where
     they are not reported. Work that a trial repeats after a failure stands in place of what it repeats, and is not
     charged again. `status` is `finished` where Tune ended the trial: by itself, a stop criterion or the scheduler.
+
+    The whole traceback of a trial that failed is kept in `errors/<trial>.txt`, restarted or not.
 
     `schedule` has a row for each hyperparameter at the start of a trial (`fixed`); where it goes on from another
     trial's checkpoint, as in population-based training (`exploit` for a value that the parent had at the time, else
@@ -249,7 +252,11 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         self.failures_in_a_row += 1
-        self._append(_end_of(trial, FAILED))
+        self._append(self._failure(trial, FAILED))
+
+    @_harmless
+    def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self._append(self._failure(trial, RESTARTED))
 
     @_harmless
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
@@ -389,6 +396,18 @@ class Recorder(tune.Callback):
             **{"checkpoint": segment.checkpoint, "values": segment.values, "sources": segment.sources},
         }
 
+    def _failure(self, trial: Any, event: str) -> dict[str, Any]:
+        """The event of a trial's failure; its traceback is kept, for Tune's own is in a folder that does not last."""
+        ledger, lines = self._ledger, last_lines(trial)
+        epoch = ledger.latest[trial.trial_id]["epoch"] if trial.trial_id in ledger.latest else 0
+        kept = keep_traceback(trial, self.directory / ERRORS)
+        line = {"trial_id": trial.trial_id, "reason": lines[-1].strip(), "lines": lines, "epoch": epoch}
+        same = sum(all(line[name] == one[name] for name in ("trial_id", "lines", "epoch")) for one in ledger.restarts)
+        if event == FAILED and same:
+            where = f"in epoch {epoch + 1}" if epoch else "before its first report"
+            line["reason"] += f" ({same + 1} times {where}: it is not started again)"
+        return {EVENT: event, **line, "file": f"{ERRORS}/{kept.name}" if kept is not None else None}
+
     def _is_saved(self, trial: Any) -> bool:
         """Whether the newest checkpoint that Tune knows of a trial holds all that it has reported."""
         newest = trial.latest_checkpoint_result
@@ -441,16 +460,5 @@ def _experiment_of(trials: Sequence[Any]) -> str:
 
 def _end_of(trial: Any, event: str) -> dict[str, Any]:
     """The event of a trial's end."""
-    reason = {"reason": _last_line(trial)} if event == FAILED else {}
+    reason = {"reason": last_lines(trial)[-1].strip()} if event == FAILED else {}
     return {EVENT: event, "trial_id": trial.trial_id, **reason}
-
-
-def _last_line(trial: Any) -> str:
-    """The message of the exception that ended a trial, from the file that Tune writes on the driver's disk."""
-    error_file = trial.error_file
-    if error_file and Path(error_file).exists():
-        text = Path(error_file).read_text(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines:
-            return lines[-1]
-    return "the trial's process died"

@@ -1,0 +1,138 @@
+"""What a study is to run, checked and rehearsed: all of it happens before Ray starts, and most before it is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_stn.methods import Context, Method, in_order
+from tune_stn.study.arguments import check_directory
+from tune_stn.study.checks import check_hyper_steps
+from tune_stn.study.remarks import before, conversion_entry
+from tune_stn.tasks.arguments import check_splits
+from tune_stn.tasks.own_code import own_code
+from tune_stn.tasks.registry import get_task, look_in
+from tune_stn.tasks.task import Task
+from tune_stn.training.rehearsal import rehearse
+from tune_stn.tuning.cluster import Cluster, is_connected
+from tune_stn.tuning.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study that can begin: its arguments, of which everything that can be known before it does is found right.
+
+    Attributes:
+        given: the task as it was named, or the object.
+        task: with its settings.
+        methods: as asked for.
+        ordered: as they run at a seed.
+        seeds: of the runs.
+        budget: of each run, in plain-epoch equivalents; may be infinite where `trials` is given.
+        trials: of each run; None for as many as the budget pays.
+        out: directory of the study.
+        resume: whether a study that is there is gone on with.
+        retry_failed: whether failed trials of it are run again.
+        settings: of the task and its training.
+        cluster: where to run.
+        slots_per_run: trials at a time of each run.
+        costs: by method, what a run of it may spend if none of its trials ends early, in plain-epoch equivalents.
+        storage: of Ray Tune's checkpoints.
+        conversion: for each algorithm, what of the network responds, as `study.json` has it; empty if not rehearsed.
+        remarks: what is worth a second look.
+    """
+
+    given: str | Task
+    task: Task
+    methods: Sequence[Method]
+    ordered: Sequence[Method]
+    seeds: Sequence[int]
+    budget: float
+    trials: int | None
+    out: Path
+    resume: bool
+    retry_failed: bool
+    settings: Mapping[str, Any]
+    cluster: Cluster
+    slots_per_run: int
+    costs: Mapping[str, float]
+    storage: Storage
+    conversion: Mapping[str, Any]
+    remarks: Sequence[str]
+
+
+def prepare(
+    task: str | Task,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int],
+    budget: float,
+    trials: int | None,
+    out: Path,
+    resume: bool,
+    settings: Mapping[str, Any],
+    cluster: Cluster,
+    slots_per_run: int = 1,
+    rehearsal: bool = True,
+    retry_failed: bool = False,
+) -> Prepared:
+    """Find out what would fail: be it a method, data, a step of training, or a way to search the space.
+
+    Arguments are those of `run_study`. Nothing is written, and no Ray is started.
+
+    Raises:
+        ValueError: an argument is not accepted, or the rehearsal failed.
+    """
+    check_directory(out, resume=resume, retry_failed=retry_failed)
+    if slots_per_run < 1:
+        raise ValueError(f"slots_per_run={slots_per_run}: accepted is an integer of 1 or more")
+    cluster.check_machine()
+    ordered = in_order(methods)
+    if cluster.working_dir is not None:
+        look_in(Path(cluster.working_dir))
+    resolved = get_task(task, **settings)
+    with own_code("the data", resolved.name):
+        splits = check_splits(resolved.name, resolved.data(seeds[0]))
+    steps_per_epoch = splits.train.steps(resolved.training.batch_size)
+    for method in methods:
+        check_hyper_steps(resolved, method, steps_per_epoch, budget)
+        if method.schedule is not None:
+            method.schedule.check(resolved.space)
+    storage = cluster.storage(out / "state")
+    conversion: dict[str, Any] = {}
+    remarks: list[str] = []
+    if rehearsal:
+        connected = is_connected()
+        schedule = next((method.schedule for method in methods if method.schedule is not None), None)
+        found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
+        conversion = {algorithm: conversion_entry(one) for algorithm, one in found.items()}
+        remarks = before(resolved, splits)
+        if is_connected() and not connected:
+            sys.modules["ray"].shutdown()  # code of the task's had asked for Ray, which connects to what it finds
+    costs = dict.fromkeys((method.name for method in methods), float(resolved.training.epochs))
+    for method in methods:  # last, for searchers and schedulers are Ray's
+        if method.follows is None:  # the others follow a schedule in this very space, with one trial
+            plan = method.plan(Context(resolved, budget, seeds[0], slots_per_run, trials))
+            costs[method.name] = min(budget, float(plan.samples * resolved.training.epochs))
+    return Prepared(
+        given=task,
+        task=resolved,
+        methods=methods,
+        ordered=ordered,
+        seeds=seeds,
+        budget=budget,
+        trials=trials,
+        out=out,
+        resume=resume,
+        retry_failed=retry_failed,
+        settings=settings,
+        cluster=cluster,
+        slots_per_run=slots_per_run,
+        costs=costs,
+        storage=storage,
+        conversion=conversion,
+        remarks=remarks,
+    )
