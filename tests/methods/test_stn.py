@@ -66,9 +66,22 @@ def test_all_restart_from_the_same_draws_and_the_seed_makes_others(make_context:
     assert draws("stn")[1:] != draws("stn", seed=1)[1:]
 
 
-def test_only_one_trial_at_a_time(make_context: Any) -> None:
-    search = searched("stn", make_context(slots=8))
-    assert search.suggest("one") is not None
-    assert search.suggest("two") is None
-    search.on_trial_complete("one", ended(0.1))
-    assert search.suggest("two") is not None
+@pytest.mark.parametrize(
+    ("slots", "budget", "trials", "at_a_time"),
+    [
+        (1, 1000.0, None, 1),
+        (4, 1000.0, None, 4),
+        (4, 35.0, None, 2),  # of 10 epochs that cost 1.5 at least: a third would be cut short, and so would the others
+        (4, 5.0, None, 1),
+        (4, float("inf"), 3, 3),
+        (2, float("inf"), 3, 2),
+    ],
+)
+def test_trials_go_side_by_side_as_far_as_the_budget_lasts_them(
+    make_context: Any, slots: int, budget: float, trials: int | None, at_a_time: int
+) -> None:
+    search = searched("stn", make_context(slots=slots, budget=budget, trials=trials))
+    given = [search.suggest(str(number)) for number in range(6)]
+    assert [one is not None for one in given] == [number < at_a_time for number in range(6)]
+    search.on_trial_complete("0", ended(0.1))
+    assert search.suggest("next") is not None  # at once, whatever the others do

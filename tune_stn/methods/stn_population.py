@@ -8,11 +8,10 @@ from typing import Any
 from ray.tune.search import BasicVariantGenerator
 
 from tune_stn.methods.method import Context, Plan, start_point
+from tune_stn.methods.stn import EPOCH_COST
 from tune_stn.tuning.scheduler import STNScheduler
 
 LEAST_POPULATION = 4  # a quartile of fewer is nobody
-# What an epoch of a self-tuning trial costs at least, in plain ones; up to twice as much (experiments/step_cost.py).
-EPOCH_COST = 1.5
 COMPARISONS = 4  # in a full trial, at least
 # Of a trial: those since its last comparison, for whoever takes over from it there.
 KEPT_CHECKPOINTS = 8
