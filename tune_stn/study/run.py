@@ -25,12 +25,12 @@ from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
 from tune_stn.tuning.journal import ERRORS, REPORTS, read_reports
-from tune_stn.tuning.lanes import Lane
 from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import OnReport, Recorder
 from tune_stn.tuning.shared_task import SharedTask, share
+from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
@@ -142,7 +142,7 @@ def execute(
     on_report: OnReport | None = None,
     on_failure: OnFailure | None = None,
     *,
-    lane: Lane | None = None,
+    slots: int = 1,
     watch: Callable[[], None] | None = None,
     retry_failed: bool = False,
 ) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def execute(
         cluster: Where.
         on_report: Called with each new report and the running total of cost.
         on_failure: Called when a trial has failed, as `Failures` does.
-        lane: The part of the cluster that the run keeps to. Default all of it.
+        slots: Trials at a time, at most. Default 1.
         watch: Called now and then. Default nothing.
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
 
@@ -173,7 +173,6 @@ def execute(
     """
     storage = cluster.storage(run.folder / "tune")
     found = read_followed(run.followed) if run.followed is not None else NO_FOLLOWED
-    slots = lane.slots if lane is not None else cluster.slots()
     context = Context(run.task, run.budget, run.seed, slots, run.trials, found.schedule)
     plan = run.method.plan(context)
     if run.folder.exists() and not run.method.restores:
@@ -204,16 +203,17 @@ def execute(
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config)
     analysis = tune.run(
-        tune.with_resources(trainable, lane.per_trial if lane is not None else cluster.per_trial),
+        trainable,
         name=name,
         config={**config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
         num_samples=plan.samples,
         search_alg=plan.search_alg,
-        scheduler=plan.scheduler,
+        scheduler=plan.scheduler if type(plan.scheduler) is FIFOScheduler else InSlots(plan.scheduler, slots),
         stop=stopper,
         callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
+        resources_per_trial=cluster.per_trial,
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=plan.kept_checkpoints,
             checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),

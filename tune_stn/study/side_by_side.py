@@ -1,4 +1,5 @@
-"""The runs of a study side by side: each in a lane of the cluster, and where there are several, in its own process."""
+"""The runs of a study side by side: as many as the cluster has slots for, and where there are several, each in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -23,14 +24,13 @@ from tune_stn.study.state import naming_a_full_disk
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.lanes import Lane, Lanes, open_lanes
 from tune_stn.tuning.nodes import NodesLost
 from tune_stn.tuning.shared_task import SharedTask, share
 
 LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
 STOP_S = 60.0  # for runs to save their state when the study is interrupted
 DEATHS = 3  # of a run's process before the study gives the run up
-ROUNDS_IN_ORDER = 2  # while more runs wait than these times the lanes, they begin in the order of the study
+ROUNDS_IN_ORDER = 2  # while more runs wait than these times those that go on, they begin in the order of the study
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Runner:
         """The number of this process."""
         return os.getpid()
 
-    def execute(self, run: Run, lane: Lane, *, retry_failed: bool) -> dict[str, Any]:
+    def execute(self, run: Run, cluster: Cluster, *, slots: int, retry_failed: bool) -> dict[str, Any]:
         """As `run.execute`, of a run without its task."""
-        with lane.cluster.surroundings(), naming_a_full_disk(run.folder.parents[1]):
-            return execute(self._with_task(run), lane.cluster, lane=lane, retry_failed=retry_failed)
+        with cluster.surroundings(), naming_a_full_disk(run.folder.parents[1]):
+            return execute(self._with_task(run), cluster, slots=slots, retry_failed=retry_failed)
 
     def _with_task(self, run: Run) -> Run:
         followed = self._with_task(run.followed) if run.followed is not None else None
@@ -93,7 +93,7 @@ def run_side_by_side(
     progress: Progress,
     retry_failed: bool,
 ) -> str:
-    """Execute runs, as many at a time as the cluster has lanes for. Needs a session.
+    """Execute runs, as many at a time as the cluster has room for. Needs a session.
 
     Args:
         waiting: The runs, in the order of their study. One that follows another run begins when that has ended.
@@ -114,25 +114,29 @@ def run_side_by_side(
     number = min(max(1, cluster.slots() // slots), len(waiting))
     if not number:
         return ""
-    with open_lanes(cluster, number, slots) as lanes:
-        if number == 1:
-            return _one_after_the_other(waiting, lanes, progress, retry_failed=retry_failed)
-        given = share(task) if isinstance(task, Task) else task
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
-        new_runner = partial(actor.remote, given, dict(settings), os.getcwd())
-        return _Pool(waiting, lanes, progress, new_runner, retry_failed=retry_failed).work()
+    if number == 1:
+        return _one_after_the_other(waiting, cluster, progress, slots=slots, retry_failed=retry_failed)
+    given = share(task) if isinstance(task, Task) else task
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
+    pool = _Pool(
+        waiting,
+        number,
+        progress,
+        new_runner=partial(actor.remote, given, dict(settings), os.getcwd()),
+        how={"cluster": cluster, "slots": slots, "retry_failed": retry_failed},
+    )
+    return pool.work()
 
 
-def _one_after_the_other(waiting: Sequence[Waiting], lanes: Lanes, progress: Progress, *, retry_failed: bool) -> str:
+def _one_after_the_other(
+    waiting: Sequence[Waiting], cluster: Cluster, progress: Progress, *, slots: int, retry_failed: bool
+) -> str:
     """In this process, which has nothing else to do meanwhile."""
-    while not (found := lanes.come(LOOK_EVERY_S)):
-        pass
-    [lane] = found
     for one in waiting:
         begin(one, progress)
         try:
-            record = execute(one.run, lane.cluster, lane=lane, watch=progress.look, retry_failed=retry_failed)
+            record = execute(one.run, cluster, slots=slots, watch=progress.look, retry_failed=retry_failed)
         except NothingToFollow as error:
             progress.without_result(one.run, str(error))
         except NodesLost as error:
@@ -151,34 +155,41 @@ def begin(one: Waiting, progress: Progress) -> None:
 
 
 class _Pool:
-    """A process for each lane, which executes one run after the other."""
+    """Some processes that execute one run after the other.
+
+    Args:
+        waiting: The runs, in the order of their study.
+        size: Runs at a time.
+        progress: Told what becomes of them.
+        new_runner: Starts a process.
+        how: Further arguments of `Runner.execute`.
+    """
 
     def __init__(
         self,
         waiting: Sequence[Waiting],
-        lanes: Lanes,
+        size: int,
         progress: Progress,
-        new_runner: Callable[[], Any],
         *,
-        retry_failed: bool,
+        new_runner: Callable[[], Any],
+        how: Mapping[str, Any],
     ) -> None:
         self.waiting = list(waiting)
-        self.lanes = lanes
+        self.size = size
         self.progress = progress
         self.new_runner = new_runner
-        self.retry_failed = retry_failed
-        self.idle: list[Lane] = []
-        self.busy: dict[Any, tuple[Lane, Run]] = {}  # by the reference to the closing record
-        self.runners: dict[Lane, tuple[Any, Any]] = {}  # with the reference to the number of its process
+        self.how = how
+        self.idle: list[Any] = []
+        self.busy: dict[Any, tuple[Any, Run]] = {}  # by the reference to the closing record
+        self.pids: dict[Any, Any] = {}  # of the runners, references
         self.deaths: Counter[Path] = Counter()
 
     def work(self) -> str:
         """Execute all runs; why some were not gone on with, or nothing."""
         try:
             while self.waiting or self.busy:
-                self.idle += self.lanes.come(0.0 if self.busy else LOOK_EVERY_S)
                 self._hand_out()
-                done, _ = ray.wait(list(self.busy), timeout=LOOK_EVERY_S) if self.busy else ([], [])
+                done, _ = ray.wait(list(self.busy), timeout=LOOK_EVERY_S)
                 self.progress.look()
                 for one in done:
                     self._end(one, *self.busy.pop(one))
@@ -191,49 +202,48 @@ class _Pool:
         except BaseException:
             self._interrupt()
             raise
+        for runner in self.idle:
+            ray.kill(runner)
         return ""
 
     def _hand_out(self) -> None:
-        """Give each idle lane a run, or its room back to the cluster where no run is left for it."""
-        while self.idle and (one := self._next()) is not None:
+        """Begin as many runs as there is room for; end the processes for which none is left."""
+        while len(self.busy) < self.size and (one := self._next()) is not None:
             self.waiting.remove(one)
             begin(one, self.progress)
-            self._execute(one.run, self.idle.pop())
+            self._execute(one.run)
         while self.idle and not self.waiting:
-            lane = self.idle.pop()
-            if lane in self.runners:
-                ray.kill(self.runners.pop(lane)[0])
-            self.lanes.leave(lane)
+            ray.kill(self.idle.pop())
 
     def _next(self) -> Waiting | None:
-        """The next run of the study; near its end the longest, so that no lane is left with one when others are empty.
+        """The next run of the study; near its end the longest, so that nothing waits for one that began last.
 
         All methods at a seed come before the next seed: an unfinished study is a comparison, too.
         """
         unfinished = {one.run.folder for one in self.waiting} | {run.folder for _, run in self.busy.values()}
         able = [one for one in self.waiting if one.run.followed is None or one.run.followed.folder not in unfinished]
-        if len(self.waiting) > ROUNDS_IN_ORDER * len(self.lanes):
+        if len(self.waiting) > ROUNDS_IN_ORDER * self.size:
             return next(iter(able), None)
         return max(able, key=lambda one: one.cost, default=None)
 
-    def _execute(self, run: Run, lane: Lane) -> None:
-        if lane not in self.runners:
-            runner = self.new_runner()
-            self.runners[lane] = runner, runner.pid.remote()
-        runner, _ = self.runners[lane]
-        self.busy[runner.execute.remote(without_task(run), lane, retry_failed=self.retry_failed)] = lane, run
+    def _execute(self, run: Run) -> None:
+        if not self.idle:
+            self.idle.append(self.new_runner())
+            self.pids[self.idle[-1]] = self.idle[-1].pid.remote()
+        runner = self.idle.pop()
+        self.busy[runner.execute.remote(without_task(run), **self.how)] = runner, run
 
-    def _end(self, reference: Any, lane: Lane, run: Run) -> None:
+    def _end(self, reference: Any, runner: Any, run: Run) -> None:
         try:
             record = ray.get(reference)
         except RayActorError:
-            del self.runners[lane]
             self.deaths[run.folder] += 1
             if self.deaths[run.folder] < DEATHS:
                 self.progress.died(run)
-                self._execute(run, lane)
-                return
-            self.progress.without_result(run, f"its process died {DEATHS} times")
+                self._execute(run)
+            else:
+                self.progress.without_result(run, f"its process died {DEATHS} times")
+            return
         except RayTaskError as error:
             if not isinstance(error.cause, (NothingToFollow, NodesLost)):
                 raise error.cause from error
@@ -242,16 +252,17 @@ class _Pool:
                 raise error.cause from error  # the others would fare no better
         else:
             self.progress.finished(run, record)
-        self.idle.append(lane)
+        self.idle.append(runner)
 
     def _interrupt(self) -> None:
         """Have the runs that go on save their state, as Ctrl-C has Tune do it, and end their processes."""
-        for lane, _ in self.busy.values():
+        runners = [runner for runner, _ in self.busy.values()]
+        for runner in runners:
             try:
-                os.kill(ray.get(self.runners[lane][1], timeout=STOP_S), signal.SIGUSR1)
+                os.kill(ray.get(self.pids[runner], timeout=STOP_S), signal.SIGUSR1)
             except (RayError, ProcessLookupError):
                 continue  # it has not begun, or is gone
         if self.busy:
             ray.wait(list(self.busy), num_returns=len(self.busy), timeout=STOP_S)
-        for runner, _ in self.runners.values():
+        for runner in [*runners, *self.idle]:
             ray.kill(runner)

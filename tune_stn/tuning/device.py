@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
 
 import torch
 
 # Of a trial's part of a GPU: CUDA itself needs some beside what torch hands out.
 SHARE_OF_TORCH = 0.95
-CPUS_OF_GROUP = "CPU_group_"  # before the id of a placement group, Ray's name for the CPUs that it has reserved
-
-
-def threads(resources: Mapping[str, float]) -> int:
-    """Threads of a trial that was given these resources: its whole CPUs, be they of a placement group or not; 1 at
-    least.
-    """
-    return max(1, int(sum(have for name, have in resources.items() if name == "CPU" or name.startswith(CPUS_OF_GROUP))))
 
 
 def claim(gpus: float) -> torch.device:

@@ -23,7 +23,7 @@ from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
 from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
 from tune_stn.tuning.checkpoints import existing, older
-from tune_stn.tuning.device import claim, peak_memory, threads
+from tune_stn.tuning.device import claim, peak_memory
 from tune_stn.tuning.shared_task import SharedTask, share_in, sharing
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class STNTrainable(tune.Trainable):
         task = config.get("task") if task is None else task
         if task is None:
             raise ValueError("config has no 'task': give a built-in name, module:attribute, or a Task")
-        torch.set_num_threads(threads(self._given()))
-        device = claim(self._given().get("GPU", 1) if ray.is_initialized() and ray.get_gpu_ids() else 0)
+        torch.set_num_threads(max(1, int(self._given("CPU", 1))))
+        device = claim(self._given("GPU", 1) if ray.is_initialized() and ray.get_gpu_ids() else 0)
         self._data: tuple[Any, Splits] | None = getattr(self, "_data", None)
         key = (task, seed, settings)
         cached = self._data[1] if self._data is not None and self._data[0] == key else None
@@ -215,10 +215,10 @@ class STNTrainable(tune.Trainable):
         self.parent_trial_id, self.segment = exploit["trial_id"], exploit["branch"]
         self.has_copied = state["has_copied"]
 
-    def _given(self) -> Mapping[str, float]:
-        """What Tune gave to this trial, by Ray's names; without Tune, what it gives by default."""
+    def _given(self, name: str, otherwise: float) -> float:
+        """How much of a resource Tune gave to this trial."""
         resources = self.trial_resources
-        return resources.required_resources if resources is not None else {"CPU": 1, "GPU": 1}
+        return float(resources.required_resources.get(name, otherwise)) if resources is not None else otherwise
 
     def _load_newest(self, checkpoint: tune.Checkpoint, directory: Path) -> dict[str, Any]:
         """The state of a checkpoint, or if that is damaged, of an older one of its trial.

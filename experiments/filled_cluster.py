@@ -1,0 +1,283 @@
+"""Whether a comparison fills the cluster: its wall clock, what its processes spend, and the share of slots in use.
+
+`tune-stn compare` runs as a process of its own, and this script looks at the processes of its Ray ten times a second:
+a slot is in use while a trial's process has it, from the first trial to the last. `training` is what the trials' epochs
+cost by themselves, training and evaluation: the epochs in the tables, by the CPU seconds of an epoch under each
+algorithm, measured here afterwards without Ray, on one thread. Three studies:
+
+    demo    that of `make demo`: six methods at two seeds of the digits
+    full    13 methods at ten seeds of the digits, budget 500
+    sleep   the same methods on a task whose steps sleep instead of working, on a Ray that is told it has as many CPUs
+            as `--slots`: what the order of the runs, starts and ends leave empty on a cluster larger than this machine
+
+Writes a row to experiments/results/filled_cluster/studies.csv, and of `sleep` the slots in use over time as a picture.
+
+    python experiments/filled_cluster.py demo               # a minute, on a machine with nothing else to do
+    python experiments/filled_cluster.py full --seeds 10    # a quarter of an hour
+    python experiments/filled_cluster.py sleep --slots 16
+    python experiments/filled_cluster.py demo --smoke-test
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from provenance import provenance
+
+import tune_stn
+from tune_stn import SearchSpace, Task, get_task
+from tune_stn.data.splits import Split, Splits
+from tune_stn.methods import get_method
+from tune_stn.nn.penalties import WeightDecay
+from tune_stn.space import LogUniform
+from tune_stn.tasks.settings import Training
+from tune_stn.tasks.task import mean_over_examples
+from tune_stn.training import Trainer
+
+RESULTS = Path(__file__).parent / "results" / "filled_cluster"
+DEMO = {"methods": "auto,stn,fixed,random,gp-bo,pbt", "budget": 100, "seeds": 2, "settings": {"epochs": 40}}
+ALL = "auto,stn,delta-stn,progress-ratio,frozen,replayed,last-values,random,gp-bo,tpe,hyperband,asha,pbt"
+TUNE_STN = [sys.executable, "-c", "import sys; sys.argv[0] = 'tune-stn'; from tune_stn.cli import main; main()"]
+LOOK_EVERY_S = 0.1
+TRIAL, RUNNER = "ray::STNTrainable", "ray::Runner"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("demo", "full", "sleep"))
+    parser.add_argument("--seeds", type=int, help="default: 2 of the demo, else 10")
+    parser.add_argument("--slots", type=int, default=16, help="of the cluster that sleeps")
+    parser.add_argument("--epoch-seconds", type=float, default=4.0, help="that an epoch sleeps")
+    parser.add_argument("--smoke-test", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    row = sleeping(arguments) if arguments.study == "sleep" else working(arguments)
+    row |= {"study": arguments.study, **provenance("ray"), "cpus": os.cpu_count()}
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = arguments.results / "studies.csv"
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    same = (before.get("study") == row["study"]) & (before.get("slots") == row["slots"]) if len(before) else []
+    pd.concat([before[~same] if len(before) else before, pd.DataFrame([row])]).to_csv(path, index=False)
+    for name in ("runs", "trials", "slots", "wall_s", "slots_in_use", "bound_s", "ratio"):
+        print(f"{name:13} {row[name]:.4g}")
+    for name in sorted(name for name in row if name.startswith("cpu_s/")):
+        print(f"{name:40} {row[name]:.1f}")
+
+
+def working(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A study of the digits, on this machine's CPUs."""
+    study = dict(DEMO) if arguments.study == "demo" else {"methods": ALL, "budget": 500, "seeds": 10, "settings": {}}
+    if arguments.smoke_test:
+        study |= {"methods": "auto,random", "budget": 4, "seeds": 1, "settings": {"epochs": 2, "warmup_epochs": 0}}
+    study["seeds"] = arguments.seeds or study["seeds"]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "study"
+        settings = [part for key, value in study["settings"].items() for part in ("--set", f"{key}={value}")]
+        command = ["compare", "--task", "digits-mlp", "--methods", study["methods"], "--budget", str(study["budget"])]
+        seen = watch([*TUNE_STN, *command, "--seeds", str(study["seeds"]), *settings, "--out", str(out)])
+        reports = tune_stn.load_results(out).reports
+    epochs = reports.groupby("method").size()
+    cost = cpu_seconds_of_an_epoch({get_method(name).algorithm for name in epochs.index}, study["settings"])
+    training = sum(count * cost[get_method(name).algorithm] for name, count in epochs.items())
+    slots = os.cpu_count() or 1
+    return summary(seen, reports, slots, bound_s=training / slots) | {"cpu_s/training": training}
+
+
+def sleeping(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A study whose steps sleep, on a Ray that is told it has more CPUs than there are."""
+    seeds = arguments.seeds or 10
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "study"
+        more = ["--epoch-seconds", str(arguments.epoch_seconds)]
+        methods = "auto,random,replayed" if arguments.smoke_test else ALL
+        code = f"import filled_cluster as f; f.compare({str(out)!r}, {arguments.slots}, {seeds}, {methods!r})"
+        environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: more[1]}
+        seen = watch([sys.executable, "-c", code], environment)
+        reports = tune_stn.load_results(out).reports
+    slept = reports.groupby(["method", "seed"])["device_time_s"].max()
+    own = reports.groupby(["method", "seed", "trial_id"])["device_time_s"].max()
+    runs = own.groupby(["method", "seed"]).sum()
+    followed = runs.rename(index={"auto": "replayed"}, level=0)
+    chains = runs.add(followed.reindex(runs.index).fillna(0.0))
+    bound = max(float(runs.sum()) / arguments.slots, float(chains.max()))
+    assert len(slept) == len(runs)
+    plot(seen, arguments.slots, arguments.results)
+    return summary(seen, reports, arguments.slots, bound_s=bound)
+
+
+def summary(seen: Seen, reports: pd.DataFrame, slots: int, *, bound_s: float) -> dict[str, Any]:
+    """The row of a study; `ratio` is its wall clock over what it cannot be less than."""
+    using = [count for count in seen.trials if True]
+    first = next(number for number, count in enumerate(using) if count)
+    last = max(number for number, count in enumerate(using) if count)
+    between = using[first : last + 1]
+    return {
+        "runs": len(reports.groupby(["method", "seed"])),
+        "trials": reports["trial_id"].nunique(),
+        "slots": slots,
+        "wall_s": seen.wall_s,
+        "first_trial_s": first * seen.wall_s / len(using),
+        "slots_in_use": sum(min(count, slots) for count in between) / len(between) / slots,
+        "bound_s": bound_s,
+        "ratio": seen.wall_s / bound_s,
+        **{f"cpu_s/{kind}": seconds for kind, seconds in seen.cpu_s.items()},
+        "peak_memory_mib": seen.memory_mib,
+    }
+
+
+class Seen:
+    """What was seen of a study's processes.
+
+    Attributes:
+        wall_s: from its command to its end.
+        trials: number of trials' processes, each time.
+        times: seconds since the command, each time.
+        cpu_s: CPU seconds by kind of process.
+        memory_mib: the most that all had together, shared pages once (proportional set size).
+    """
+
+    def __init__(self) -> None:
+        self.wall_s = 0.0
+        self.trials: list[int] = []
+        self.times: list[float] = []
+        self.cpu_s: dict[str, float] = {}
+        self.memory_mib = 0.0
+
+
+def watch(command: list[str], environment: Mapping[str, str] | None = None) -> Seen:
+    """Run a command to its end, and look at what it starts; its output goes to this script's."""
+    seen, began = Seen(), time.monotonic()
+    spent: dict[int, tuple[str, float]] = {}
+    names: dict[int, str] = {}
+    before = set(psutil.pids())
+    study = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    while study.poll() is None:
+        trials, memory = 0, 0.0
+        for process in psutil.process_iter():
+            if process.pid in before:
+                continue
+            try:
+                kind = kind_of(process, study.pid)
+                times = process.cpu_times()
+                if len(seen.times) % 50 == 0:
+                    memory += process.memory_full_info().pss / 2**20
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            names[process.pid] = kind
+            spent[process.pid] = kind, times.user + times.system
+            trials += kind == "trials"
+        seen.trials.append(trials)
+        seen.times.append(time.monotonic() - began)
+        seen.memory_mib = max(seen.memory_mib, memory)
+        time.sleep(LOOK_EVERY_S)
+    if study.returncode:
+        raise SystemExit(f"the study ended with exit code {study.returncode}")
+    seen.wall_s = time.monotonic() - began
+    by_kind: dict[str, float] = defaultdict(float)
+    for kind, seconds in spent.values():
+        by_kind[kind] += seconds
+    seen.cpu_s = dict(by_kind)
+    return seen
+
+
+def kind_of(process: psutil.Process, study: int) -> str:
+    """What a process does for the study."""
+    words = " ".join(process.cmdline())
+    if words.startswith(TRIAL):
+        return "trials"
+    if words.startswith(RUNNER):
+        return "runs"
+    if process.pid == study:
+        return "study"
+    return "starting workers" if "fork_server" in words or "_worker" in words or "fork_client" in words else "Ray"
+
+
+def cpu_seconds_of_an_epoch(algorithms: set[str], settings: Mapping[str, Any], epochs: int = 10) -> dict[str, float]:
+    """CPU seconds of an epoch on the digits, training and evaluation, by each algorithm: on one thread, without Ray."""
+    torch.set_num_threads(1)
+    task = get_task("digits-mlp", **settings)
+    found = {}
+    for algorithm in algorithms:
+        trainer = Trainer(task, algorithm=algorithm, seed=0)
+        trainer.run_epoch()  # warms up
+        began = time.process_time()
+        count = min(epochs, task.training.epochs - 1)
+        for _ in range(count):
+            trainer.run_epoch()
+        found[algorithm] = (time.process_time() - began) / count
+    return found
+
+
+SECONDS = "FILLED_CLUSTER_EPOCH_SECONDS"
+
+
+def sleeper() -> Task:
+    """A regression of one weight whose training steps, one an epoch, sleep."""
+    inputs = torch.linspace(-1, 1, 8)[:, None]
+    split = Split(inputs, 2 * inputs)
+    seconds = float(os.environ[SECONDS])
+
+    @mean_over_examples
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            time.sleep(seconds)
+        return (outputs - targets).square().mean()
+
+    return Task(
+        name="sleeper",
+        description="sleeps",
+        model=lambda: torch.nn.Linear(1, 1),
+        data=lambda seed: Splits(train=split, valid=split, test=split),
+        space=SearchSpace({"penalty": LogUniform(1e-4, 1e-1)}),
+        start={"penalty": 1e-3},
+        loss=loss,
+        penalties=(WeightDecay("penalty"),),
+        training=Training(epochs=10, batch_size=8, lr=0.01, warmup_epochs=1, train_steps=5),
+    )
+
+
+def compare(out: str, slots: int, seeds: int, methods: str) -> None:
+    """The study that sleeps, in a process of its own."""
+    import ray
+
+    from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment, _start_local
+    from tune_stn.tuning.fork_server import fork_server
+    from tune_stn.tuning.token import require_token
+
+    require_token()
+    with fork_server() as python, _environment(_ENVIRONMENT):
+        _start_local(cpus=slots, python=python)
+        tune_stn.compare(
+            "filled_cluster:sleeper", methods.split(","), budget=20, seeds=seeds, out=out, cluster=Cluster(),
+            rehearsal=False, say=print,
+        )  # fmt: skip
+        ray.shutdown()
+
+
+def plot(seen: Seen, slots: int, results: Path) -> None:
+    """The slots in use over time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.5), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(seen.times, seen.trials, step="post", color="tab:blue", alpha=0.5, linewidth=0)
+    axes.axhline(slots, color="0.4", linewidth=0.8)
+    axes.set(xlabel="seconds", ylabel="slots in use", xlim=(0, seen.wall_s), ylim=(0, None))
+    results.mkdir(parents=True, exist_ok=True)
+    figure.savefig(results / f"slots-{slots}.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

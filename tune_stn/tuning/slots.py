@@ -1,0 +1,94 @@
+"""Keeps the trials of one run to a number of slots, whatever room the cluster has beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
+
+
+class InSlots(TrialScheduler):
+    """Runs at most some trials of a scheduler at a time: the others are paused, those that have not begun included.
+
+    A searcher can be kept from proposing more trials than there are slots, but not where a scheduler needs all of its
+    trials at once, as HyperBand and populations do. Ray Tune would run as many of them as the cluster has room for, so
+    that results depended on its size, and runs side by side would take each other's places.
+
+    Tune starts a trial that is pending by itself, and one that is paused only when its scheduler chooses it. So trials
+    are paused from the moment that they are added, and this scheduler lets the other one choose when a slot is free. A
+    trial that fails is pending again, in its own slot.
+
+    Args:
+        scheduler: that decides about the trials.
+        slots: trials that may run at a time.
+    """
+
+    def __init__(self, scheduler: TrialScheduler, slots: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.scheduler = scheduler
+        self.slots = slots
+        self._known: set[Trial] = set()
+        self._new: set[Trial] = set()  # of those, trials that have not begun
+        self._leaving: set[Trial] = set()  # trials that are saved before they pause or end
+
+    @property
+    def metric(self) -> Any:
+        return self.scheduler.metric
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        return bool(self.scheduler.supports_buffered_results)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return self.scheduler.set_search_properties(metric, mode, **spec)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self.scheduler.on_trial_add(tune_controller, trial)
+        if trial not in self._known and trial.status == Trial.PENDING:
+            _show(trial, Trial.PAUSED)  # Tune takes it into its books as it is after this call
+            self._new.add(trial)
+        self._known.add(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._leaving = {trial for trial in self._leaving if trial.status == Trial.RUNNING}
+        using = [t for t in tune_controller.get_trials() if t.status in (Trial.PENDING, Trial.RUNNING)]
+        # The next trial is chosen while one is being saved: then it takes over its process.
+        if sum(trial not in self._leaving for trial in using) >= self.slots:
+            return None
+        chosen = self._choose_as_pending(tune_controller)
+        self._new.discard(chosen)
+        return chosen
+
+    def _choose_as_pending(self, tune_controller: Any) -> Trial | None:
+        """What the scheduler chooses; HyperBand takes new trials only if they look pending."""
+        shown = self._new if isinstance(self.scheduler, HyperBandScheduler) else set()
+        for trial in shown:
+            _show(trial, Trial.PENDING)
+        try:
+            return self.scheduler.choose_trial_to_run(tune_controller)
+        finally:
+            for trial in shown:
+                _show(trial, Trial.PAUSED)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision = str(self.scheduler.on_trial_result(tune_controller, trial, result))
+        if decision in (self.PAUSE, self.STOP):
+            self._leaving.add(trial)
+        return decision
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self.scheduler.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self.scheduler.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self.scheduler.on_trial_remove(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        return str(self.scheduler.debug_string())
+
+
+def _show(trial: Trial, status: str) -> None:
+    trial.set_status(status)  # type: ignore[no-untyped-call]
