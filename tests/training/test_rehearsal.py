@@ -53,7 +53,7 @@ class Counted(nn.CrossEntropyLoss):
 
 
 def test_each_algorithm_is_rehearsed_and_says_what_it_converts() -> None:
-    found = rehearse(TASK, RULES, data(0))
+    found = rehearse(TASK, RULES, data(0)).conversions
     assert list(found) == list(RULES)
     assert all(conversion.bound == {"2": "rate"} for conversion in found.values())
     assert {name: bool(conversion.responding) for name, conversion in found.items()} == {
@@ -72,6 +72,28 @@ def test_a_run_is_the_same_with_and_without_a_rehearsal() -> None:
     for name, report in without.items():
         found = Trainer(task, algorithm=name, seed=3).run_epoch()
         assert {**found, "device_time_s": 0} == {**report, "device_time_s": 0}
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "broadcasts"),
+    [
+        (nn.functional.mse_loss, 1, True),  # of which torch warns
+        (lambda outputs, targets: (outputs - targets).abs().mean(), 1, True),  # of which nobody does
+        (lambda outputs, targets: nn.functional.mse_loss(outputs.flatten(), targets), 1, False),
+        (lambda outputs, targets: nn.functional.mse_loss(outputs.squeeze(1), targets), 1, False),
+        (lambda outputs, targets: nn.functional.mse_loss(outputs[:, 0], targets), 2, False),
+    ],
+)
+def test_a_loss_that_takes_each_output_with_every_target_is_remarked(loss: Any, width: int, broadcasts: bool) -> None:
+    def of_numbers(seed: int) -> Splits:
+        return Splits(*(replace(one, targets=one.inputs[:, 0]) for one in vars(data(seed)).values()))
+
+    task = replace(TASK, model=lambda: nn.Sequential(*TASK.model()[:3], nn.Linear(32, width)), loss=loss)
+    remarks = rehearse(task, ["fixed"], of_numbers(0)).remarks
+    assert list(remarks) == broadcasts * [
+        "the loss of task 'own' broadcasts outputs of shape (4, 1) against targets of shape (4,), so that each output "
+        "is compared with every target: give both one shape"
+    ]
 
 
 @pytest.mark.parametrize("name", ["ridge", "digits-mlp", "text-lstm", "text-transformer"])
