@@ -18,8 +18,9 @@ from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.tasks.settings import Training
-from tune_stn.training.rehearsal import Few, rehearse
+from tune_stn.training.rehearsal import FEW, Few, rehearse
 from tune_stn.training.rules import RULES
+from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
 
@@ -61,6 +62,23 @@ def test_each_algorithm_is_rehearsed_and_says_what_it_converts() -> None:
     }
 
 
+def test_what_another_rule_does_as_well_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules on the plain network, of which one extends the other; but for a replay, which is the fixed one's alone."""
+    made: list[str] = []
+
+    def noted(task: Task, *, algorithm: str, **more: Any) -> Trainer:
+        made.append(algorithm)
+        return Trainer(task, algorithm=algorithm, **more)
+
+    monkeypatch.setattr("tune_stn.training.rehearsal.Trainer", noted)
+    found = rehearse(TASK, ["fixed", "auto", "stn", "progress-ratio"], data(0)).conversions
+    assert made == ["auto", "stn"]
+    assert list(found) == ["fixed", "auto", "stn", "progress-ratio"]
+    assert found["fixed"] is found["auto"] is not found["stn"]
+    rehearse(TASK, ["fixed"], data(0), schedule=Schedule.constant(TASK.start))
+    assert made[2:] == ["fixed"]
+
+
 def test_a_run_is_the_same_with_and_without_a_rehearsal() -> None:
     task = replace(TASK, loss=Counted())
     without = {name: Trainer(task, algorithm=name, seed=3).run_epoch() for name in RULES}
@@ -91,7 +109,7 @@ def test_a_loss_that_takes_each_output_with_every_target_is_remarked(loss: Any, 
     task = replace(TASK, model=lambda: nn.Sequential(*TASK.model()[:3], nn.Linear(32, width)), loss=loss)
     remarks = rehearse(task, ["fixed"], of_numbers(0)).remarks
     assert list(remarks) == broadcasts * [
-        "the loss of task 'own' broadcasts outputs of shape (4, 1) against targets of shape (4,), so that each output "
+        "the loss of task 'own' broadcasts outputs of shape (3, 1) against targets of shape (3,), so that each output "
         "is compared with every target: give both one shape"
     ]
 
@@ -118,7 +136,7 @@ def test_of_many_images_few_are_looked_at(name: str) -> None:
 
     split = Split(images, torch.randint(0, 10, (40_000,)), prepare=prepare)
     rehearse(task, ["stn"], Splits(split, split, split))
-    assert set(looked) == {4}
+    assert set(looked) == {FEW}
 
 
 class Plain(nn.Module):

@@ -21,6 +21,7 @@ from tune_stn.data.text import Text
 from tune_stn.nn.conversion import Conversion
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.task import OfMean, Task
+from tune_stn.training.cost import CostMeter
 from tune_stn.training.evaluation import evaluate
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
@@ -28,8 +29,8 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
-FEW = 4  # examples of a batch, at first
-WINDOW = 8  # time steps of a text, then
+FEW = 3  # examples of a batch, at first: batch norms need two, and three are seldom as many as classes or channels
+WINDOW = 4  # time steps of a text, then
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +124,15 @@ def _few(splits: Splits, rows: int, window: int | None = None) -> Splits:
 
 def _rehearse(task: Task, algorithms: list[str], few: Splits, seed: int, schedule: Schedule | None) -> Rehearsed:
     remarks = _check_parts(task, few, seed)
-    conversions = {}
+    conversions: dict[str, Conversion] = {}
+    meter: CostMeter | None = None
     for algorithm in algorithms:
+        if schedule is None and _is_part_of_another(algorithm, algorithms):
+            continue
         with own_code(f"the set-up of {algorithm}", task.name):
-            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few)
+            # Each kind of step is counted once for all: the counter takes as long as the step.
+            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few, meter=meter)
+            meter = trainer.meter
         training = task.training
         with own_code(f"a training step of {algorithm}", task.name):
             trainer.model.train()
@@ -139,7 +145,16 @@ def _rehearse(task: Task, algorithms: list[str], few: Splits, seed: int, schedul
         with own_code("the lr_schedule", task.name):
             trainer.stepper.step_lr_schedules(report["val_loss"])
         conversions[algorithm] = trainer.model.conversion
-    return Rehearsed(conversions, remarks)
+    plain = next((one for name, one in conversions.items() if get_rule(name).response is None), None)
+    found = {name: one for name in algorithms if (one := conversions.get(name, plain)) is not None}
+    return Rehearsed(found, remarks)
+
+
+def _is_part_of_another(algorithm: str, algorithms: Iterable[str]) -> bool:
+    """Whether another of the rules does, on the plain network as well, all that this one does, and more."""
+    rule = get_rule(algorithm)
+    others = (get_rule(name) for name in algorithms if name != algorithm)
+    return any(issubclass(other, rule) and other.response is None for other in others)
 
 
 def _apart(task: Task) -> Task:
