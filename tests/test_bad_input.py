@@ -433,7 +433,7 @@ def refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[s
     """Run a command that is to be refused; gives the lines before the last one of stderr, and that one."""
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever tests before this one have started
-    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
+    monkeypatch.setattr("tune_stn.study.side_by_side.execute", lambda *_: pytest.fail("a trial was started"))
 
     def run(command: Sequence[str]) -> tuple[list[str], str]:
         began = time.process_time()
