@@ -167,6 +167,25 @@ def test_the_exit_code_says_whether_every_run_has_a_result(
     assert done.stdout.splitlines() == ([] if quiet else ["tables", *others])
 
 
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False), (False, True)])
+def test_a_table_is_shown_in_a_terminal_alone_and_nothing_where_quiet(
+    here: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet: bool
+) -> None:
+    shown: list[bool] = []
+
+    def run_prepared(prepared: object, say: Callable[[str], None], show: object = None) -> SimpleNamespace:
+        say("a [line]")
+        shown.append(show is not None)
+        return SimpleNamespace(study={"missing": []})
+
+    monkeypatch.setattr("tune_stn.study.compare.run_prepared", run_prepared)
+    monkeypatch.setattr("tune_stn.cli._is_terminal", lambda: terminal)
+    monkeypatch.setattr("tune_stn.cli._show_tables", lambda results: None)
+    done = tune_stn(*RUN, *(["--quiet"] if quiet else []))
+    assert done.stdout == ("" if quiet else "a [line]\n")
+    assert shown == [terminal and not quiet]
+
+
 # A study ------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -282,7 +283,14 @@ def _run(study: dict[str, Any], methods: list[Any], budget: float, trials: int |
     prepared = prepare(methods=methods, budget=budget, trials=trials, **study)
     from tune_stn.study.compare import run_prepared
 
-    _show(run_prepared(prepared, _say(quiet)), quiet)
+    if quiet or not _is_terminal():
+        results = run_prepared(prepared, _say(quiet))
+    else:
+        from tune_stn.study.live import LiveTable
+
+        with LiveTable() as table:
+            results = run_prepared(prepared, table.say, table.show)
+    _show(results, quiet)
 
 
 def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -346,6 +354,11 @@ def _pair(option: str, text: str, example: str) -> tuple[str, str]:
     if not equals or not key:
         _fail(f"{option} {text}: accepted is key=value, such as {example}")
     return key, value
+
+
+def _is_terminal() -> bool:
+    """Whether a table can be drawn anew on standard output."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

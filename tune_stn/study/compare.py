@@ -7,6 +7,8 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import ray
+
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_comparison
 from tune_stn.study.checks import check_owner, prepare_directory
@@ -134,8 +136,8 @@ def run_study(
     return run_prepared(prepared, say)
 
 
-def run_prepared(prepared: Prepared, say: Say) -> Results:
-    """Run a study of which everything is checked, as `run_study` does."""
+def run_prepared(prepared: Prepared, say: Say, show: Callable[[Progress], None] | None = None) -> Results:
+    """Run a study of which everything is checked, as `run_study` does; `show` is as for `Progress`."""
     task, out, resume, retry_failed = prepared.given, prepared.out, prepared.resume, prepared.retry_failed
     resolved, methods, seeds, settings = prepared.task, prepared.methods, prepared.seeds, prepared.settings
     budget, trials, cluster, storage = prepared.budget, prepared.trials, prepared.cluster, prepared.storage
@@ -167,6 +169,8 @@ def run_prepared(prepared: Prepared, say: Say) -> Results:
             say(f"the network under {algorithm}:\n{indent(words, '  ')}")
         for remark in remarks:
             say(f"note: {remark}")
+    if not ray.is_initialized():
+        say("starting Ray" if cluster.address is None else f"connecting to Ray at {cluster.address}")
     with naming_a_full_disk(out), cluster.session():
         study["cluster"] = describe_cluster(cluster)
         cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
@@ -178,7 +182,7 @@ def run_prepared(prepared: Prepared, say: Say) -> Results:
                 runs,
                 out,
                 cluster,
-                Progress(say, total=len(runs)),
+                Progress(say, total=len(runs), show=show),
                 slots=prepared.slots_per_run,
                 settings=_from_here(settings, cluster),
                 costs=prepared.costs,

@@ -14,6 +14,7 @@ from tune_stn.study.run import Run
 from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, RESTARTED
 
 EVERY_S = 10.0  # at most one line of a run's cost in this time, and as many times as long as runs go on
+SHOW_EVERY_S = 0.5
 
 
 @dataclass(eq=False)
@@ -29,6 +30,9 @@ class Going:
         cost_total: Spent by all of its trials, in plain-epoch equivalents.
         latest: The newest report of its journal; empty before the first.
         trials: Those that have reported or failed.
+        epochs: Trial -> those that it has reported.
+        heard: When its newest report of this execution came; None before the first.
+        limit: The `cost_total` that ends it.
     """
 
     run: Run
@@ -39,11 +43,15 @@ class Going:
     cost_total: float = 0.0
     latest: Mapping[str, Any] = field(default_factory=dict)
     trials: set[str] = field(default_factory=set)
+    epochs: dict[str, int] = field(default_factory=dict)
+    heard: float | None = None
+    limit: float = field(init=False)
     reasons: set[str] = field(default_factory=set)  # of failures, as far as they were said
     journal: _Tail = field(init=False)
 
     def __post_init__(self) -> None:
         self.journal = _Tail(self.run.folder / REPORTS)
+        self.limit = self.run.limit
 
 
 class Progress:
@@ -52,16 +60,23 @@ class Progress:
     Args:
         say: Called with each line.
         total: Number of runs.
+        show: Called with this when a run begins or ends, and twice a second, to show what goes on; what a run has
+            spent is then not said in lines. Default None.
 
     Attributes:
+        count: Runs that have begun or had finished before.
         going: The runs that go on.
     """
 
-    def __init__(self, say: Callable[[str], None], *, total: int) -> None:
+    def __init__(
+        self, say: Callable[[str], None], *, total: int, show: Callable[[Progress], None] | None = None
+    ) -> None:
         self.say = say
         self.total = total
+        self.show = show
         self.count = 0
         self.going: dict[Path, Going] = {}
+        self._shown = -math.inf
 
     def skipped(self, run: Run) -> None:
         """Say that a run had finished before, and with how many failed trials."""
@@ -80,11 +95,13 @@ class Progress:
             for line in going.journal.read():  # of an earlier execution, which was told them
                 self._take(going, line)
         self.going[run.folder] = going
+        self._show()
 
     def look(self) -> None:
         """Say what is new in the journals of the runs that go on."""
         for going in self.going.values():
             self._look(going)
+        self._show(SHOW_EVERY_S)
 
     def finished(self, run: Run, record: Mapping[str, Any]) -> None:
         """Say how a run ended, and follow it no more."""
@@ -108,19 +125,29 @@ class Progress:
 
     def _end(self, run: Run) -> Going:
         self._look(self.going[run.folder])
-        return self.going.pop(run.folder)
+        going = self.going.pop(run.folder)
+        self._show()
+        return going
 
     def _label(self, run: Run) -> str:
         return f"[{self.count}/{self.total}] {run.method.name}, seed {run.seed}:"
 
+    def _show(self, every_s: float = 0.0) -> None:
+        now = time.monotonic()
+        if self.show is not None and now - self._shown >= every_s:
+            self._shown = now
+            self.show(self)
+
     def _look(self, going: Going) -> None:
+        now = time.monotonic()
         for line in going.journal.read():
             self._take(going, line)
             self._tell(going, line)
-        now = time.monotonic()
-        if going.latest and now - going.spoke >= EVERY_S * len(self.going):
+            if EVENT not in line:
+                going.heard = now
+        if self.show is None and going.latest and now - going.spoke >= EVERY_S * len(self.going):
             going.spoke = now
-            of = f" of {round(going.run.limit, 1):g}" if going.run.trials is None else ""
+            of = f" of {round(going.limit, 1):g}" if going.run.trials is None else ""
             best = f"best validation loss {going.best:.4f}"
             self.say(f"{going.label} cost {going.cost_total:.0f}{of}, {best}")
 
@@ -128,6 +155,7 @@ class Progress:
         going.trials.add(line["trial_id"])
         if EVENT not in line:
             going.latest = line
+            going.epochs[line["trial_id"]] = max(line["epoch"], going.epochs.get(line["trial_id"], 0))
             going.cost_total = max(going.cost_total, line["cost_total"])
             if line["val_loss"] < going.best:
                 going.best = line["val_loss"]
