@@ -19,11 +19,11 @@ from tune_stn.methods import get_method
 from tune_stn.study.run import DONE, SCHEDULE, Interrupted, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import ERRORS, REPORTS, read_reports
+from tune_stn.tuning.journal import ERRORS, REPORTS, STARTUP, TOOK, read_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 SEED = 1
-TIMES = ("wall_time_s", "device_time_s", "trial_id", "parent_trial_id", "segment")
+TIMES = ("wall_time_s", "device_time_s", TOOK, STARTUP, "trial_id", "parent_trial_id", "segment")
 
 
 def make_run(folder: Path, task: Task, method: str, *, budget: float = math.inf, trials: int | None = None) -> Run:
@@ -122,6 +122,13 @@ def test_a_self_tuning_trial_cut_off_by_the_budget_has_its_whole_schedule(cluste
     last = schedule(run.folder).query("step == step.max()").set_index("hp")["value"].to_dict()
     assert last == pytest.approx({k.removeprefix("hp/"): v for k, v in reports[-1].items() if k.startswith("hp/")})
     assert run.done == record == json.loads((run.folder / DONE).read_text())
+    assert record["wall_time_s"] == reports[-1]["wall_time_s"]
+    assert record["device_time_s"] == pytest.approx(reports[-1]["device_time_s"])
+    assert record["startup_s"] == reports[0][STARTUP] > 0
+    busy_s = sum(report[TOOK] for report in reports)
+    assert 0 < record["device_time_s"] < busy_s
+    assert record["slots_in_use"] == pytest.approx(busy_s / record["wall_time_s"] / record["slots"])
+    assert record["slots"] == cluster.slots()
 
 
 def test_trials_that_fail_are_named_and_end_the_run_when_they_all_do(

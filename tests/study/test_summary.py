@@ -10,7 +10,7 @@ import pytest
 from tune_stn.study.incumbent import best_so_far, last_of_each_run
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.statistics import mean_interval
-from tune_stn.study.summary import final_values, format_summary, summary
+from tune_stn.study.summary import final_values, format_summary, summary, summary_cells
 
 
 def test_figures_are_those_of_the_last_incumbents(results: Results) -> None:
@@ -36,6 +36,19 @@ def test_what_was_spent_and_what_went_wrong(results: Results) -> None:
     assert table.loc["stn", "device_time_s"] == pytest.approx(2 * 10 * 3.6)
 
 
+def test_start_up_and_the_share_of_slots_in_use_are_means_over_the_runs_that_have_ended(results: Results) -> None:
+    clocks = [{"method": "stn", "startup_s": 2.0, "slots_in_use": 0.25}, {"method": "pbt", "startup_s": 8.0}]
+    clocks += [{"method": "stn", "startup_s": 4.0, "slots_in_use": 0.75}]
+    clocks[1]["slots_in_use"] = None  # it has made no report
+    table = summary(replace(results, study=results.study | {"clocks": clocks}))
+    found = table.set_index("method")[["startup_s", "slots_in_use"]].T
+    assert found["stn"].tolist() == [3.0, 0.5]
+    assert found["pbt"]["startup_s"] == 8.0
+    assert np.isnan([found["pbt"]["slots_in_use"], *found["random"]]).all()
+    cells = {row["method"]: row["slots used"] for row in summary_cells(table)}
+    assert cells == {"stn": "50 %", "pbt": "-", "random": "-"}
+
+
 def test_a_missing_run_and_a_run_without_a_value_are_counted(make_study: Callable[..., Path]) -> None:
     results = load_results(make_study(missing=[{"method": "pbt", "seed": 2, "reason": "killed"}]))
     of_pbt = results.reports["method"] == "pbt"
@@ -51,7 +64,7 @@ def test_a_method_that_never_ran_has_a_row(make_study: Callable[..., Path]) -> N
     table = summary(load_results(make_study(missing=gone)))
     assert table["method"].iloc[-1] == "pbt"
     assert table["missing"].iloc[-1] == 3
-    assert format_summary(table).splitlines()[-1].split() == ["pbt", "0", *"-----", "0", "0", "0", "3"]
+    assert format_summary(table).splitlines()[-1].split() == ["pbt", "0", *"------", "0", "0", "0", "3"]
 
 
 def test_terminal_table_lines_up(results: Results) -> None:

@@ -220,3 +220,54 @@ def test_another_runs_record_is_not_overwritten_unless_asked(
     assert caplog.messages == [
         f"{tmp_path}: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: 1"
     ]
+
+
+# The clock ----------------------------------------------------------------------------------------------------
+
+
+def test_wall_clock_counts_from_the_first_trial_and_goes_on_after_a_time_off(
+    tmp_path: Path, record: Make, fake_trial: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start-up is apart; while no process runs, no time counts; work of no slot is none of its time in use."""
+    now = [1000.0]
+    monkeypatch.setattr("tune_stn.tuning.recorder.time.monotonic", lambda: now[0])
+    before = Recorder(tmp_path, cost_before=7.0, time_before=50.0)
+    assert before.cost_total == 7.0
+    now[0] += 8.0
+    before.on_step_begin(0, [])
+    for name, seconds in (("a", 0.0), ("b", 3.0)):
+        now[0] += seconds
+        before.on_trial_start(0, [], fake_trial(name))
+    now[0] += 1.0
+    record(before, "a", 1, time_this_iter_s=2.5)
+    record(before, "b", 1, time_this_iter_s=0.5)
+    record(before, "b", 1, time_this_iter_s=0.5)  # a repetition
+    assert [line["wall_time_s"] for line in read_reports(before.path)] == [54.0, 54.0]
+    expected = {"wall_time_s": 4.0, "startup_s": 8.0, "device_time_s": 0.5, "busy_s": 3.0}
+    assert before.seconds() == expected
+    now[0] += 1e6
+    after = Recorder(tmp_path, cost_before=7.0, time_before=50.0)
+    assert after.seconds() == expected
+    now[0] += 4.0
+    trials = [fake_trial("a"), fake_trial("b")]
+    after.on_step_begin(0, trials)
+    after.on_trial_start(0, trials, trials[0])
+    now[0] += 2.0
+    record(after, "a", 2, time_this_iter_s=1.5)
+    assert read_reports(after.path)[-1]["wall_time_s"] == 56.0
+    assert after.seconds() == {"wall_time_s": 6.0, "startup_s": 12.0, "device_time_s": 0.75, "busy_s": 4.5}
+
+
+def test_the_next_run_of_a_recorder_begins_its_clock_anew(
+    tmp_path: Path, record: Make, fake_trial: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tune_stn.tuning.recorder.time.monotonic", lambda: now[0])
+    recorder = Recorder(tmp_path)
+    for name in ("a", "b"):
+        recorder.setup()
+        now[0] += 100.0
+        recorder.on_trial_start(0, [], fake_trial(name))
+        now[0] += 1.0
+        record(recorder, name, 1)
+    assert [line["wall_time_s"] for line in read_reports(recorder.path)] == [1.0, 2.0]

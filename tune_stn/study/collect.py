@@ -12,7 +12,16 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_stn.study.incumbent import best_so_far
-from tune_stn.study.state import DONE, SCHEDULE, failures_of, missing_of, read_done, restarts_of, state_folder
+from tune_stn.study.state import (
+    DONE,
+    SCHEDULE,
+    clock_of,
+    failures_of,
+    missing_of,
+    read_done,
+    restarts_of,
+    state_folder,
+)
 from tune_stn.tasks.task import Task
 from tune_stn.training.tables import INCUMBENT, hp_names, read_table, reports_schema, write_table
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
@@ -58,7 +67,7 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
         directory: Of the study; nothing is written there.
 
     Returns:
-        The tables by name, and what `study.json` would say now: `missing`, `failures` and `restarts`.
+        The tables by name, and what `study.json` would say now: `missing`, `failures`, `restarts` and `clocks`.
     """
     runs = [
         (Labels(task=study["task"], method=method, seed=seed), state_folder(directory, method, seed))
@@ -76,7 +85,7 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
         _write(study["task"], runs, reports_schema(metrics, hps), Path(scratch))
         tables = {name: read_table(Path(scratch) / f"{name}.parquet", name) for name in TABLES}
     before = {(entry["method"], entry["seed"]): entry for entry in study["missing"]}
-    missing, failures, restarts = [], [], []
+    missing, failures, restarts, clocks = [], [], [], []
     for labels, folder in runs:
         entry = missing_of(labels.method, labels.seed, folder, study.get("budget"))
         said = before.get((labels.method, labels.seed))
@@ -85,7 +94,8 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
         missing.extend([entry] if entry else [])
         failures.extend(failures_of(labels.method, labels.seed, folder))
         restarts.extend(restarts_of(labels.method, labels.seed, folder))
-    return tables, {"missing": missing, "failures": failures, "restarts": restarts}
+        clocks.extend(clock_of(labels.method, labels.seed, folder))
+    return tables, {"missing": missing, "failures": failures, "restarts": restarts, "clocks": clocks}
 
 
 def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, directory: Path) -> None:

@@ -18,7 +18,7 @@ import tune_stn
 from tune_stn.methods import Method
 from tune_stn.study.collect import metrics_of
 from tune_stn.study.run import NothingToFollow, Run, read_followed
-from tune_stn.study.state import failures_of, missing_of, restarts_of
+from tune_stn.study.state import clock_of, failures_of, missing_of, restarts_of
 from tune_stn.tasks.task import Task
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION
 from tune_stn.tuning.cluster import Cluster
@@ -96,7 +96,7 @@ def git_commit(package: Path = Path(tune_stn.__file__).parent) -> str | None:
 
 def outcome(runs: Sequence[Run], stopped: str = "") -> dict[str, Any]:
     """What came of the runs: those that are `missing`, the trials that failed or were started again after a failure,
-    and the memory that trials had.
+    the memory that trials had, and the time that runs took.
 
     Args:
         runs: Of the study.
@@ -107,6 +107,7 @@ def outcome(runs: Sequence[Run], stopped: str = "") -> dict[str, Any]:
         "failures": [one for run in runs for one in failures_of(run.method.name, run.seed, run.folder)],
         "restarts": [one for run in runs for one in restarts_of(run.method.name, run.seed, run.folder)],
         "peak_memory_mib": _peak_memory(runs),
+        "clocks": [one for run in runs for one in clock_of(run.method.name, run.seed, run.folder)],
     }
 
 

@@ -19,7 +19,7 @@ from tune_stn.study.summary import final_values, summary, summary_cells, with_in
 from tune_stn.training.tables import whole_file
 
 # Elsewhere on the page, or of no interest.
-SHOWN = ("missing", "failures", "restarts", "remarks", "conversion", "schema_version")
+SHOWN = ("missing", "failures", "restarts", "clocks", "remarks", "conversion", "schema_version")
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 

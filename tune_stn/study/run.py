@@ -162,8 +162,10 @@ def execute(
     Returns:
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `hopeless` (whether it was given up),
         `peak_memory_bytes` (the most that one of its trials had; None if none reported), `followed` (the trial of
-        another run that it was made from, or None). Tracebacks of trials that failed are files in `errors` of the
-        state folder.
+        another run that it was made from, or None); and of the run itself `startup_s` (until its first trial was
+        placed), `wall_time_s` (from then on, without the time in which it was off), `device_time_s` (of all trials),
+        `slots` and `slots_in_use` (the share of their time in which trials trained or evaluated). Tracebacks of trials
+        that failed are files in `errors` of the state folder.
 
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
@@ -239,6 +241,8 @@ def execute(
     with whole_file(run.folder / SCHEDULE) as path:
         schedule.to_parquet(path, index=False)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
+    seconds = recorder.seconds()
+    busy_s, room_s = seconds.pop("busy_s"), seconds["wall_time_s"] * slots
     record = {
         "trials": recorded.reports["trial_id"].nunique(),
         "cost_total": recorder.cost_total,
@@ -246,6 +250,9 @@ def execute(
         "hopeless": stopper.hopeless,
         "peak_memory_bytes": max(peaks, default=None),
         "followed": found.trial_id,
+        **seconds,
+        "slots": slots,
+        "slots_in_use": busy_s / room_s if room_s > 0 else None,
     }
     with whole_file(run.folder / DONE) as path:
         path.write_text(json.dumps(record, indent=1))

@@ -15,6 +15,7 @@ from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, r
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SCHEDULE, DONE = "schedule.parquet", "done.json"
+CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`
 UNFINISHED = "resume the study to go on"
 
 
@@ -54,6 +55,14 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     """The closing record of a finished run, or None."""
     path = folder / DONE
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def clock_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The entry of a run that has ended in `clocks` of `study.json`; none of a run of an earlier version."""
+    record = read_done(folder) or {}
+    if "startup_s" not in record:
+        return []
+    return [{"method": method, "seed": seed, **{name: record[name] for name in CLOCK}}]
 
 
 def has_result(folder: Path) -> bool:

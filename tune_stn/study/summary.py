@@ -21,12 +21,14 @@ def summary(results: Results) -> pd.DataFrame:
     """Sum a study up, by increasing mean best validation loss; methods without a value come last.
 
     Returns:
-        One row per task and method, with the columns `task, method`; `seeds`, how many runs the means of the
-        losses are over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 %
-        interval of `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and
-        `device_time_s` (seconds), each the mean of what the runs spent in total, what they are made from included
-        (`Method.follows`); `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before
-        their first report included; `missing`, how many of the study's seeds gave no value.
+        One row per task and method, with the columns `task, method`; `seeds`, how many runs the means of the losses are
+        over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 % interval of
+        `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and `device_time_s` (seconds), each
+        the mean of what the runs spent in total, what they are made from included (`Method.follows`), wall clock from
+        when their first trial was placed; `startup_s`, the mean seconds before that, and `slots_in_use`, the mean share
+        of the time of a run's slots in which trials trained or evaluated, both of runs that have ended, NaN where these
+        are not known; `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before their
+        first report included; `missing`, how many of the study's seeds gave no value.
     """
     final, study = last_of_each_run(results.incumbent), results.study
     methods = dict.fromkeys((study["task"], method) for method in study["methods"])
@@ -43,7 +45,8 @@ def summary(results: Results) -> pd.DataFrame:
         missing = len(set(study["seeds"]) - set(best["seed"]))
         first = results.reports[(results.reports["task"] == task) & (results.reports["method"] == FOLLOWED.get(method))]
         failures = [one for one in study.get("failures", ()) if (study["task"], one["method"]) == (task, method)]
-        rows.append(row | _spent(reports, first) | _trials(reports, failures) | {"missing": missing})
+        row |= _spent(reports, first) | _clock(study, method if task == study["task"] else None)
+        rows.append(row | _trials(reports, failures) | {"missing": missing})
     frame = pd.DataFrame(rows)
     return frame.sort_values("best_val_loss", kind="stable", na_position="last").reset_index(drop=True)
 
@@ -63,6 +66,14 @@ def _spent(reports: pd.DataFrame, followed: pd.DataFrame) -> dict[str, float]:
         "cost": runs["cost_total"].max().mean(),
         "wall_time_s": runs["wall_time_s"].max().mean(),
         "device_time_s": device.groupby("seed").sum().mean(),
+    }
+
+
+def _clock(study: Mapping[str, Any], method: str | None) -> dict[str, float]:
+    """Means over the runs of a method that have ended, from `study.json`."""
+    clocks = [one for one in study.get("clocks", ()) if one["method"] == method]
+    return {
+        name: pd.Series([one[name] for one in clocks], dtype=float).mean() for name in ("startup_s", "slots_in_use")
     }
 
 
@@ -111,6 +122,7 @@ def summary_cells(frame: pd.DataFrame) -> list[dict[str, str]]:
             "cost": _plain(row["cost"]),
             "wall s": _plain(row["wall_time_s"]),
             "device s": _plain(row["device_time_s"]),
+            "slots used": "-" if isnan(row["slots_in_use"]) else f"{100 * row['slots_in_use']:.0f} %",
             **{name: str(row[name]) for name in ("trials", "diverged", "failed", "missing")},
         }
         for row in frame.to_dict("records")

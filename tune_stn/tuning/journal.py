@@ -19,6 +19,8 @@ from tune_stn.training.tables import whole_file
 REPORTS = "reports.jsonl"
 EVENT = "@event"  # the key that tells an event from a report; no trial reports a number by such a name
 ERRORS = "errors"  # the folder of tracebacks beside the journal
+# In reports, and in no table: the seconds that the trial took for it, and from the start of Tune to its first trial.
+TOOK, STARTUP = "@took_s", "@startup_s"
 FAILED, RESTARTED, FINISHED, COPIED = "failed", "restarted", "finished", "copied"
 
 

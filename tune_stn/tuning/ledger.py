@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED
+from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, STARTUP, TOOK
 from tune_stn.tuning.lineage import Lineage, Segment
 from tune_stn.tuning.reading import Reading, describes_itself
 
@@ -26,6 +26,8 @@ class Ledger:
     Attributes:
         cost_total: spent by all trials, and before them.
         wall_time_s: of the newest line.
+        busy_s: that trials took for their reports, as far as they were noted.
+        startup_s: from the start of Tune to its first trial, of all processes together.
         failures: trial -> why it failed for good.
         restarts: events of failures after which a trial was started again.
         losses: place -> validation loss of the newest report there.
@@ -44,6 +46,7 @@ class Ledger:
     ) -> None:
         self.cost_total = cost_total
         self.wall_time_s = wall_time_s
+        self.busy_s = self.startup_s = 0.0
         self.failures: dict[str, str] = {}
         self.restarts: list[Mapping[str, Any]] = []
         self.losses: dict[Place, float] = {}
@@ -80,6 +83,8 @@ class Ledger:
             self._offsets[trial_id, segment] = epoch - line["training_iteration"]
         self.losses[place] = line["val_loss"]
         self.wall_time_s = max(self.wall_time_s, line["wall_time_s"])
+        self.busy_s += line.get(TOOK, 0.0)
+        self.startup_s += line.get(STARTUP, 0.0)
 
     def place(self, trial_id: str, result: Mapping[str, Any]) -> Place:
         """The place of a result: where the trainable says, else by Tune's count, which a copy or failure sets back."""

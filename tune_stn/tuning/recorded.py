@@ -53,7 +53,7 @@ def read_recorded(path: Path) -> Recorded:
         if EVENT in line:
             events[line[EVENT]].append(line)
             continue
-        rows.append(line)
+        rows.append({name: value for name, value in line.items() if not name.startswith("@")})
         for name in hp_names(line):
             kinds.setdefault(name, set()).add(type(line[f"hp/{name}"]))
         if len(rows) == _ROWS_AT_A_TIME:

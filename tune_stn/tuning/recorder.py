@@ -16,7 +16,7 @@ from tune_stn.training.tables import CHOICE
 from tune_stn.tuning import journal
 from tune_stn.tuning.directory import Labels, write_directory
 from tune_stn.tuning.failures import keep_traceback, last_lines
-from tune_stn.tuning.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED
+from tune_stn.tuning.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, STARTUP, TOOK
 from tune_stn.tuning.ledger import ENDED, Ledger, known_lines, place_of
 from tune_stn.tuning.lineage import Segment
 from tune_stn.tuning.reading import (
@@ -75,8 +75,9 @@ class Recorder(tune.Callback):
     counts the reports of a trial and never rewinds, unlike Tune's `training_iteration` on an exploit; so does `step`
     where neither `step` nor Tune's `timesteps_total` is reported. `cost` and `cost_total` add up what the trial and the
     run have spent, one a report where trials report no `cost` that adds up. Losses and `device_time_s` are NaN where
-    they are not reported. Work that a trial repeats after a failure stands in place of what it repeats, and is not
-    charged again. `status` is `finished` where Tune ended the trial: by itself, a stop criterion or the scheduler.
+    they are not reported. `wall_time_s` counts from when the first trial runs, without time in which the run was off.
+    Work that a trial repeats after a failure stands in place of what it repeats, and is not charged again. `status` is
+    `finished` where Tune ended the trial: by itself, a stop criterion or the scheduler.
 
     The whole traceback of a trial that failed is kept in `errors/<trial>.txt`, restarted or not.
 
@@ -156,7 +157,8 @@ class Recorder(tune.Callback):
         self._renamed: set[str] = set()
         self._experiment = ""
         self._saved: dict[str, Any] = {}
-        self._began, self._next_writing = 0.0, math.inf
+        self._ready, self._began, self._next_writing = 0.0, math.nan, math.inf
+        self._startup: dict[str, float] = {}  # for the next report
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its arguments: `Tuner` saves its callbacks, and what they have counted is in the journal."""
@@ -180,11 +182,30 @@ class Recorder(tune.Callback):
         """Trial -> why it failed for good."""
         return self._ledger.failures
 
+    def seconds(self) -> dict[str, float]:
+        """What the run has taken itself, in seconds.
+
+        Returns:
+            `wall_time_s`, from the placing of its first trial to its newest report; `startup_s`, before that, of all
+            processes that it went on in; `device_time_s` of all trials; and `busy_s`, the time that trials took for
+            their reports, evaluation included, if they are `STNTrainable`s.
+        """
+        ledger = self._ledger
+        device = [line["device_time_s"] for line in ledger.latest.values()]
+        return {
+            "wall_time_s": ledger.wall_time_s - self.time_before,
+            "startup_s": ledger.startup_s,
+            "device_time_s": sum(seconds for seconds in device if math.isfinite(seconds)),
+            "busy_s": ledger.busy_s,
+        }
+
     # What Tune calls ------------------------------------------------------------------------------------------------
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         if self._counted is not None:  # by an earlier run, or asked for its totals
             self._continued = self.path.exists()
+        if not math.isnan(self._began):
+            self._ready, self._began = time.monotonic(), math.nan
 
     def get_state(self) -> dict[str, Any] | None:
         """What Tune saves with the experiment now and then: where the record is, and the totals."""
@@ -212,6 +233,9 @@ class Recorder(tune.Callback):
     @_harmless
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self._experiment = _experiment_of([trial]) or self._experiment
+        if math.isnan(self._began):
+            self._start_clock()
+            self._startup = {STARTUP: time.monotonic() - self._ready}
         self._choices[trial.trial_id] = self.reading.choices(trial.config)
         self._ledger.lineage.start(trial, trials)
 
@@ -226,6 +250,9 @@ class Recorder(tune.Callback):
             return  # a repetition, and exact: nothing new
         if line["parent_trial_id"] and (trial.trial_id, line["segment"]) not in self._ledger.copies:
             self._append(self._copy(trial, line))
+        if describes_itself(result):
+            line |= self._startup | ({TOOK: result["time_this_iter_s"]} if "time_this_iter_s" in result else {})
+            self._startup = {}
         self._append(line)
         if before is None:
             self.failures_in_a_row = 0
@@ -296,8 +323,13 @@ class Recorder(tune.Callback):
         journal.cut_torn_end(self.path)
         self._counted = self._count(journal.read_lines(self.path))
         self._continued = self.path.exists()
-        self._began = time.monotonic() - self._counted.wall_time_s
+        self._ready = time.monotonic()
         self._next_writing = math.inf if self.write_every_s is None else time.monotonic() + self.write_every_s
+
+    def _start_clock(self) -> None:
+        """`wall_time_s` counts from now, or goes on counting."""
+        if math.isnan(self._began):
+            self._began = time.monotonic() - self._ledger.wall_time_s
 
     def _goes_on(self, trials: Sequence[Any]) -> None:
         """Find the record of a run that was restored, or begin one with what Tune has saved of it."""
@@ -337,6 +369,7 @@ class Recorder(tune.Callback):
     def _line(self, trial: Any, result: Mapping[str, Any]) -> dict[str, Any]:
         """A result as a line of the journal; a repetition adds nothing to what has been spent."""
         found, ledger = result_numbers(result), self._ledger
+        self._start_clock()
         place = trial_id, segment, epoch = ledger.place(trial.trial_id, result)
         own, values = ledger.lineage.current(trial_id)
         knows = describes_itself(result)
