@@ -277,6 +277,25 @@ def test_a_damaged_table_is_named(study: Results, tmp_path: Path, name: str) -> 
         assert "damaged" in line
 
 
+def test_a_report_that_is_watched_is_written_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def watch(directory: Path, every_s: float, say: Callable[[str], None]) -> SimpleNamespace:
+        asked.append(every_s)
+        say("a page")
+        return SimpleNamespace(study={"missing": [{"method": "stn", "seed": 0, "reason": "it died"}]})
+
+    monkeypatch.setattr("tune_stn.study.watch.watch", watch)
+    for more in ([], ["--every", "0.5"]):
+        done = tune_stn("report", str(tmp_path), "--watch", *more)
+        assert (done.exit_code, done.stdout) == (0, "a page\n")
+        assert done.stderr == "incomplete: stn, seed 0: it died\n"
+    assert asked == [30.0, 0.5]
+    for wrong, part in ((["--watch", "--every", "0"], "--every 0: accepted is"), (["--every", "5"], "is for --watch")):
+        done = tune_stn("report", str(tmp_path), *wrong)
+        assert (done.exit_code, part in done.stderr) == (2, True)
+
+
 # Killed and interrupted ---------------------------------------------------------------------------------------------
 
 BUDGET = 130.0  # STN: a whole trial of 60 epochs at 1.9 each, and a part of the second

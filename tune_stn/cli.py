@@ -16,6 +16,8 @@ from tune_stn.command_words import in_options
 
 # Heavy imports (torch, Ray) wait inside the commands, so that --help answers at once.
 
+WATCH_EVERY_S = 30.0
+
 
 class Command(click.Command):
     """A command whose user errors are one line and exit code 2."""
@@ -213,7 +215,7 @@ def replay(
 @main.command(cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--to", "out", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
-@click.option("--format", "file_format", default="parquet", show_default=True, help="parquet or csv.")
+@click.option("--format", "file_format", default="parquet", show_default=True, help="parquet, csv or tensorboard.")
 @click.option("--model", is_flag=True, help="The best run's model.safetensors and hyperparameters.json, no tables.")
 @click.option("--method", help="With --model: of this method; default: the best of all.")
 @click.option("--seed", type=int, help="With --model: of this seed; default: the best of all.")
@@ -239,8 +241,19 @@ def export(
 
 @main.command(cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path))
-def report(directory: Path) -> None:
+@click.option("--watch", is_flag=True, help="Write it again and again, until the study has ended or Ctrl-C.")
+@click.option("--every", type=float, metavar="SECONDS", help="With --watch: from page to page; default: 30.")
+def report(directory: Path, watch: bool, every: float | None) -> None:
     """Write a study's report.html and plots."""
+    if every is not None and not watch:
+        raise click.UsageError("--every is for --watch; without it the report is written once")
+    if every is not None and not 0 < every < math.inf:
+        raise ValueError(f"--every {every:g}: accepted is a number of seconds above 0")
+    if watch:
+        from tune_stn.study.watch import watch as watch_study
+
+        _say_missing(watch_study(directory, every or WATCH_EVERY_S, click.echo))
+        return
     from tune_stn.study.report import write_report
     from tune_stn.study.results import load_results
 

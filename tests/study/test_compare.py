@@ -468,6 +468,20 @@ def test_what_a_task_raises_in_the_rehearsal_is_the_cause_of_the_error(
         )  # fmt: skip
 
 
+# What it says -------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_printed_unless_it_is_asked_to_be_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tune_stn.study.compare.run_study", lambda *_, say, **__: say("a line"))
+    said: list[str] = []
+    for how in ({}, {"say": None}, {"say": said.append}):
+        compare("ridge", ["fixed"], budget=1, seeds=1, out=tmp_path, **how)
+    assert capsys.readouterr().out == "a line\n"
+    assert said == ["a line"]
+
+
 # Where its data lies --------------------------------------------------------------------------------------------------
 
 

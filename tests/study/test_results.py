@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from tune_stn.study.results import Results, export_results, load_results
 
@@ -89,3 +90,52 @@ def test_unknown_keys_of_the_description_are_kept(make_study: Callable[..., Path
     study = json.loads((path / "study.json").read_text()) | {"note": "ok"}
     (path / "study.json").write_text(json.dumps(study))
     assert load_results(path).study["note"] == "ok"
+
+
+# As a person sees it ------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_was_compared_what_was_found_and_what_is_missing(make_study: Callable[..., Path]) -> None:
+    kinds = {"stn": "self-tuned", "<b>mine</b>": "constant"}
+    missing = [{"method": "stn", "seed": 1, "reason": "it\ndied & went"}]
+    found = load_results(make_study(kinds=kinds, missing=missing, task="<i>digits</i>"))
+    best = found.summary().set_index("method")["best_val_loss"]
+    text = repr(found)
+    assert text.startswith(
+        "<i>digits</i>: stn, <b>mine</b> at seeds 0, 1, 2, budget 36 plain-epoch equivalents a run, "
+    )
+    assert f"stn {best['stn']:.4g} (1 missing)" in text
+    assert f"<b>mine</b> {best['<b>mine</b>']:.4g}" in text
+    assert text.endswith("Incomplete: stn, seed 1: it died & went.")
+    assert "\n" not in text
+    page = found._repr_html_()
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "seed 1: it died &amp; went." in page
+    assert page.count("&lt;b&gt;mine&lt;/b&gt;") == 3  # what was compared, what was found, and the row of the summary
+    assert "<table" in page
+
+
+def test_where_much_is_missing_not_all_is_named(make_study: Callable[..., Path]) -> None:
+    missing = [{"method": "stn", "seed": seed, "reason": "not begun"} for seed in range(10)]
+    found = load_results(make_study(kinds={"stn": "self-tuned", "fixed": "constant"}, seeds=range(10), missing=missing))
+    text = repr(found)
+    assert " stn, fixed at seeds 0, 1, ..., 9, " in text
+    assert ", stn none (10 missing). " in text
+    assert text.count("not begun") == 5
+    assert text.endswith("Incomplete, too: 5 more runs.")
+
+
+@pytest.mark.parametrize("kind", ["incumbent", "incumbent-seconds", "schedule", "final-values"])
+def test_a_picture_is_a_figure_that_a_notebook_shows(results: Results, kind: str) -> None:
+    figure = results.plot(kind)
+    assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    labels = {"incumbent": "cost", "incumbent-seconds": "first trial", "schedule": "step", "final-values": "dropout"}
+    assert labels[kind] in figure.axes[0].get_xlabel()
+
+
+def test_a_kind_of_picture_that_there_is_not_is_refused_with_those_that_are(results: Results) -> None:
+    accepted = "incumbent, incumbent-seconds, schedule, final-values"
+    with pytest.raises(ValueError, match=f"kind='pie' is not one of {accepted}"):
+        results.plot("pie")

@@ -22,13 +22,18 @@ from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, Run
 from tune_stn.study.side_by_side import Waiting, run_side_by_side
-from tune_stn.study.state import DiskFull, naming_a_full_disk, state_folder
+from tune_stn.study.state import SPARE_FILE, DiskFull, naming_a_full_disk, state_folder
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.directory import write_study
 
 Say = Callable[[str], None]
 SPARE = 2**18  # bytes that a study keeps free to be able to say that its disk is full
+
+
+def print_line(line: str) -> None:
+    """Print a line that is seen at once, where output is kept back as well."""
+    print(line, flush=True)
 
 
 def compare(
@@ -44,7 +49,7 @@ def compare(
     cluster: Cluster | None = None,
     slots_per_run: int = 1,
     rehearsal: bool = True,
-    say: Say | None = None,
+    say: Say | None = print_line,
 ) -> Results:
     """Give every method the same budget on a task, at every seed, and write the study's directory.
 
@@ -69,7 +74,7 @@ def compare(
             whose trials compete depend on it. Default 1, with which they are the same each time.
         rehearsal: whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
             False for a task that needs a GPU or more memory than is here.
-        say: called with lines of progress; None for silence.
+        say: called with lines of progress; None for silence. Default: they are printed.
 
     Returns:
         The study's results, also on disk.
@@ -226,8 +231,8 @@ def _run_all(
             progress.skipped(run)
         else:
             waiting.append(Waiting(run, again, costs[run.method.name]))
-    spare = out / ".spare"
-    spare.write_bytes(bytes(SPARE))  # room for the last words, should there be no other
+    spare = out / SPARE_FILE
+    spare.write_bytes(bytes(SPARE))
     try:
         with naming_a_full_disk(out):
             return run_side_by_side(

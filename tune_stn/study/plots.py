@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,17 @@ _SPARE = ["#CC6677", "#AA7744", "#B2B200", "#4B0092", "#F4A6C0"]
 _MANY_RUNS = 30  # more than that hide each other
 _AXIS_LABELS = {
     "cost_total": "cost (plain-epoch equivalents)",
-    "wall_time_s": "wall-clock time (seconds)",
+    "wall_time_s": "wall-clock time (seconds from the run's first trial)",
 }
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=100)
+        return file.getvalue()
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -68,7 +79,7 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     if x not in _AXIS_LABELS:
         raise ValueError(f"x={x!r} is not one of {', '.join(_AXIS_LABELS)}")
     task = _only_task(results)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Picture(figsize=(8, 5), layout="constrained")
     axes = _plain(figure.add_subplot())
     many = results.incumbent.groupby(RUN).ngroups > _MANY_RUNS
     means, shade = {}, 0.06 if many else 0.12
@@ -194,6 +205,15 @@ def plot_final_values(results: Results) -> Figure:
     return figure
 
 
+PLOTS: Mapping[str, Callable[[Results], Figure]] = {
+    "incumbent": plot_best_so_far,
+    "incumbent-seconds": partial(plot_best_so_far, x="wall_time_s"),
+    "schedule": plot_schedules,
+    "final-values": plot_final_values,
+}
+"""Kinds of `Results.plot`."""
+
+
 def write_plots(results: Results, directory: Path) -> list[Path]:
     """Write the four pictures as PNG files into `directory`, made where missing; returns their paths."""
     figures = {
@@ -226,7 +246,7 @@ def _present(results: Results) -> dict[str, str]:
 def _panels(names: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
     columns = min(len(names), 3) or 1
     rows = -(-len(names) // columns) or 1
-    figure = Figure(figsize=(max(4.2 * columns, 7), height * rows + 0.8), layout="constrained")
+    figure = Picture(figsize=(max(4.2 * columns, 7), height * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for empty in grid[len(names) :]:
         empty.set_axis_off()

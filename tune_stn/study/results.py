@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,7 +29,11 @@ from tune_stn.training.tables import (
     write_table,
 )
 
-FORMATS = ("parquet", "csv")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("parquet", "csv", "tensorboard")
+MANY = 5  # seeds, and missing runs, that are named one by one
 _STUDY_KEYS = {"task": str, "methods": list, "seeds": list, "missing": list}
 
 
@@ -48,6 +55,60 @@ class Results:
     schedule: pd.DataFrame
     incumbent: pd.DataFrame
 
+    def __repr__(self) -> str:
+        """A paragraph: what was compared, the best of each method, and what is missing."""
+        return " ".join(self._sentences())
+
+    def _repr_html_(self) -> str:
+        """The same and the summary, for a notebook; all names and texts in it are escaped."""
+        from tune_stn.study.summary import summary_cells
+
+        table = pd.DataFrame(summary_cells(self.summary())).to_html(index=False, border=0)
+        return f"<p>{'<br>'.join(map(html.escape, self._sentences()))}</p>\n{table}"
+
+    def _sentences(self) -> list[str]:
+        study, table = self.study, self.summary()
+        budget = f", budget {study['budget']:g} plain-epoch equivalents a run" if study.get("budget") else ""
+        seeds = _counted("seed", study["seeds"])
+        found = {row["method"]: row for row in table.to_dict("records")}
+        of_each = [
+            f"{name} {'none' if isnan(row['best_val_loss']) else format(row['best_val_loss'], '.4g')}"
+            + (f" ({row['missing']} missing)" if row["missing"] else "")
+            for name, row in found.items()
+        ]
+        sentences = [
+            f"{study['task']}: {', '.join(study['methods'])} at {seeds}{budget}, in {self.path}.",
+            f"Mean best validation loss: {', '.join(of_each)}.",
+        ]
+        for entry in study["missing"][:MANY]:
+            reason = " ".join(str(entry["reason"]).split())
+            sentences.append(f"Incomplete: {entry['method']}, seed {entry['seed']}: {reason}.")
+        if len(study["missing"]) > MANY:
+            sentences.append(f"Incomplete, too: {len(study['missing']) - MANY} more runs.")
+        return sentences
+
+    def summary(self) -> pd.DataFrame:
+        """One row per method: what it found, what it cost, what went wrong; see `study.summary.summary`."""
+        from tune_stn.study.summary import summary
+
+        return summary(self)
+
+    def plot(self, kind: str = "incumbent") -> Figure:
+        """A picture of the study, which a notebook shows, and `savefig` writes to a file.
+
+        Args:
+            kind: "incumbent", the best validation loss so far against cost; "incumbent-seconds", against wall clock;
+                "schedule", each hyperparameter over training steps; "final-values", those that each run found best.
+
+        Raises:
+            ValueError: There is no such kind, or the study holds several tasks.
+        """
+        from tune_stn.study.plots import PLOTS
+
+        if kind not in PLOTS:
+            raise ValueError(f"kind={kind!r} is not one of {', '.join(PLOTS)}")
+        return PLOTS[kind](self)
+
     @property
     def controls(self) -> pd.DataFrame:
         """How much of the gain of `auto` over the start values each of its controls has: see `control_shares`."""
@@ -64,6 +125,14 @@ class Results:
             ValueError: There is no finite validation loss of it.
         """
         return best_of(self, method, seed)
+
+
+def _counted(name: str, values: Sequence[object]) -> str:
+    """Seed 0; seeds 0, 1; seeds 0, 1, ..., 9."""
+    shown = [str(value) for value in values]
+    if len(shown) > MANY:
+        shown = [*shown[:2], "...", shown[-1]]
+    return f"{name}{'' if len(values) == 1 else 's'} {', '.join(shown)}"
 
 
 def load_results(directory: str | Path) -> Results:
@@ -114,10 +183,11 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     Args:
         results: what `load_results` gave.
         out: a directory; files of these names in it are replaced.
-        format: `parquet` (types, schema and version kept) or `csv` (full precision, NaN and null empty).
+        format: `parquet` (types, schema and version kept), `csv` (full precision, NaN and null empty), or
+            `tensorboard` (see `study.tensorboard`: a folder for each trial, no tables).
 
     Returns:
-        The paths written.
+        The paths written; of `tensorboard`, the directory.
 
     Raises:
         ValueError: another format.
@@ -136,6 +206,11 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     written = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if format == "tensorboard":
+            from tune_stn.study.tensorboard import export_tensorboard
+
+            export_tensorboard(results, directory)
+            return [directory]
         for name, schema in schemas.items():
             path, frame = directory / f"{name}.{format}", getattr(results, name)
             if format == "parquet":

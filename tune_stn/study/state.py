@@ -15,6 +15,7 @@ from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, r
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SCHEDULE, DONE = "schedule.parquet", "done.json"
+SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
 CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`
 UNFINISHED = "resume the study to go on"
 
