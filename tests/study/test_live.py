@@ -118,6 +118,7 @@ def test_it_fits_the_terminal_and_shows_the_runs_nearest_their_end(
     lines = drawn(table, of)
     assert len(lines) < height
     assert all(len(line) <= width for line in lines)
+    assert all(len(line) <= width - live.MARGIN for line in lines[1:])
     shown = [int(line.split()[1]) for line in lines if line.startswith("stn-population ")]
     assert shown == sorted(shown)
     left = number - len(shown)

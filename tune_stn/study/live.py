@@ -18,6 +18,7 @@ from rich.text import Text
 from tune_stn.study.progress import Going, Progress
 
 WIDE = 100  # columns of a terminal from which there is room between the columns of the table
+MARGIN = 3  # columns left free at the right, for the ^C that a terminal shows where the table ends
 LEAST_VALUES = 12  # columns that hyperparameters are worth showing in
 FRAME = 4  # lines beside those of runs: what is done, the headings, "and 38 more", and the prompt's own
 HEADINGS = ("method", "seed", "trials", "", "cost", "best", "left")  # without one: the bar
@@ -87,9 +88,9 @@ class LiveTable:
         self, rows: list[Going], shares: dict[Path, float], lefts: dict[Path, float | None], *, lines: int
     ) -> Table:
         """Runs, a row each, whose hyperparameters may take so many lines where they do not fit into one."""
-        width = self.console.width
-        gap, bar = (2, 12) if width >= WIDE else (1, 6)
-        headings = [f"{name} val loss" if name == "best" and width >= WIDE else name for name in HEADINGS]
+        width, wide = self.console.width - MARGIN, self.console.width >= WIDE
+        gap, bar = (2, 12) if wide else (1, 6)
+        headings = [f"{name} val loss" if name == "best" and wide else name for name in HEADINGS]
         alike = len({one.limit for one in rows}) == 1  # said above
         cells = [_cells(one, lefts[one.run.folder], with_limit=not alike) for one in rows]
         widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
