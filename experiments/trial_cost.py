@@ -50,6 +50,7 @@ HOOKS = {
     Recorder: ("on_step_begin", "on_trial_start", "on_trial_result", "on_checkpoint", "on_trial_complete", "get_state"),
     BudgetStopper: ("__call__", "stop_all"),
 }
+RUNS = [("fixed", 1, 100), ("random", 50, 6)]  # method, trials and epochs of a run whose driver is watched
 TESTED: Mapping[str, Mapping[str, Any]] = {
     "digits-mlp": {},
     "fashion-mnist-mlp": {"train_images": 2500, "valid_images": 2500, "epochs": 30},
@@ -60,12 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke-test", action="store_true")
     parser.add_argument("--repetitions", type=int, default=3, help="of each start")
-    parser.add_argument("--reports", type=int, default=100, help="of the run whose driver is watched")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "trial_cost")
     arguments = parser.parse_args()
-    starts, tests = dict(STARTS), dict(TESTED)
+    starts, tests, runs = dict(STARTS), dict(TESTED), RUNS
     if arguments.smoke_test:
-        arguments.repetitions, arguments.reports = 1, 3
+        arguments.repetitions, runs = 1, [("fixed", 1, 3)]
         starts = {("digits-mlp", "fixed"): {}}
         tests = {"digits-mlp": {"epochs": 8}}
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def main() -> None:
         started = [start(*key, settings) for key, settings in starts.items() for _ in range(arguments.repetitions)]
         of_starts = pd.DataFrame(started).groupby(["task", "algorithm"], sort=False)
         made["start"] = of_starts.median().assign(repetitions=arguments.repetitions).reset_index()
-        made["driver"] = pd.DataFrame([driver(arguments.reports)])
+        made["driver"] = pd.DataFrame([driver(*one) for one in runs])
     for name, table in made.items():
         print(f"\n{name}\n{table.to_string(index=False, float_format='%.4f')}")
         table.assign(**provenance("ray")).to_csv(arguments.results / f"{name}.csv", index=False)
@@ -124,8 +124,8 @@ def start(task: str, algorithm: str, settings: Mapping[str, Any]) -> dict[str, A
 # The driver --------------------------------------------------------------------------------------------------------
 
 
-def driver(reports: int) -> dict[str, Any]:
-    """CPU milliseconds of a report of `fixed` on the digits, from the first report to the last."""
+def driver(method: str, trials: int, epochs: int) -> dict[str, Any]:
+    """CPU milliseconds of a report of a method on the digits, from the first report to the last."""
     spent = dict.fromkeys(("recorder", "stopper"), 0.0)
     calls: dict[str, int] = {}
 
@@ -152,13 +152,13 @@ def driver(reports: int) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(
-                task=get_task("digits-mlp", epochs=reports),
-                config={"task": "digits-mlp", "epochs": reports},
-                method=get_method("fixed"),
+                task=get_task("digits-mlp", epochs=epochs),
+                config={"task": "digits-mlp", "epochs": epochs},
+                method=get_method(method),
                 seed=0,
                 budget=math.inf,
-                trials=1,
-                folder=Path(folder) / "state" / "fixed-seed0",
+                trials=trials,
+                folder=Path(folder) / "state" / f"{method}-seed0",
             )
             execute(run, Cluster(), on_report)
     finally:
@@ -166,6 +166,8 @@ def driver(reports: int) -> dict[str, Any]:
             setattr(kind, name, function)
     each = {part: 1000 * (marks[-1][part] - marks[0][part]) / (len(marks) - 1) for part in marks[0]}
     return {
+        "method": method,
+        "trials": trials,
         "reports": len(marks),
         "ours_ms": each["recorder"] + each["stopper"],
         "recorder_ms": each["recorder"],
