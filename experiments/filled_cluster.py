@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -106,20 +105,18 @@ def sleeping(arguments: argparse.Namespace) -> dict[str, Any]:
         environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: more[1]}
         seen = watch([sys.executable, "-c", code], environment)
         reports = tune_stn.load_results(out).reports
-    slept = reports.groupby(["method", "seed"])["device_time_s"].max()
     own = reports.groupby(["method", "seed", "trial_id"])["device_time_s"].max()
     runs = own.groupby(["method", "seed"]).sum()
-    followed = runs.rename(index={"auto": "replayed"}, level=0)
-    chains = runs.add(followed.reindex(runs.index).fillna(0.0))
-    bound = max(float(runs.sum()) / arguments.slots, float(chains.max()))
-    assert len(slept) == len(runs)
+    auto = runs.xs("auto", level="method")
+    chains = [took + (auto[seed] if get_method(name).follows else 0.0) for (name, seed), took in runs.items()]
+    bound = max(float(runs.sum()) / arguments.slots, *chains)
     plot(seen, arguments.slots, arguments.results)
     return summary(seen, reports, arguments.slots, bound_s=bound)
 
 
 def summary(seen: Seen, reports: pd.DataFrame, slots: int, *, bound_s: float) -> dict[str, Any]:
     """The row of a study; `ratio` is its wall clock over what it cannot be less than."""
-    using = [count for count in seen.trials if True]
+    using = seen.trials
     first = next(number for number, count in enumerate(using) if count)
     last = max(number for number, count in enumerate(using) if count)
     between = using[first : last + 1]
@@ -160,14 +157,10 @@ def watch(command: list[str], environment: Mapping[str, str] | None = None) -> S
     """Run a command to its end, and look at what it starts; its output goes to this script's."""
     seen, began = Seen(), time.monotonic()
     spent: dict[int, tuple[str, float]] = {}
-    names: dict[int, str] = {}
-    before = set(psutil.pids())
-    study = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    study = psutil.Popen(command, env={**os.environ, **(environment or {})})
     while study.poll() is None:
         trials, memory = 0, 0.0
-        for process in psutil.process_iter():
-            if process.pid in before:
-                continue
+        for process in [study, *study.children(recursive=True)]:
             try:
                 kind = kind_of(process, study.pid)
                 times = process.cpu_times()
@@ -175,7 +168,6 @@ def watch(command: list[str], environment: Mapping[str, str] | None = None) -> S
                     memory += process.memory_full_info().pss / 2**20
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-            names[process.pid] = kind
             spent[process.pid] = kind, times.user + times.system
             trials += kind == "trials"
         seen.trials.append(trials)

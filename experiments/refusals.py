@@ -1,9 +1,10 @@
 """What a mistake costs: refused commands, each a process of its own, with the CPU seconds until it ends.
 
 Printed, and written to results/refusals/refusals.csv: the exit code, the line, the CPU seconds of the process (user and
-system, the start of Python included), and which of torch and Ray it had loaded by then.
+system, the start of Python included), and which of torch and Ray it had loaded by then. And what a rehearsal of all
+algorithms costs on the largest built-in tasks, of noise in the shape of their data, written to rehearsals.csv.
 
-    python experiments/refusals.py                    # half a minute on one core
+    python experiments/refusals.py                    # a minute on one core
 """
 
 from __future__ import annotations
@@ -59,6 +60,24 @@ try:
 finally:
     print(*(name for name in ("torch", "ray") if name in sys.modules))
 """
+# Prints the CPU seconds of the rehearsal alone.
+REHEARSAL = """
+import sys, time, torch
+from tune_stn.data import Split, Splits, Text
+from tune_stn.tasks import get_task
+from tune_stn.training.rehearsal import rehearse
+from tune_stn.training.rules import RULES
+task = get_task(sys.argv[1])
+torch.manual_seed(0)
+if task.recurrent:
+    splits = [Text(torch.randint(0, 10_000, (80_000,)), 70) for _ in range(3)]
+else:
+    splits = [Split(torch.rand(2_000, 3, 32, 32), torch.randint(0, 10, (2_000,))) for _ in range(3)]
+began = time.process_time()
+rehearse(task, RULES, Splits(*splits))
+print(time.process_time() - began)
+"""
+LARGE = ("cifar10-alexnet", "cifar10-vgg16", "cifar10-resnet18", "ptb-lstm")
 
 
 def main() -> None:
@@ -77,6 +96,10 @@ def main() -> None:
     print(table.to_string(index=False, max_colwidth=70))
     arguments.results.mkdir(parents=True, exist_ok=True)
     table.assign(**provenance("torch", "ray")).to_csv(arguments.results / "refusals.csv", index=False)
+    if not arguments.only:
+        large = pd.DataFrame([{"task": name, "cpu_s": round(rehearsal(name), 2)} for name in LARGE])
+        print(large.to_string(index=False))
+        large.assign(**provenance("torch")).to_csv(arguments.results / "rehearsals.csv", index=False)
     if any(table["code"] != 2):
         sys.exit("not all were refused")
 
@@ -99,6 +122,13 @@ def refused(command: tuple[str, ...], folder: str) -> dict[str, object]:
         "loaded": done.stdout.strip(),
         "line": line.removeprefix("tune-stn: "),
     }
+
+
+def rehearsal(name: str) -> float:
+    """CPU seconds of the rehearsal of a task."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", REHEARSAL, name]
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def _spent() -> float:

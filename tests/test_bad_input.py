@@ -99,6 +99,8 @@ def uncalled(): return make(model=Uncalled, dropout={"drop": "rate"})
 # Data
 def data_raises(seed): raise KeyError("column")
 def broken_data(): return make(data=data_raises)
+def later_raises(): return make(data=lambda seed: data(seed) if seed < 2 else data_raises(seed))
+def later_not_splits(): return make(data=lambda seed: data(seed) if seed < 2 else (1, 2, 3))
 def not_splits(): return make(data=lambda seed: (1, 2, 3))
 def no_seed(): return make(data=lambda: data(0))
 def two_lengths(): return make(data=lambda seed: Splits(Split(torch.zeros(3, 20), torch.zeros(4)), 1, 2))
@@ -321,6 +323,7 @@ COMMANDS: dict[str, Case] = {
         ["'99'", "module with parameters"],
     ),
     "more CPUs than there are": (but(COMPARE, "--cpus-per-trial", "9999"), ["--cpus-per-trial 9999: this machine has"]),
+    "a resource of no local Ray": (but(COMPARE, "--resources", "fast=1"), ["--resources fast=1", "--address"]),
     "more GPUs than there are": (but(RUN, "--gpus-per-trial", "99"), ["--gpus-per-trial 99: this machine has"]),
     "address": (but(RUN, "--address", "1.2.3.4:99999"), ["--address 1.2.3.4:99999: accepted are host:port and auto"]),
     "precision": (but(COMPARE, "--set", "precision=half"), ["--set precision='half'", "bfloat16"]),
@@ -430,7 +433,7 @@ def refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[s
     """Run a command that is to be refused; gives the lines before the last one of stderr, and that one."""
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever tests before this one have started
-    monkeypatch.setattr("tune_stn.study.compare.execute", lambda *_: pytest.fail("a trial was started"))
+    monkeypatch.setattr("tune_stn.study.side_by_side.execute", lambda *_: pytest.fail("a trial was started"))
 
     def run(command: Sequence[str]) -> tuple[list[str], str]:
         began = time.process_time()
@@ -488,6 +491,19 @@ def test_what_code_of_their_own_raises_comes_with_its_own_traceback(
     assert any(code in one for one in before), before
     files = [one for one in before if one.startswith("  File ")]
     assert all("tune_stn" not in one for one in files[:1])
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("later_raises", "the data of task 'mine' at seed 2 raised KeyError: 'column'"),
+        ("later_not_splits", "data of task 'mine' gave a tuple at seed 2: give Splits(train, valid, test)"),
+    ],
+)
+def test_data_that_fail_at_a_later_seed_are_refused(
+    refused: Callable[[Sequence[str]], tuple[list[str], str]], task: str, words: str
+) -> None:
+    assert words in refused(but(but(COMPARE, "--task", f"mistakes:{task}"), "--seeds", "4"))[1]
 
 
 def test_there_are_many() -> None:

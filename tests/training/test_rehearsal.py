@@ -18,8 +18,9 @@ from tune_stn.space import SearchSpace, Uniform
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.tasks.settings import Training
-from tune_stn.training.rehearsal import Few, rehearse
+from tune_stn.training.rehearsal import FEW, Few, rehearse
 from tune_stn.training.rules import RULES
+from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
 
@@ -53,12 +54,29 @@ class Counted(nn.CrossEntropyLoss):
 
 
 def test_each_algorithm_is_rehearsed_and_says_what_it_converts() -> None:
-    found = rehearse(TASK, RULES, data(0))
+    found = rehearse(TASK, RULES, data(0)).conversions
     assert list(found) == list(RULES)
     assert all(conversion.bound == {"2": "rate"} for conversion in found.values())
     assert {name: bool(conversion.responding) for name, conversion in found.items()} == {
         name: rule.response is not None for name, rule in RULES.items()
     }
+
+
+def test_what_another_rule_does_as_well_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules on the plain network, of which one extends the other; but for a replay, which is the fixed one's alone."""
+    made: list[str] = []
+
+    def noted(task: Task, *, algorithm: str, **more: Any) -> Trainer:
+        made.append(algorithm)
+        return Trainer(task, algorithm=algorithm, **more)
+
+    monkeypatch.setattr("tune_stn.training.rehearsal.Trainer", noted)
+    found = rehearse(TASK, ["fixed", "auto", "stn", "progress-ratio"], data(0)).conversions
+    assert made == ["auto", "stn"]
+    assert list(found) == ["fixed", "auto", "stn", "progress-ratio"]
+    assert found["fixed"] is found["auto"] is not found["stn"]
+    rehearse(TASK, ["fixed"], data(0), schedule=Schedule.constant(TASK.start))
+    assert made[2:] == ["fixed"]
 
 
 def test_a_run_is_the_same_with_and_without_a_rehearsal() -> None:
@@ -72,6 +90,28 @@ def test_a_run_is_the_same_with_and_without_a_rehearsal() -> None:
     for name, report in without.items():
         found = Trainer(task, algorithm=name, seed=3).run_epoch()
         assert {**found, "device_time_s": 0} == {**report, "device_time_s": 0}
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "broadcasts"),
+    [
+        (nn.functional.mse_loss, 1, True),  # of which torch warns
+        (lambda outputs, targets: (outputs - targets).abs().mean(), 1, True),  # of which nobody does
+        (lambda outputs, targets: nn.functional.mse_loss(outputs.flatten(), targets), 1, False),
+        (lambda outputs, targets: nn.functional.mse_loss(outputs.squeeze(1), targets), 1, False),
+        (lambda outputs, targets: nn.functional.mse_loss(outputs[:, 0], targets), 2, False),
+    ],
+)
+def test_a_loss_that_takes_each_output_with_every_target_is_remarked(loss: Any, width: int, broadcasts: bool) -> None:
+    def of_numbers(seed: int) -> Splits:
+        return Splits(*(replace(one, targets=one.inputs[:, 0]) for one in vars(data(seed)).values()))
+
+    task = replace(TASK, model=lambda: nn.Sequential(*TASK.model()[:3], nn.Linear(32, width)), loss=loss)
+    remarks = rehearse(task, ["fixed"], of_numbers(0)).remarks
+    assert list(remarks) == broadcasts * [
+        "the loss of task 'own' broadcasts outputs of shape (3, 1) against targets of shape (3,), so that each output "
+        "is compared with every target: give both one shape"
+    ]
 
 
 @pytest.mark.parametrize("name", ["ridge", "digits-mlp", "text-lstm", "text-transformer"])
@@ -96,7 +136,7 @@ def test_of_many_images_few_are_looked_at(name: str) -> None:
 
     split = Split(images, torch.randint(0, 10, (40_000,)), prepare=prepare)
     rehearse(task, ["stn"], Splits(split, split, split))
-    assert set(looked) == {4}
+    assert set(looked) == {FEW}
 
 
 class Plain(nn.Module):

@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from tune_stn.methods.hyperband import REDUCTION_FACTOR
 from tune_stn.methods.method import METRIC, MODE, Context, Plan
-from tune_stn.methods.random import random_draws
+from tune_stn.methods.random import Draws
 
 # With the reduction factor of 3, rungs are at a 27th, a 9th and a 3rd of a full trial, or a little before.
 FIRST_RUNG = 27
@@ -30,7 +30,7 @@ def plan(context: Context) -> Plan:
         reduction_factor=REDUCTION_FACTOR,
     )
     return Plan(
-        search_alg=random_draws(context, concurrent=context.slots),
+        search_alg=Draws(context, concurrent=context.slots),
         samples=context.samples(1),
         hp=context.task.space.to_tune(),
         scheduler=scheduler,

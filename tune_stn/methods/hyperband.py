@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.tune.schedulers import HyperBandScheduler
 
 from tune_stn.methods.method import METRIC, MODE, Context, Plan
-from tune_stn.methods.random import random_draws
+from tune_stn.methods.random import Draws
 
 REDUCTION_FACTOR = 3  # the paper's eta
 
@@ -19,7 +19,7 @@ def plan(context: Context) -> Plan:
         reduction_factor=REDUCTION_FACTOR,
     )
     return Plan(
-        search_alg=random_draws(context),
+        search_alg=Draws(context),
         samples=context.samples(1),
         hp=context.task.space.to_tune(),
         scheduler=scheduler,

@@ -12,7 +12,7 @@ import math
 from ray.tune.schedulers import MedianStoppingRule
 
 from tune_stn.methods.method import MODE, Context, Plan
-from tune_stn.methods.random import random_draws
+from tune_stn.methods.random import Draws
 
 GRACE = 10  # a tenth of a full trial: the first epochs say nothing, and would weigh on the averages of all later ones
 LEAST_TRIALS = 3  # that a median is taken of
@@ -28,7 +28,7 @@ def plan(context: Context) -> Plan:
         min_time_slice=math.inf,  # type: ignore[arg-type]  # no pauses while there are too few trials to compare with
     )
     return Plan(
-        search_alg=random_draws(context, concurrent=context.slots),
+        search_alg=Draws(context, concurrent=context.slots),
         samples=context.samples(1),
         hp=context.task.space.to_tune(),
         scheduler=scheduler,

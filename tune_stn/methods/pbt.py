@@ -9,7 +9,7 @@ import numpy as np
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from tune_stn.methods.method import MODE, Context, Plan
-from tune_stn.methods.random import random_draws
+from tune_stn.methods.random import Draws
 
 LEAST_POPULATION = 4  # quartiles of fewer trials are empty
 PERTURBATIONS = 10  # times that a full trial may be replaced by a better one
@@ -57,7 +57,7 @@ def population_plan(context: Context, scheduler: TrialScheduler) -> Plan:
     random.seed(context.seed)
     np.random.seed(context.seed % 2**32)  # noqa: NPY002
     return Plan(
-        search_alg=random_draws(context),
+        search_alg=Draws(context),
         samples=context.trials or max(LEAST_POPULATION, context.full_trials),
         hp=context.task.space.to_tune(),
         scheduler=scheduler,

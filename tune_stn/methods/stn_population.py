@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ray.tune.search import BasicVariantGenerator
-
-from tune_stn.methods.method import Context, Plan, start_point
+from tune_stn.methods.method import Context, Plan
+from tune_stn.methods.random import Draws
 from tune_stn.methods.stn import EPOCH_COST
 from tune_stn.tuning.scheduler import STNScheduler
 
@@ -17,7 +16,7 @@ COMPARISONS = 4  # in a full trial, at least
 KEPT_CHECKPOINTS = 8
 
 
-class PopulationFirst(BasicVariantGenerator):
+class PopulationFirst(Draws):
     """Random draws after the task's start values: the members of a population, and when all have ended, one at a time.
 
     The comparisons stop members so that the budget lasts the others to their end; what is left then is for these.
@@ -28,24 +27,17 @@ class PopulationFirst(BasicVariantGenerator):
     """
 
     def __init__(self, size: int, context: Context) -> None:
-        points = [{"hp": start_point(context.task)}]
-        super().__init__(points_to_evaluate=points, random_state=context.seed)
+        super().__init__(context)
         self.size = size
         self.made = 0
-        self.alive: set[str] = set()
 
     def next_trial(self) -> Any:
         if self.made >= self.size and self.alive:
             return None
-        trial = super().next_trial()  # type: ignore[no-untyped-call]
+        trial = super().next_trial()
         if trial is not None:
             self.made += 1
-            self.alive.add(trial.trial_id)
         return trial
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.alive.discard(trial_id)
-        super().on_trial_complete(trial_id, result, error)
 
 
 def plan(context: Context) -> Plan:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from pyarrow.fs import LocalFileSystem
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_directory
 from tune_stn.study.state import foreign_path
+from tune_stn.tasks.arguments import check_splits
+from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.tuning.storage import Storage
+
+LATER_DATA_S = 2.0  # for loading data that only later runs of a study use
 
 
 def check_hyper_steps(task: Task, method: Method, steps_per_epoch: int, budget: float) -> None:
@@ -37,6 +43,28 @@ def check_hyper_steps(task: Task, method: Method, steps_per_epoch: int, budget: 
         f"{method.name} would tune nothing on task {task.name!r}: {reason}; give {more}, or a smaller warmup_epochs=, "
         "train_steps= or batch_size="
     )
+
+
+def check_later_data(task: Task, seeds: Sequence[int], first_s: float) -> None:
+    """Load the data of further seeds as well, unless that takes long: what is not looked at, a trial finds out.
+
+    Args:
+        task: With its data.
+        seeds: But for the one whose data were loaded.
+        first_s: Seconds that those took.
+
+    Raises:
+        ValueError: At a seed, they cannot be loaded, or are no splits.
+    """
+    began, longest = time.monotonic(), first_s
+    for seed in seeds:
+        before = time.monotonic()
+        if before - began + longest > LATER_DATA_S:
+            return
+        when = f" at seed {seed}"
+        with own_code("the data", task.name, partial(str, when)):
+            check_splits(task.name, task.data(seed), when)
+        longest = max(longest, time.monotonic() - before)
 
 
 def prepare_directory(out: Path, study: Mapping[str, Any], resume: bool) -> None:

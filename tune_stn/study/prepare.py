@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from tune_stn.methods import Context, Method, in_order
 from tune_stn.study.arguments import check_directory
-from tune_stn.study.checks import check_hyper_steps
+from tune_stn.study.checks import check_hyper_steps, check_later_data
 from tune_stn.study.remarks import before, conversion_entry
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
@@ -94,8 +95,10 @@ def prepare(
     if cluster.working_dir is not None:
         look_in(Path(cluster.working_dir))
     resolved = get_task(task, **settings)
+    began = time.monotonic()
     with own_code("the data", resolved.name):
         splits = check_splits(resolved.name, resolved.data(seeds[0]))
+    took = time.monotonic() - began
     steps_per_epoch = splits.train.steps(resolved.training.batch_size)
     for method in methods:
         check_hyper_steps(resolved, method, steps_per_epoch, budget)
@@ -107,9 +110,10 @@ def prepare(
     if rehearsal:
         connected = is_connected()
         schedule = next((method.schedule for method in methods if method.schedule is not None), None)
+        check_later_data(resolved, seeds[1:], took)
         found = rehearse(resolved, [method.algorithm for method in methods], splits, seed=seeds[0], schedule=schedule)
-        conversion = {algorithm: conversion_entry(one) for algorithm, one in found.items()}
-        remarks = before(resolved, splits)
+        conversion = {algorithm: conversion_entry(one) for algorithm, one in found.conversions.items()}
+        remarks = [*found.remarks, *before(resolved, splits)]
         if is_connected() and not connected:
             sys.modules["ray"].shutdown()  # code of the task's had asked for Ray, which connects to what it finds
     costs = dict.fromkeys((method.name for method in methods), float(resolved.training.epochs))

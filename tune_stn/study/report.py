@@ -18,14 +18,8 @@ from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
 from tune_stn.training.tables import whole_file
 
-SHOWN = (
-    "missing",
-    "failures",
-    "restarts",
-    "remarks",
-    "conversion",
-    "schema_version",
-)  # elsewhere on the page, or of no interest
+# Elsewhere on the page, or of no interest.
+SHOWN = ("missing", "failures", "restarts", "remarks", "conversion", "schema_version")
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 

@@ -45,8 +45,13 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 READERS = ("augmentations", "label_augmentations", "penalties")
 
 
-def check_splits(name: str, splits: object) -> Splits:
+def check_splits(name: str, splits: object, when: str = "") -> Splits:
     """What a task's data gave, if it is three splits.
+
+    Args:
+        name: Of the task.
+        splits: What the data gave.
+        when: More on the call, for the message. Default nothing.
 
     Raises:
         ValueError: It is something else.
@@ -55,8 +60,8 @@ def check_splits(name: str, splits: object) -> Splits:
         return splits
     advice = "Splits.of(datasets, target=...)" if isinstance(splits, Mapping) else "Splits(train, valid, test)"
     raise ValueError(
-        f"data of task {name!r} gave {_kind(splits)}: give {advice}, each of them a Split(inputs, targets), a Text, "
-        "or a Dataset or DataLoader"
+        f"data of task {name!r} gave {_kind(splits)}{when}: give {advice}, each of them a Split(inputs, targets), a "
+        "Text, or a Dataset or DataLoader"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +21,7 @@ from tune_stn.data.text import Text
 from tune_stn.nn.conversion import Conversion
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.task import OfMean, Task
+from tune_stn.training.cost import CostMeter
 from tune_stn.training.evaluation import evaluate
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
@@ -27,8 +29,8 @@ from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.trainer import Trainer
 
-FEW = 4  # examples of a batch, at first
-WINDOW = 8  # time steps of a text, then
+FEW = 3  # examples of a batch, at first: batch norms need two, and three are seldom as many as classes or channels
+WINDOW = 4  # time steps of a text, then
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +64,22 @@ class Few:
         return self.batches(batch_size, torch.Generator())
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal found, where it found nothing wrong.
+
+    Attributes:
+        conversions: For each algorithm, what was converted, bound and left plain in the network.
+        remarks: What is worth a second look, a sentence each.
+    """
+
+    conversions: Mapping[str, Conversion]
+    remarks: Sequence[str]
+
+
 def rehearse(
     task: Task, algorithms: Iterable[str], splits: Splits, *, seed: int = 0, schedule: Schedule | None = None
-) -> dict[str, Conversion]:
+) -> Rehearsed:
     """Do with a task, on the CPU, what a run of each algorithm does: set-up, a step of each kind, and an evaluation.
 
     Neither the task nor a random stream notices. Code of the user's may want more than a few examples, as an average
@@ -77,9 +92,6 @@ def rehearse(
         seed: Of initial weights and noise.
         schedule: What "fixed" replays. Default None.
 
-    Returns:
-        For each algorithm, what was converted, bound and left plain in the network.
-
     Raises:
         ValueError: A run could not be set up; the message says which part of the task is at fault, and how.
         OwnCodeError: Code of the user's raised an exception; it is a ValueError, too.
@@ -89,7 +101,8 @@ def rehearse(
     # A part of a batch, of `accumulate` or for a response, is still more than one example: batch norms need two.
     few = math.ceil(FEW * training.accumulate / training.response_share)
     most = max(training.batch_size, training.eval_batch_size)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a target size")  # of torch's losses: `_broadcast` says it
         torch.manual_seed(seed)
         try:
             return _rehearse(_apart(task), names, _few(splits, min(few, most), WINDOW), seed, schedule)
@@ -109,14 +122,17 @@ def _few(splits: Splits, rows: int, window: int | None = None) -> Splits:
     return Splits(few(splits.train), few(splits.valid), few(splits.test))
 
 
-def _rehearse(
-    task: Task, algorithms: list[str], few: Splits, seed: int, schedule: Schedule | None
-) -> dict[str, Conversion]:
-    _check_parts(task, few, seed)
-    conversions = {}
+def _rehearse(task: Task, algorithms: list[str], few: Splits, seed: int, schedule: Schedule | None) -> Rehearsed:
+    remarks = _check_parts(task, few, seed)
+    conversions: dict[str, Conversion] = {}
+    meter: CostMeter | None = None
     for algorithm in algorithms:
+        if schedule is None and _is_part_of_another(algorithm, algorithms):
+            continue
         with own_code(f"the set-up of {algorithm}", task.name):
-            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few)
+            # Each kind of step is counted once for all: the counter takes as long as the step.
+            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few, meter=meter)
+            meter = trainer.meter
         training = task.training
         with own_code(f"a training step of {algorithm}", task.name):
             trainer.model.train()
@@ -129,7 +145,16 @@ def _rehearse(
         with own_code("the lr_schedule", task.name):
             trainer.stepper.step_lr_schedules(report["val_loss"])
         conversions[algorithm] = trainer.model.conversion
-    return conversions
+    plain = next((one for name, one in conversions.items() if get_rule(name).response is None), None)
+    found = {name: one for name in algorithms if (one := conversions.get(name, plain)) is not None}
+    return Rehearsed(found, remarks)
+
+
+def _is_part_of_another(algorithm: str, algorithms: Iterable[str]) -> bool:
+    """Whether another of the rules does, on the plain network as well, all that this one does, and more."""
+    rule = get_rule(algorithm)
+    others = (get_rule(name) for name in algorithms if name != algorithm)
+    return any(issubclass(other, rule) and other.response is None for other in others)
 
 
 def _apart(task: Task) -> Task:
@@ -145,8 +170,8 @@ def _apart(task: Task) -> Task:
 # The parts of a task, one by one ------------------------------------------------------------------------------------
 
 
-def _check_parts(task: Task, splits: Splits, seed: int) -> None:
-    """Call each part of a task on its own, so that an error says which it is.
+def _check_parts(task: Task, splits: Splits, seed: int) -> list[str]:
+    """Call each part of a task on its own, so that an error says which it is; gives remarks.
 
     Raises:
         ValueError: One of them raised an exception, or gave something that is of no use.
@@ -198,6 +223,29 @@ def _check_parts(task: Task, splits: Splits, seed: int) -> None:
                 if isinstance(function, OfMean):
                     with own_code(f"the function of metric {metric!r}", task.name):
                         float(function.function(value))
+    return _broadcast(task, outputs, batch)
+
+
+def _broadcast(task: Task, outputs: Any, batch: Batch) -> list[str]:
+    """That the loss takes each output with every target, if it does: (batch, 1) and (batch,) broadcast to a square.
+
+    A loss that brings both into one shape itself gives the same when they have it already.
+    """
+    targets = batch.targets
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return []
+    if outputs.shape == targets.shape or outputs.numel() != targets.numel():
+        return []
+    losses = []
+    for given in (outputs, outputs.reshape(targets.shape)):
+        with torch.random.fork_rng(devices=[]), suppress(Exception):
+            losses.append(float(task.loss(given, targets)))
+    if len(losses) < 2 or math.isclose(*losses, rel_tol=1e-4, abs_tol=1e-8):
+        return []
+    return [
+        f"the loss of task {task.name!r} broadcasts outputs of shape {tuple(outputs.shape)} against targets of shape "
+        f"{tuple(targets.shape)}, so that each output is compared with every target: give both one shape"
+    ]
 
 
 def _with_extremes(examples: Examples, batch: Batch) -> Batch:

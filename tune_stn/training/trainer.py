@@ -20,7 +20,7 @@ from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.task import Task
 from tune_stn.training.best import Best
 from tune_stn.training.checkpoint import CheckpointError
-from tune_stn.training.cost import make_meter
+from tune_stn.training.cost import CostMeter, make_meter
 from tune_stn.training.divergence import Restarts, why_diverged
 from tune_stn.training.evaluation import evaluate, hyper_report
 from tune_stn.training.forward import Forward
@@ -53,6 +53,7 @@ class Trainer:
         seed: of initial weights, splits, data order and all noise.
         device: where everything lives.
         splits: the task's splits at this seed, if they are loaded already.
+        meter: that goes on counting, of another run of the task; default None for one of its own.
 
     Attributes:
         epoch: completed epochs.
@@ -77,6 +78,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         splits: Splits | None = None,
+        meter: CostMeter | None = None,
     ) -> None:
         rule = get_rule(algorithm)
         self.task = task
@@ -95,7 +97,7 @@ class Trainer:
         self.forward = Forward(task, self.model)
         check_read(task, self.forward, some)
         warn_of_draws(task, self.forward, some)
-        self.meter = make_meter(task, self.model, self.splits.train)
+        self.meter = make_meter(task, self.model, self.splits.train) if meter is None else meter
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(
             self.model,

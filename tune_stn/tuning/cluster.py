@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import FileSystem
 
 from tune_stn.tuning.fork_server import fork_server, is_possible
-from tune_stn.tuning.resources import UNIT
+from tune_stn.tuning.resources import UNIT, is_local
 from tune_stn.tuning.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class Cluster:
         """Refuse, before Ray is started on this machine, trials that want more of it than there is.
 
         Raises:
-            ValueError: a trial wants more CPUs or GPUs; the message says how many there are.
+            ValueError: a trial wants more CPUs or GPUs, or a resource that only the nodes of a cluster can have; the
+                message says what there is.
         """
         if self.address is not None or is_connected():
             return
@@ -136,6 +137,12 @@ class Cluster:
             if wanted and wanted > (has := count() or 0):
                 option = f"{name.lower()}s_per_trial={wanted:g}"
                 raise ValueError(f"{option}: this machine has {has} {name}s; with address=, a cluster's nodes count")
+        for name, amount in self.resources.items():
+            if not is_local(name):
+                raise ValueError(
+                    f"resources={{'{name}': {amount:g}}}: a Ray that is started here has no such resource, only memory "
+                    "and object_store_memory; with address=, a cluster's nodes have what they were started with"
+                )
 
     def storage(self, folder: Path) -> Storage:
         """Where Tune keeps checkpoints: in `folder` if nothing else is given.

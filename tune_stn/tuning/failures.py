@@ -68,7 +68,7 @@ def traceback_file(folder: Path, trial_id: str) -> Path:
 
 
 def keep_traceback(trial: Any, folder: Path) -> Path | None:
-    """A copy, in a folder that is made for it, of the file that Tune has written of a trial's failures, if there is one.
+    """A copy of what Tune has written of a trial's failures, if it has, in a folder that is made for it.
 
     Tune's own lies in the folder of a Ray session, which does not last.
     """

@@ -1,8 +1,8 @@
 """A run's journal on the driver's disk: a file of JSON lines, of which a crash costs at most the one being written.
 
-A line is a report of a trial, or an event: a trial failed and was `restarted`, failed for good, finished, or went on from
-another one's checkpoint. The first two have the `reason`, the last `lines` of the traceback, the `epoch` that was the last
-to be reported before, and the `file` with the whole traceback, as seen from the journal's folder (None without one).
+A line is a report of a trial, or an event: a trial failed and was restarted, failed for good, finished, or went on from
+another one's checkpoint. The first two have the `reason`, the last `lines` of the traceback, the `epoch` that was the
+last to be reported before, and the `file` with the whole traceback, as seen from the journal's folder (or None).
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ class InSlots(TrialScheduler):
         self.slots = slots
         self._known: set[Trial] = set()
         self._new: set[Trial] = set()  # of those, trials that have not begun
-        self._leaving: set[Trial] = set()  # trials that are saved before they pause or end
 
     @property
     def metric(self) -> Any:
@@ -51,10 +50,7 @@ class InSlots(TrialScheduler):
         self._known.add(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        self._leaving = {trial for trial in self._leaving if trial.status == Trial.RUNNING}
-        using = [t for t in tune_controller.get_trials() if t.status in (Trial.PENDING, Trial.RUNNING)]
-        # The next trial is chosen while one is being saved: then it takes over its process.
-        if sum(trial not in self._leaving for trial in using) >= self.slots:
+        if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_trials()) >= self.slots:
             return None
         chosen = self._choose_as_pending(tune_controller)
         self._new.discard(chosen)
@@ -72,10 +68,7 @@ class InSlots(TrialScheduler):
                 _show(trial, Trial.PAUSED)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        decision = str(self.scheduler.on_trial_result(tune_controller, trial, result))
-        if decision in (self.PAUSE, self.STOP):
-            self._leaving.add(trial)
-        return decision
+        return str(self.scheduler.on_trial_result(tune_controller, trial, result))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self.scheduler.on_trial_error(tune_controller, trial)
