@@ -127,6 +127,7 @@ def task() -> Task:
             train_steps=2,
             warmup_epochs=3,
             scale=0.5,
+            test_every=5,  # as often as it is printed
         ),
     )
 

@@ -83,6 +83,7 @@ def task() -> Task:
             train_steps=3,
             warmup_epochs=3,
             scale=0.5,
+            test_every=5,  # as often as it is printed
         ),
     )
 

@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from replay import STUDIED, one_dropout
 
+from tune_stn.tasks import get_task
 from tune_stn.training import Trainer
 
 STARTS = (0.05, 0.3, 0.5, 0.7, 0.9)
@@ -61,7 +62,7 @@ def main() -> None:
 def train(size: str, seed: int, start: float) -> pd.DataFrame:
     """One run: the start, and the value and losses at the end of each epoch."""
     torch.set_num_threads(1)
-    trainer = Trainer(one_dropout(size), algorithm="stn", hp={STUDIED: start}, seed=seed)
+    trainer = Trainer(get_task(one_dropout(size), test_every=1), algorithm="stn", hp={STUDIED: start}, seed=seed)
     rows = [{"epoch": 0, "value": start}]
     for _ in range(trainer.task.training.epochs):
         report = trainer.run_epoch()

@@ -105,6 +105,13 @@ def test_tables_have_the_binding_columns(study: Results) -> None:
         set(study.reports["method"]) == set(study.schedule["method"]) == set(study.incumbent["method"]) == set(METHODS)
     )
     pd.testing.assert_frame_equal(best_so_far(study.reports), study.incumbent)
+    assert study.incumbent["test_loss_at_best"].notna().all()
+    # Each trial's own best losses and its last report, if it ended by itself, have figures of the test split.
+    before = study.reports.groupby("trial_id")["val_loss"].transform(lambda losses: losses.cummin().shift())
+    is_used = ~(study.reports["val_loss"] >= before) | (study.reports["status"] == "finished")
+    for column in ("test_loss", "test_accuracy"):
+        assert (study.reports[column].notna() == is_used).all()
+    assert not is_used.all()
 
 
 @pytest.mark.ray

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tune_stn.data.errors import DataError
 from tune_stn.tasks import get_task
 
 
@@ -34,6 +38,17 @@ def test_the_images_are_those_of_scikit_learn() -> None:
     assert torch.equal(found, expected[order])
     targets = torch.cat([splits.train.targets, splits.valid.targets, splits.test.targets])
     assert torch.equal(targets, torch.tensor(bunch.target)[order])
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_where_scikit_learn_or_its_file_is_missing_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_installed: bool
+) -> None:
+    spec = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py")) if is_installed else None
+    monkeypatch.setattr("tune_stn.tasks.digits_mlp.find_spec", lambda name: spec)
+    what = "digits.csv.gz is missing" if is_installed else "that is not installed"
+    with pytest.raises(DataError, match=f"inside scikit-learn, and .*{what}; `pip install scikit-learn`"):
+        get_task("digits-mlp").data(0)
 
 
 def test_splits_follow_the_seed_and_share_no_image() -> None:

@@ -159,6 +159,7 @@ def test_training_sees_training_examples_alone(make_task: Any, differences: Diff
     assert differences(trainers["own"]["fixed"], trainers["other valid"]["fixed"]) == [
         "/best_val_loss",
         "/largest_good_loss",
+        "/least_reported",
     ]
     assert differences(trainers["own"]["stn"], trainers["other valid"]["stn"]) != []
 

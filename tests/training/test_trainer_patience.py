@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +16,11 @@ from tune_stn.training import Trainer, load_state, save_state
 def with_losses(trainer: Trainer, losses: list[float]) -> Trainer:
     """Its evaluations say these validation losses, one an epoch."""
     evaluate, given = trainer._evaluate, iter(losses)
-    trainer._evaluate = lambda: {**evaluate(), "val_loss": next(given)}  # type: ignore[method-assign]
+
+    def evaluated(*splits: Literal["val", "test"]) -> dict[str, float]:
+        return evaluate(*splits) | ({"val_loss": next(given)} if "val" in splits else {})
+
+    trainer._evaluate = evaluated  # type: ignore[method-assign]
     return trainer
 
 

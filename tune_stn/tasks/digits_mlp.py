@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tune_stn.data.augment import InputScale
+from tune_stn.data.errors import DataError
 from tune_stn.data.splits import Splits, random_splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform
@@ -82,9 +83,11 @@ def digits_mlp(*, train_images: int = 300, valid_images: int = 600, hidden: int 
 def _load(train_images: int, valid_images: int, seed: int) -> Splits:
     # As sklearn.datasets.load_digits reads it, whose import takes longer than a short run.
     package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    file = Path((package and package.origin) or ".").parent / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():
+        where = f"its file {file} is missing" if package else "that is not installed"
+        raise DataError(f"the digits are those inside scikit-learn, and {where}; `pip install scikit-learn`")
+    table = np.loadtxt(file, delimiter=",")
     images = torch.tensor(table[:, :-1], dtype=torch.float32) / 16 - 0.3
     sizes = (train_images, valid_images, len(images) - train_images - valid_images)
     return Splits(*random_splits(images, torch.tensor(table[:, -1], dtype=torch.int64), sizes=sizes, seed=seed))

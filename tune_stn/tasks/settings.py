@@ -63,6 +63,9 @@ class Training:
         restarts: how often a run that diverges goes back to its last good epoch and on from there, with fresh noise,
             no momentum and half the learning rate of the weights.
         eval_batch_size: examples of an evaluation batch.
+        test_every: epochs from one evaluation of the test split to the next, beside those where its figures are used:
+            at each validation loss that is less than all before, and at the end; 0 for these alone. It changes nothing
+            but which reports have figures of the test split.
         hyper_optimizer: like `optimizer`, for the raw coordinates and scales.
         hyper_lr: learning rate of the raw coordinates and scales; "auto" lets a raw coordinate cross its domain within
             the run, whatever the number of hyper-steps, and is not less than the papers' .01.
@@ -104,6 +107,7 @@ class Training:
     cuda_graphs: bool = False
     restarts: int = 1
     eval_batch_size: int = 500
+    test_every: int = 0
     hyper_optimizer: OptimizerChoice = "RMSprop"
     hyper_lr: float | Literal["auto"] = "auto"
     hyper_optimizer_args: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +130,7 @@ class Training:
                 object.__setattr__(self, setting.name, value.item())  # a number is a number, out of a data frame too
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "train_steps", "valid_steps"):
             _check_integer(name, getattr(self, name), least=1)
-        for name in ("warmup_epochs", "restarts"):
+        for name in ("warmup_epochs", "restarts", "test_every"):
             _check_integer(name, getattr(self, name), least=0)
         if self.patience is not None:
             _check_integer("patience", self.patience, least=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,13 +21,22 @@ MOST_KEPT = 2**28
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, splits: Splits) -> dict[str, float]:
-    """Validation and test loss and metrics at the mean hyperparameters, each of its whole split.
+def evaluate(
+    forward: Forward, splits: Splits, which: Iterable[Literal["val", "test"]] = ("val", "test")
+) -> dict[str, float]:
+    """Loss and metrics at the mean hyperparameters, each of its whole split.
 
     Means over examples are added up batch by batch, each by what it counts; anything else is computed once, from the
     outputs of all batches. Of a text, whose batches go on one another, all are taken for means.
 
-    Keys: `val_loss`, `test_loss`, `val_<metric>`, `test_<metric>`. Leaves the network in eval mode.
+    Args:
+        forward: The network, and how it is called.
+        splits: The splits of the task.
+        which: The splits to evaluate, by the first part of their keys. Default both.
+
+    Returns:
+        `val_loss`, `val_<metric>`, `test_loss`, `test_<metric>`, of the splits that are evaluated. The network is left
+        in eval mode.
 
     Raises:
         ValueError: The outputs of a split are too many to be kept, or cannot be put together.
@@ -37,7 +47,8 @@ def evaluate(forward: Forward, splits: Splits) -> dict[str, float]:
     metrics = {"loss": task.loss, **task.metrics}
     functions = {name: metric.mean if isinstance(metric, OfMean) else metric for name, metric in metrics.items()}
     report: dict[str, float] = {}
-    for prefix, split in (("val", splits.valid), ("test", splits.test)):
+    for prefix in which:
+        split = {"val": splits.valid, "test": splits.test}[prefix]
         # Each once: a metric may be a function of the loss.
         batches = iter(split.whole(task.training.eval_batch_size))
         carries = (first := next(batches)).carry is not None

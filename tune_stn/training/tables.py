@@ -77,6 +77,9 @@ INCUMBENT = _schema(
 def reports_schema(metrics: Sequence[str], hps: Sequence[str], choices: Sequence[str] = ()) -> pa.Schema:
     """Columns of the `reports` table of a task.
 
+    Losses and metrics of the test split are NaN in reports at which it was not evaluated (`Training.test_every`): never
+    in one whose validation loss is less than in all reports before.
+
     Args:
         metrics: names of the task's own metrics, e.g. `val_accuracy`.
         hps: names of the hyperparameters, without the `hp/` of their columns.

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -173,8 +173,14 @@ class Trainer:
         Keys: `epoch`, `step` (training steps), `cost` (plain-epoch equivalents), `train_loss` (mean over the epoch's
         steps, regularised), `val_loss`, `test_loss`, `val_<metric>`, `test_<metric>`, `hp/<name>`, `scale/<name>`
         (0 where nothing is tuned) and `device_time_s` (training steps alone, no evaluation). A diverged run reports
-        an infinite `val_loss` and says why in `diverged`.
+        an infinite `val_loss` and says why in `diverged`. The test split is evaluated where the validation loss is less
+        than in any report before, where the run is over, and every `test_every` epochs; in between, `test_loss` and
+        `test_<metric>` are NaN.
         """
+        with own_draws(self.device):
+            return self._report_of_next_epoch()
+
+    def _report_of_next_epoch(self) -> dict[str, float]:
         target, self.restarted = self.epoch + 1, None
         while self.epoch < target:
             before = self._restarts.state_before(self._progress)
@@ -191,6 +197,10 @@ class Trainer:
                 self.diverged = reason
                 report["val_loss"] = math.inf
                 break
+        if self._best.is_reported(report["val_loss"]) or self.finished or self._test_is_due:
+            report |= self._evaluate("test")
+        else:
+            report |= dict.fromkeys(("test_loss", *(f"test_{name}" for name in self.task.metrics)), math.nan)
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -200,6 +210,12 @@ class Trainer:
             **hyper_report(self.model.hyper),
             "device_time_s": self.device_time_s,
         }
+
+    @property
+    def _test_is_due(self) -> bool:
+        """Whether the test split is evaluated now, whatever the validation loss."""
+        every = self.task.training.test_every
+        return every > 0 and self.epoch % every == 0
 
     @property
     def finished(self) -> str:
@@ -226,19 +242,18 @@ class Trainer:
             reason = "no epoch was good" if self.task.training.keep_best else "its training has keep_best=False"
             raise RuntimeError(f"the run of {self.task.name!r} has no best state to go back to: {reason}")
         self.model.load_state_dict(self._best.model)
-        return self._evaluate()
+        return self._evaluate("val", "test")
 
     def _run_epoch(self) -> tuple[float, dict[str, float]]:
-        """Train one epoch; mean training loss, and losses and metrics on the other splits."""
-        with own_draws(self.device):
-            torch.manual_seed(derive_seed(self.seed, self._purpose("noise", self.restarts), self.epoch))
-            began = time.perf_counter()
-            with self.stepper.slowed(self._restarts.lr_factor):
-                train_loss = float(self._train())
-            self.device_time_s += time.perf_counter() - began
-            self.epoch += 1
-            report = self._evaluate()
-            self.stepper.step_lr_schedules(report["val_loss"])
+        """Train one epoch; mean training loss, and loss and metrics on the validation split."""
+        torch.manual_seed(derive_seed(self.seed, self._purpose("noise", self.restarts), self.epoch))
+        began = time.perf_counter()
+        with self.stepper.slowed(self._restarts.lr_factor):
+            train_loss = float(self._train())
+        self.device_time_s += time.perf_counter() - began
+        self.epoch += 1
+        report = self._evaluate("val")
+        self.stepper.step_lr_schedules(report["val_loss"])
         return train_loss, report
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,5 +393,5 @@ class Trainer:
                 self.schedule.record(self.model.hyper, step=self.step, epoch=self.epoch, source="stn")
         return total / steps
 
-    def _evaluate(self) -> dict[str, float]:
-        return evaluate(self.forward, self.splits)
+    def _evaluate(self, *splits: Literal["val", "test"]) -> dict[str, float]:
+        return evaluate(self.forward, self.splits, splits)

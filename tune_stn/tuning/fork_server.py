@@ -9,6 +9,7 @@ which reads its settings from the environment when it is imported, and has no se
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -100,6 +101,9 @@ def serve(descriptor: int) -> None:
             importlib.import_module(name)
     assert "ray" not in sys.modules, "Ray would keep the settings of this process in all of its forks"
     assert threading.active_count() == 1, "a fork has only the thread that makes it"
+    # What is loaded stays: a fork that looked for garbage in it would copy all of its memory, over a tenth of a second.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     while _is_wanted(listener):

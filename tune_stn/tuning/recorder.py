@@ -381,7 +381,8 @@ class Recorder(tune.Callback):
         spent = {column: ledger.latest.get(trial_id, {}).get(column, 0.0) for column in INCREMENTS}
         cost_total = self.cost_total
         if place not in ledger.losses:
-            before = result_numbers(trial.last_result)
+            says = all(key in found for key in INCREMENTS.values())  # what it adds, so nothing need be subtracted
+            before = {} if says else result_numbers(trial.last_result)
             added = {column: self.reading.increment(column, found, before) for column in INCREMENTS}
             spent = {column: spent[column] + added[column] for column in INCREMENTS}
             cost_total += added["cost"]

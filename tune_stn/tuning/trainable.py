@@ -51,10 +51,11 @@ class STNTrainable(tune.Trainable):
         anything else: a setting of the task (`train_images`) or of its training (`lr`, `epochs`); so a Tune searcher
             tunes from outside what the gradient cannot.
 
-    Each result has the keys of `Trainer.run_epoch`, and `best_val_loss`, `cost_increment` and
-    `device_time_increment_s` (spent in this step), `peak_memory_bytes` (`device.peak_memory`),
-    `status` ("running", "finished", "diverged") with `reason`, `parent_trial_id` and `segment` (which tell a trial's
-    continuation from a copy of another trial). The trial ends itself after the task's epochs, or when it diverges.
+    Each result has the keys of `Trainer.run_epoch` (those of the test split are NaN where it was not evaluated), and
+    `best_val_loss`, `cost_increment` and `device_time_increment_s` (spent in this step), `peak_memory_bytes`
+    (`device.peak_memory`), `status` ("running", "finished", "diverged") with `reason`, `parent_trial_id` and `segment`
+    (which tell a trial's continuation from a copy of another trial). The trial ends itself after the task's epochs, or
+    when it diverges.
 
     The current directory is the one in which Ray's processes were started, not Tune's folder of the trial: on a local
     Ray, relative paths of a task (`data_dir`) mean the same as in the script that starts it.
