@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
@@ -31,10 +31,10 @@ from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_r
 from tune_stn.tuning.recorder import OnReport, Recorder
 from tune_stn.tuning.shared_task import SharedTask, share
 from tune_stn.tuning.slots import InSlots
-from tune_stn.tuning.trainable import STNTrainable
+from tune_stn.tuning.trainable import CHECKPOINT_EPOCHS, STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
-CHECKPOINTS_PER_TRIAL = 20
+CHECKPOINTS_PER_TRIAL = 20  # at most; each costs the driver a save of the whole run's state
 
 
 class Interrupted(Exception):
@@ -201,13 +201,18 @@ def execute(
         if watch is not None:
             watch()
 
-    stopper = BudgetStopper(recorder, run.limit, save_last=tunes, watch=look)
+    # Where trials pause, what the budget cuts off may wait unsaved: to save it would take another epoch.
+    pauses = isinstance(plan.scheduler, (HyperBandScheduler, PopulationBasedTraining))
+    stopper = BudgetStopper(recorder, run.limit, save_last=tunes or not pauses, watch=look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config)
     analysis = tune.run(
         trainable,
         name=name,
-        config={**config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
+        config={
+            **{**config, "algorithm": run.method.algorithm, "seed": run.seed, "hp": plan.hp, **plan.config},
+            CHECKPOINT_EPOCHS: max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
+        },
         num_samples=plan.samples,
         search_alg=plan.search_alg,
         scheduler=plan.scheduler if type(plan.scheduler) is FIFOScheduler else InSlots(plan.scheduler, slots),
@@ -218,7 +223,6 @@ def execute(
         resources_per_trial=cluster.per_trial,
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=plan.kept_checkpoints,
-            checkpoint_frequency=max(1, context.epochs // CHECKPOINTS_PER_TRIAL),
             checkpoint_at_end=True,
         ),
         max_failures=1,  # `Failures` allows more to those that have been set up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,25 @@ def load_model(
 
     path = Path(path)
     if (path / "study.json").is_file():
-        path = _checkpoint(best_of(load_results(path), method, seed), path)
+        return _load_best(best_of(load_results(path), method, seed), path, task)
+    return _model(*_state(path), task)
+
+
+def _load_best(best: Best, study: Path, task: Task | str | None) -> nn.Module:
+    """The model of a study's best trial; warns where no checkpoint has its best epoch."""
+    state, file = _state(_checkpoint(best, study))
+    if state["best_val_loss"] > best.metrics["val_loss"]:
+        had, reported = state["best_val_loss"], best.metrics["val_loss"]
+        warnings.warn(
+            f"the newest checkpoint of the best trial, {best.trial_id} of {best.method}, was made before its best "
+            f"epoch: this model had a validation loss of {had:.4g}, not {reported:.4g}",
+            stacklevel=3,
+        )
+    return _model(state, file, task)
+
+
+def _state(path: Path) -> tuple[dict[str, Any], Path]:
+    """The state of a trial in a checkpoint, and the file that it is from."""
     file = path / STATE_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
@@ -118,7 +137,7 @@ def load_model(
     state = load_state(file)
     if "trainer" not in state:
         raise CheckpointError(f"checkpoint {file} is none of STNTrainable")
-    return _model(state, task, file)
+    return state, file
 
 
 def _checkpoint(best: Best, study: Path) -> Path:
@@ -131,7 +150,7 @@ def _checkpoint(best: Best, study: Path) -> Path:
     return best.checkpoint
 
 
-def _model(state: dict[str, Any], task: Task | str | None, file: Path) -> nn.Module:
+def _model(state: dict[str, Any], file: Path, task: Task | str | None) -> nn.Module:
     if task is not None:
         made = get_task(task)
     elif state["recipe"] is not None:
@@ -168,7 +187,7 @@ def export_model(
         FileNotFoundError, CheckpointError, ValueError: As from `load_model`.
     """
     best = best_of(results, method, seed)
-    model = load_model(_checkpoint(best, results.path), task=task)
+    model = _load_best(best, results.path, task)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     with whole_file(directory / MODEL) as temporary:

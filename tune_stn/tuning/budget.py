@@ -21,8 +21,8 @@ class BudgetStopper(tune.Stopper):
         recorder: of the run.
         budget: in plain-epoch equivalents.
         watch: asked as often as Tune asks whether to stop; it may raise to end the run. Default nothing.
-        save_last: whether trials cut off by the budget save a last checkpoint first; for those whose schedule is read
-            from there.
+        save_last: whether trials cut off by the budget save a last checkpoint first: schedules and models are read from
+            there.
     """
 
     _newest: BudgetStopper

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from tune_stn.data.splits import Splits
 from tune_stn.tasks.registry import get_task
@@ -32,8 +34,11 @@ logger = logging.getLogger(__name__)
 POPULATION = "population"
 # Where the method PB2 keeps a trial's place in the scales of the domains.
 COORDINATES = "coordinates"
+# After how many epochs a trial of a study asks for a checkpoint, if the last one is `CHECKPOINT_S` ago.
+CHECKPOINT_EPOCHS = "checkpoint_epochs"
+CHECKPOINT_S = 10.0
 # Everything else in a trial's config is a setting of the task or of its training.
-OWN_KEYS = ("task", "algorithm", "hp", "schedule", "seed", POPULATION, COORDINATES)
+OWN_KEYS = ("task", "algorithm", "hp", "schedule", "seed", POPULATION, COORDINATES, CHECKPOINT_EPOCHS)
 
 
 class STNTrainable(tune.Trainable):
@@ -48,6 +53,8 @@ class STNTrainable(tune.Trainable):
         schedule: values that "fixed" is to replay, exactly, at every step: a `Schedule`, or the path or URI of its
             Parquet file as the worker sees it. What it does not name is as `hp` says.
         seed: default 0.
+        checkpoint_epochs: after how many epochs a report asks Tune for a checkpoint, if the last one is ten seconds
+            ago; default none, so that it is as `CheckpointConfig` says.
         anything else: a setting of the task (`train_images`) or of its training (`lr`, `epochs`); so a Tune searcher
             tunes from outside what the gradient cannot.
 
@@ -117,6 +124,7 @@ class STNTrainable(tune.Trainable):
         self.has_copied = False  # whether the schedule began as that of another trial, whose checkpoint Tune copied
         self.exploited = 0  # the comparison after which this trial last went on from another one
         self._restoring: tune.Checkpoint | None = None
+        self._saved = self.trainer.epoch, time.monotonic()
 
     def step(self) -> dict[str, Any]:
         cost, device_time_s = self.trainer.meter.cost, self.trainer.device_time_s
@@ -134,10 +142,19 @@ class STNTrainable(tune.Trainable):
             "status": "diverged" if diverged else "finished" if finished else "running",
             "reason": diverged or self.trainer.restarted or "",
             "done": bool(finished),
+            **self._wish(),
         }
+
+    def _wish(self) -> dict[str, bool]:
+        """Whether Tune should save the trial now, by its key; nothing where the trial's config does not ask for it."""
+        if CHECKPOINT_EPOCHS not in self.config:
+            return {}
+        epochs, seconds = self.trainer.epoch - self._saved[0], time.monotonic() - self._saved[1]
+        return {SHOULD_CHECKPOINT: epochs >= self.config[CHECKPOINT_EPOCHS] and seconds >= CHECKPOINT_S}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the state, and beside it the schedule so far as a Parquet file."""
+        self._saved = self.trainer.epoch, time.monotonic()
         state = {
             "trainer": self.trainer.state_dict(),
             "recipe": recipe(self.config),
