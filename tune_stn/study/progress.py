@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +93,8 @@ class Progress:
         label, now = self._label(run), time.monotonic()
         self.say(f"{label} taken up again, for {again}" if again else f"{label} started")
         going = Going(run, label, began=now, spoke=now)
-        if run.method.restores:
-            for line in going.journal.read():  # of an earlier execution, which was told them
+        for line in going.journal.read():  # of an earlier execution, which was told them
+            if run.method.restores:
                 self._take(going, line)
         self.going[run.folder] = going
         self._show()
@@ -120,8 +122,15 @@ class Progress:
         self.say(f"{self._end(run).label} has no result: {reason}")
 
     def died(self, run: Run) -> None:
-        """Say that the process which ran a run's trials was lost, and that the run goes on in another one."""
-        self.say(f"{self.going[run.folder].label} its process died; the run goes on from there in another one")
+        """Say that the process which ran a run's trials was lost, and that another one takes it over."""
+        going = self.going[run.folder]
+        self._look(going)
+        if run.method.restores:
+            self.say(f"{going.label} its process died; the run goes on from there in another one")
+        else:
+            self.say(f"{going.label} its process died; the run begins anew in another one")
+            going.best, going.cost_total, going.latest = math.inf, 0.0, {}
+            going.trials.clear()
 
     def _end(self, run: Run) -> Going:
         self._look(self.going[run.folder])
@@ -190,25 +199,32 @@ class _Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._inode = 0
+        self._file: tuple[int, bytes] | None = None  # its inode, which a new file may have after it, and first line
         self._position = 0
-        self._read: set[int] = set()
+        self._in_file: Counter[int] = Counter()
+        self._given: Counter[int] = Counter()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The lines since the last time, but for one that is not finished yet."""
-        if not self.path.exists():
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
             return
-        with open(self.path, "rb") as file:
-            inode = self.path.stat().st_ino
-            if inode != self._inode:
-                self._inode, self._position = inode, 0
+        with file:
+            found = os.fstat(file.fileno()).st_ino, file.readline()
+            if found != self._file:
+                if not found[1].endswith(b"\n"):
+                    return
+                self._file, self._position = found, 0
+                self._in_file.clear()
             file.seek(self._position)
             for data in file:
                 if not data.endswith(b"\n"):
                     return
                 self._position += len(data)
                 line = json.loads(data)
-                name = hash(tuple(line.get(key) for key in (EVENT, "trial_id", "segment", "epoch")))
-                if name not in self._read:
-                    self._read.add(name)
+                name = hash(tuple(line.get(key) for key in (EVENT, "trial_id", "segment", "epoch", "reason")))
+                self._in_file[name] += 1
+                if self._in_file[name] > self._given[name]:
+                    self._given[name] += 1
                     yield line
