@@ -67,14 +67,18 @@ def check_later_data(task: Task, seeds: Sequence[int], first_s: float) -> None:
         longest = max(longest, time.monotonic() - before)
 
 
-def prepare_directory(out: Path, study: Mapping[str, Any], resume: bool) -> None:
-    """Make the directory, or check that it holds this very study. Raises ValueError saying what is wrong."""
+def make_directory(out: Path) -> None:
+    """Make the directory of a study. Raises ValueError saying what is wrong."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out={out}: cannot be made a directory ({error.strerror})") from None
     if not os.access(out, os.W_OK):
         raise ValueError(f"out={out}: not writable")
+
+
+def check_same_study(out: Path, study: Mapping[str, Any], resume: bool) -> None:
+    """Refuse a directory that holds another study, or any if it is not to be resumed. Raises ValueError saying why."""
     path = out / "study.json"
     if path.exists():
         check_directory(out, resume=resume, retry_failed=False)

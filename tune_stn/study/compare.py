@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -11,9 +12,10 @@ import ray
 
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_comparison
-from tune_stn.study.checks import check_owner, prepare_directory
+from tune_stn.study.checks import check_owner, check_same_study, make_directory
 from tune_stn.study.collect import write_tables
 from tune_stn.study.description import describe, describe_cluster, missing, outcome
+from tune_stn.study.locks import only_study
 from tune_stn.study.mend import mending
 from tune_stn.study.prepare import Prepared, prepare
 from tune_stn.study.progress import Progress
@@ -142,7 +144,18 @@ def run_study(
 
 
 def run_prepared(prepared: Prepared, say: Say, show: Callable[[Progress], None] | None = None) -> Results:
-    """Run a study of which everything is checked, as `run_study` does; `show` is as for `Progress`."""
+    """Run a study of which everything is checked, as `run_study` does; `show` is as for `Progress`.
+
+    No other study may run in its directory.
+    """
+    make_directory(prepared.out)
+    with ExitStack() as stack:
+        with naming_a_full_disk(prepared.out):
+            stack.enter_context(only_study(prepared.out))
+        return _run_alone(prepared, say, show)
+
+
+def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | None) -> Results:
     task, out, resume, retry_failed = prepared.given, prepared.out, prepared.resume, prepared.retry_failed
     resolved, methods, seeds, settings = prepared.task, prepared.methods, prepared.seeds, prepared.settings
     budget, trials, cluster, storage = prepared.budget, prepared.trials, prepared.cluster, prepared.storage
@@ -150,7 +163,7 @@ def run_prepared(prepared: Prepared, say: Say, show: Callable[[Progress], None] 
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = describe(resolved, given, methods, seeds, budget, trials, settings)
     study |= {"slots_per_run": prepared.slots_per_run, "conversion": conversion, "remarks": list(remarks)}
-    prepare_directory(out, study, resume)
+    check_same_study(out, study, resume)
     if resume:
         check_owner(out, storage if cluster.storage_path else None)
     config = {"task": task, "keep_best": True, **_from_here(settings, cluster)}

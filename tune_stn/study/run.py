@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBas
 
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.locks import only_writer
 from tune_stn.study.state import DONE, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
@@ -171,8 +172,22 @@ def execute(
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
         NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
+        Held: another process executes the run, and goes on to.
         ValueError: the method cannot search the task's space.
     """
+    with only_writer(run.folder):
+        return _execute_alone(run, cluster, on_report, on_failure, slots or cluster.slots(), watch, retry_failed)
+
+
+def _execute_alone(
+    run: Run,
+    cluster: Cluster,
+    on_report: OnReport | None,
+    on_failure: OnFailure | None,
+    slots: int,
+    watch: Callable[[], None] | None,
+    retry_failed: bool,
+) -> dict[str, Any]:
     storage = cluster.storage(run.folder / "tune")
     found = read_followed(run.followed) if run.followed is not None else NO_FOLLOWED
     context = Context(run.task, run.budget, run.seed, slots, run.trials, found.schedule)
