@@ -1,18 +1,149 @@
-"""Workers of Ray are forked from a process that has their imports done."""
+"""Forked workers: they are what a new Python process would be, and there are some whatever becomes of the server."""
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.fork_server import MODULES, is_possible
+from tune_stn.tuning.fork_server import MODULES, fork_server, is_possible
 
-pytestmark = [pytest.mark.ray, pytest.mark.skipif(not is_possible(), reason="processes are not forked here")]
+pytestmark = pytest.mark.skipif(not is_possible(), reason="only Linux forks a process that has torch loaded")
+
+SCRIPT = """
+import json, os, random, sys, threading
+import mine  # beside this script
+loaded = "torch" in sys.modules
+import numpy, torch, beside
+print(json.dumps({
+    "pid": os.getpid(), "group": os.getpgid(0), "arguments": sys.argv, "folder": os.getcwd(), "name": __name__,
+    "variable": os.environ.get("MINE"), "other": os.environ.get("JE_ARROW_MALLOC_CONF"), "loaded": loaded,
+    "ray": "ray" in sys.modules, "threads": threading.active_count(),
+    "draws": [random.random(), float(numpy.random.rand()), float(torch.rand(()))],
+}))
+print("to stderr", file=sys.stderr)
+sys.stdout.flush()
+"""
 
 
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """With a module beside it, and one in a folder that only PYTHONPATH names."""
+    for folder in ("scripts", "path", "here"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scripts" / "mine.py").touch()
+    (tmp_path / "path" / "beside.py").touch()
+    path = tmp_path / "scripts" / "worker.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[list[str]]:
+    with fork_server() as python:
+        yield shlex.split(python)
+
+
+def run(command: list[str], script: Path, *arguments: str, **variables: str) -> tuple[dict[str, Any], str]:
+    """What the script says, and what it writes to standard error; its end is that of its output."""
+    there = script.parent.parent
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(there / "path"), **variables}
+    done = subprocess.run(
+        [*command, str(script), *arguments],
+        cwd=there / "here",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_fork_is_what_a_new_process_would_be(command: list[str], script: Path) -> None:
+    found, errors = run(command, script, "a", "--b=c d", MINE="mine")
+    assert found["arguments"] == [str(script), "a", "--b=c d"]
+    assert found["folder"] == str(script.parent.parent / "here")
+    assert found["name"] == "__main__"
+    assert found["variable"] == "mine"
+    assert found["other"] is None  # the server's own
+    assert found["loaded"]
+    assert not found["ray"]
+    assert found["threads"] == 1
+    assert found["group"] == found["pid"]
+    assert errors == "to stderr\n"
+
+
+def test_forks_draw_different_numbers(command: list[str], script: Path) -> None:
+    (first, _), (second, _) = (run(command, script) for _ in range(2))
+    assert first["pid"] != second["pid"]
+    assert all(one != other for one, other in zip(first["draws"], second["draws"], strict=True))
+
+
+def test_without_a_server_the_script_is_run_all_the_same(script: Path) -> None:
+    """It is gone with its folder; or it dies at its imports, when requests wait for it already."""
+    with fork_server() as python:
+        pass
+    found, _ = run(shlex.split(python), script, "a", MINE="mine")
+    assert (found["arguments"], found["variable"], found["loaded"]) == ([str(script), "a"], "mine", False)
+
+
+def test_a_server_that_dies_at_its_imports_leaves_no_request_waiting(
+    script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pandas.py").write_text("import time; time.sleep(1); raise ImportError('broken')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    with fork_server() as python:
+        found, _ = run(shlex.split(python), script)
+    assert not found["loaded"]
+
+
+def test_the_server_ends_with_a_parent_that_is_killed(script: Path) -> None:
+    """What it has forked goes on."""
+    code = (
+        "import shlex, subprocess, sys, time\n"
+        "from tune_stn.tuning.fork_server import fork_server\n"
+        "with fork_server() as python:\n"
+        "    subprocess.run([*shlex.split(python), sys.argv[1]])\n"
+        "    time.sleep(60)"
+    )
+    script.write_text("import os, time\nprint(os.getpid(), os.getppid(), flush=True)\ntime.sleep(30)")
+    with subprocess.Popen([sys.executable, "-c", code, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker, server = map(int, parent.stdout.readline().split())
+        try:
+            assert is_alive(server)
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+            until = time.monotonic() + 10
+            while is_alive(server):
+                assert time.monotonic() < until, "the server is still there"
+                time.sleep(0.01)
+            assert is_alive(worker)
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.ray
 def test_a_worker_looks_for_no_garbage_in_what_it_was_forked_with(cluster: Cluster) -> None:
     """It would copy the memory of its parent, which takes a tenth of a second."""
 
