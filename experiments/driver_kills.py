@@ -220,7 +220,7 @@ def phase_of(what: str, folder: Path) -> str:
         journal, unfinished, begun = folder / "recorded" / "reports.jsonl", True, folder.exists()
     else:
         # In the order of their beginning.
-        states = sorted((folder / "state").glob("*"), key=lambda path: path.stat().st_mtime)
+        states = sorted((folder / "state").glob("*-seed0"), key=lambda path: path.stat().st_mtime)
         journal = (states[-1] if states else folder) / "reports.jsonl"
         unfinished, begun = not (journal.parent / "done.json").exists(), (folder / "study.json").exists()
     reports = journal.read_bytes().count(b"\n") if journal.exists() else 0

@@ -119,7 +119,7 @@ def run_side_by_side(
     given = share(task) if isinstance(task, Task) else task
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
-    pool = _Pool(
+    pool = Pool(
         waiting,
         number,
         progress,
@@ -154,7 +154,7 @@ def begin(one: Waiting, progress: Progress) -> None:
     progress.started(one.run, one.again.why if one.again is not None else "")
 
 
-class _Pool:
+class Pool:
     """Some processes that execute one run after the other.
 
     Args:
@@ -245,6 +245,7 @@ class _Pool:
                 self.progress.without_result(run, f"its process died {DEATHS} times")
             return
         except RayTaskError as error:
+            self.idle.append(runner)
             if not isinstance(error.cause, (NothingToFollow, NodesLost)):
                 raise error.cause from error
             self.progress.without_result(run, str(error.cause))
@@ -252,7 +253,7 @@ class _Pool:
                 raise error.cause from error  # the others would fare no better
         else:
             self.progress.finished(run, record)
-        self.idle.append(runner)
+            self.idle.append(runner)
 
     def _interrupt(self) -> None:
         """Have the runs that go on save their state, as Ctrl-C has Tune do it, and end their processes."""
