@@ -61,8 +61,8 @@ def make(*, notes, together=1):
     return replace(plain, name="three-nodes", model=network, metrics={"accuracy": slow}, training=training)
 """
 MODULE = "task_of_three_nodes"
-METHODS, BUDGET = "random,stn", 100.0  # some trials of random search on two nodes; one of STN and a part of another
-KILLED_AFTER = 9  # reports of STN, long before its first trial ends; the checkpoints are those of even epochs
+BUDGET, SEEDS = 100.0, 2  # a run on each of two nodes: a trial and a part of another
+KILLED_AFTER = 9  # reports of a run, long before its first trial ends; the checkpoints are those of even epochs
 QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",
@@ -76,16 +76,16 @@ def main(folder: Path) -> None:
     cluster = Nodes()
     cluster.add_node(node_ip_address="127.0.0.2", num_cpus=0, include_dashboard=False)
     nodes = [cluster.add_node(node_ip_address=f"127.0.0.{last}", num_cpus=1) for last in (3, 4)]
-    notes, reports = folder / "notes", folder / "out" / "state" / "stn-seed0" / "reports.jsonl"
+    notes, reports = folder / "notes", [folder / "out" / "state" / f"stn-seed{seed}" / "reports.jsonl" for seed in range(SEEDS)]
     tune_stn = [sys.executable, "-c", "from tune_stn.cli import main; main()"]
-    command = ["compare", "--task", f"{MODULE}:make", "--methods", METHODS, "--budget", str(BUDGET), "--seeds", "1"]
+    command = ["compare", "--task", f"{MODULE}:make", "--methods", "stn", "--budget", str(BUDGET), "--seeds", str(SEEDS)]
     where = ["--address", cluster.address, "--working-dir", str(folder / "modules"), "--out", str(folder / "out")]
     process = subprocess.Popen(
         [*tune_stn, *command, *where, "--set", f"notes={notes}", "--set", "together=2", "--no-rehearsal"],
         cwd=folder, stdout=sys.stderr, stderr=sys.stderr,
     )  # fmt: skip
     try:
-        while not (reports.exists() and reports.read_bytes().count(b"\n") >= KILLED_AFTER):
+        while not all(one.exists() and one.read_bytes().count(b"\n") >= KILLED_AFTER for one in reports):
             assert process.poll() is None, "the command ended early"
             time.sleep(0.005)
         before = notes.read_text().split()
@@ -130,7 +130,9 @@ def test_a_killed_node_changes_no_schedule(cluster: Cluster, tmp_path: Path, mon
         monkeypatch.syspath_prepend(modules)
         task = get_task(f"{MODULE}:make", notes=str(tmp_path / "more"))
         cloudpickle.register_pickle_by_value(sys.modules[MODULE])  # the workers of the tests' Ray live elsewhere
-        whole = compare(task, ["stn"], budget=BUDGET, seeds=1, out=tmp_path / "whole", cluster=cluster, rehearsal=False)
+        whole = compare(
+            task, ["stn"], budget=BUDGET, seeds=SEEDS, out=tmp_path / "whole", cluster=cluster, rehearsal=False
+        )
         output, errors = script.communicate(timeout=300)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[MODULE])
@@ -142,25 +144,23 @@ def test_a_killed_node_changes_no_schedule(cluster: Cluster, tmp_path: Path, mon
     assert found.study["cluster"]["nodes"] == 3
     assert found.study["cluster"]["slots"] == 2
 
-    # Random search had trials on both nodes; STN was on one of them, and went on where the other was.
-    assert len(set(told["before"][:2])) == 2
-    assert len(told["after"]) == 2
+    # Each run was on a node; the one whose node was killed went on where the other was.
+    assert len(told["before"]) == len(set(told["before"])) == 2
+    assert len(told["after"]) == 3  # the trial that was cut off, and the second one of each run
     assert {told["killed"], *told["after"]} == set(told["before"])
     assert told["killed"] not in told["after"]
 
-    schedule = found.schedule[found.schedule["method"] == "stn"]
-    assert schedule["trial_id"].nunique() == 2
-    assert_same(schedule, whole.schedule)
-    reports = found.reports[found.reports["method"] == "stn"]
-    assert not reports.duplicated(["trial_id", "report_index"]).any()
+    assert (found.schedule.groupby("seed")["trial_id"].nunique() == 2).all()
+    assert_same(found.schedule, whole.schedule)
+    assert not found.reports.duplicated(["seed", "trial_id", "report_index"]).any()
     clocks = ["wall_time_s", "device_time_s"]
-    assert_same(reports.drop(columns=clocks), whole.reports.drop(columns=clocks))
+    assert_same(found.reports.drop(columns=clocks), whole.reports.drop(columns=clocks))
 
     # One bit of one value would be seen.
     changed = whole.schedule.copy()
     changed.loc[len(changed) // 2, "value"] = np.nextafter(changed["value"].iloc[len(changed) // 2], 1)
     with pytest.raises(AssertionError):
-        assert_same(schedule, changed)
+        assert_same(found.schedule, changed)
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ which reads its settings from the environment when it is imported, and has no se
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -50,6 +51,7 @@ NEEDS_OF_RAY = (
     "yaml",
 )
 LONGEST_REQUEST = 1 << 20  # bytes
+PR_SET_PDEATHSIG = 1  # of the kernel: see prctl(2)
 # Arrow's allocator would start a thread; torch takes the number of threads that each trial gives it.
 ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1"}
 
@@ -64,7 +66,7 @@ def fork_server() -> Iterator[str]:
     """A server inside the block; gives the command to start Python by: Ray's `py_executable`.
 
     It answers as soon as its imports are done, and until then requests wait. It ends with this process, however that
-    ends; what it forked goes on.
+    ends, and so does what it has forked: a run whose study was killed would else go on for seconds.
     """
     with tempfile.TemporaryDirectory(prefix="tune_stn-") as folder:  # for this user alone
         path = Path(folder) / "socket"
@@ -106,6 +108,7 @@ def serve(descriptor: int) -> None:
     gc.freeze()
     listener = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    server = os.getpid()
     while _is_wanted(listener):
         connection, _ = listener.accept()
         with connection:
@@ -115,11 +118,20 @@ def serve(descriptor: int) -> None:
             if data and os.fork() == 0:
                 listener.close()
                 connection.close()
+                _end_with(server)
                 _become(json.loads(data), descriptors)
                 return
             connection.sendall(b"1")
             for one in descriptors:
                 os.close(one)
+    os._exit(0)  # at once, for the forks end with it
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which has happened already
+        os._exit(1)
 
 
 def _is_wanted(listener: socket.socket) -> bool:
