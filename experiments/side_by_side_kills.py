@@ -31,8 +31,8 @@ from driver_kills import TUNE_STN, counts, same, tables
 from provenance import provenance
 
 METHODS = "auto,random,pbt,replayed"
-SETTINGS = {"epochs": 16, "train_images": 200, "warmup_epochs": 1, "response": "gate"}
-BUDGET = 64
+SETTINGS = {"epochs": 8, "train_images": 100, "hidden": 16, "warmup_epochs": 1, "response": "gate"}
+BUDGET = 24
 SMOKE_METHODS = "fixed,random"
 SMOKE_SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16}
 SMOKE_BUDGET = 12
@@ -73,9 +73,9 @@ def main() -> None:
             row["equal"] = not row["lost"] and not row["doubled"] and all(row[f"same_{name}"] for name in expected)
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
             rows.append(row)
-    table = pd.DataFrame(rows).assign(**provenance("ray"), cpus=os.cpu_count())
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.results / "rounds.csv", index=False)
+            table = pd.DataFrame(rows).assign(**provenance("ray"), cpus=os.cpu_count())
+            arguments.results.mkdir(parents=True, exist_ok=True)
+            table.to_csv(arguments.results / "rounds.csv", index=False)  # after each, for they take their time
     print(f"{table['equal'].sum()} of {len(table)} disturbed studies ended with the tables of the undisturbed one")
     if not table["equal"].all():
         sys.exit(1)
