@@ -76,9 +76,11 @@ def main(folder: Path) -> None:
     cluster = Nodes()
     cluster.add_node(node_ip_address="127.0.0.2", num_cpus=0, include_dashboard=False)
     nodes = [cluster.add_node(node_ip_address=f"127.0.0.{last}", num_cpus=1) for last in (3, 4)]
-    notes, reports = folder / "notes", [folder / "out" / "state" / f"stn-seed{seed}" / "reports.jsonl" for seed in range(SEEDS)]
+    notes = folder / "notes"
+    reports = [folder / "out" / "state" / f"stn-seed{seed}" / "reports.jsonl" for seed in range(SEEDS)]
     tune_stn = [sys.executable, "-c", "from tune_stn.cli import main; main()"]
-    command = ["compare", "--task", f"{MODULE}:make", "--methods", "stn", "--budget", str(BUDGET), "--seeds", str(SEEDS)]
+    command = ["compare", "--task", f"{MODULE}:make", "--methods", "stn", "--budget", str(BUDGET)]
+    command += ["--seeds", str(SEEDS)]
     where = ["--address", cluster.address, "--working-dir", str(folder / "modules"), "--out", str(folder / "out")]
     process = subprocess.Popen(
         [*tune_stn, *command, *where, "--set", f"notes={notes}", "--set", "together=2", "--no-rehearsal"],
