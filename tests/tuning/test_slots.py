@@ -1,0 +1,125 @@
+"""A run keeps to its slots: what the scheduler around another one shows and chooses, and what comes of it on Ray."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
+
+from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.slots import InSlots
+
+PENDING, RUNNING, PAUSED = "PENDING", "RUNNING", "PAUSED"
+
+
+class Trial:
+    def __init__(self, status: str = PENDING) -> None:
+        self.status = status
+
+    def set_status(self, status: str) -> None:
+        self.status = status
+
+
+def around(kind: type[Any], monkeypatch: pytest.MonkeyPatch, slots: int = 2) -> tuple[InSlots, list[list[str]], Any]:
+    """A scheduler around one that notes how trials look when it is to choose, and chooses the first that waits."""
+    seen: list[list[str]] = []
+    trials: list[Trial] = []
+    controller = SimpleNamespace(get_trials=lambda: trials)
+
+    def choose(self: Any, controller: Any) -> Any:
+        seen.append([trial.status for trial in trials])
+        return next((trial for trial in trials if trial.status in (PENDING, PAUSED)), None)
+
+    monkeypatch.setattr(kind, "choose_trial_to_run", choose)
+    monkeypatch.setattr(kind, "on_trial_add", lambda *_: None)
+    more = {"hyperparam_mutations": {"a": [1]}} if kind is PopulationBasedTraining else {}
+    return InSlots(kind(metric="loss", mode="min", **more), slots), seen, controller
+
+
+@pytest.mark.parametrize(("kind", "look"), [(HyperBandScheduler, PENDING), (PopulationBasedTraining, PAUSED)])
+def test_trials_begin_when_a_slot_is_free(monkeypatch: pytest.MonkeyPatch, kind: type[Any], look: str) -> None:
+    """HyperBand takes new trials only if they look pending; else Tune would start them."""
+    limited, seen, controller = around(kind, monkeypatch)
+    trials = controller.get_trials()
+    for _ in range(3):
+        trials.append(Trial())
+        limited.on_trial_add(controller, trials[-1])
+    assert [trial.status for trial in trials] == [PAUSED] * 3
+    for trial in trials[:2]:
+        assert limited.choose_trial_to_run(controller) is trial
+        trial.status = RUNNING
+    assert seen == [[look] * 3, [RUNNING, look, look]]
+    assert limited.choose_trial_to_run(controller) is None
+    trials[0].status = PENDING  # it failed, and starts again in its slot
+    assert limited.choose_trial_to_run(controller) is None
+    assert len(seen) == 2
+    trials[0].status = "TERMINATED"
+    assert limited.choose_trial_to_run(controller) is trials[2]
+    assert trials[2].status == PAUSED
+
+
+def test_only_new_trials_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that is told of again, nor one that a resumed run brings back as it was."""
+    limited, _, controller = around(PopulationBasedTraining, monkeypatch)
+    trial, ended = Trial(), Trial("TERMINATED")
+    for one in (trial, ended):
+        limited.on_trial_add(controller, one)
+    assert (trial.status, ended.status) == (PAUSED, "TERMINATED")
+    trial.status = PENDING
+    limited.on_trial_add(controller, trial)
+    assert trial.status == PENDING
+
+
+def test_decisions_are_those_of_the_other_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited, _, controller = around(PopulationBasedTraining, monkeypatch)
+    for decision in (TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP):
+        monkeypatch.setattr(PopulationBasedTraining, "on_trial_result", lambda *_, decision=decision: decision)
+        assert limited.on_trial_result(controller, Trial(RUNNING), {}) == decision
+    assert limited.metric == "loss"
+
+
+@pytest.mark.ray
+def test_a_population_keeps_to_its_slot_though_more_is_free(cluster: Cluster, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+
+    class Slow(tune.Trainable):
+        def step(self) -> dict[str, float]:
+            began = time.time()
+            time.sleep(0.1)
+            with open(notes, "a") as file:
+                file.write(f"{began} {time.time()}\n")
+            return {"loss": 1.0}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, float]:
+            return {}
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            pass
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+    scheduler = PopulationBasedTraining(
+        metric="loss", mode="min", perturbation_interval=2, hyperparam_mutations={"a": [1, 2]}, synch=True
+    )
+    done = tune.run(
+        Slow,
+        config={"a": 1},
+        num_samples=3,
+        scheduler=InSlots(scheduler, 1),
+        stop={"training_iteration": 4},
+        resources_per_trial=tune.PlacementGroupFactory([{"CPU": 0.25}]),
+        storage_path=str(tmp_path / "tune"),
+        reuse_actors=True,
+        verbose=0,
+    ).trials
+    assert [trial.last_result["training_iteration"] for trial in done] == [4] * 3
+    times = sorted(tuple(map(float, line.split())) for line in notes.read_text().splitlines())
+    assert len(times) == 12
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
