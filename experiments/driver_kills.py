@@ -243,7 +243,8 @@ def tables(what: str, folder: Path) -> dict[str, pd.DataFrame]:
 def numbered(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(frame["trial_id"]))}
     kept = frame.drop(columns=[name for name in CLOCKS if name in frame])
-    return kept.assign(trial_id=frame["trial_id"].map(numbers)).reset_index(drop=True)
+    named = {name: kept[name].map(numbers) for name in ("trial_id", "parent_trial_id") if name in kept}
+    return kept.assign(**named).reset_index(drop=True)
 
 
 def same(found: pd.DataFrame, expected: pd.DataFrame) -> bool:

@@ -220,7 +220,7 @@ def _execute_alone(
     pauses = isinstance(plan.scheduler, (HyperBandScheduler, PopulationBasedTraining))
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes or not pauses, watch=look)
     begun = recorder.cost_total > found.cost_total
-    trainable, config = _without_data(run.config)
+    trainable, config = _without_data(run.config, run.folder.name)
     analysis = tune.run(
         trainable,
         name=name,
@@ -278,7 +278,7 @@ def _execute_alone(
     return record
 
 
-def _without_data(config: Mapping[str, Any]) -> tuple[type[STNTrainable], dict[str, Any]]:
+def _without_data(config: Mapping[str, Any], run: str) -> tuple[type[STNTrainable], dict[str, Any]]:
     """The trainable, and a config without a `Task`: Tune would save that with each trial and result.
 
     Nor would a config with an object in it survive a crash of the driver: Tune then makes it anew, as the method drew
@@ -290,6 +290,9 @@ def _without_data(config: Mapping[str, Any]) -> tuple[type[STNTrainable], dict[s
     rest = {key: value for key, value in config.items() if key != "task"}
     shared = task if isinstance(task, SharedTask) else share(task)
     trainable: type[STNTrainable] = tune.with_parameters(STNTrainable, task=shared)
+    # Tune keeps it by its name, for all processes of a study. By one name, trials of a run would get that of another run
+    # that has begun since, and with it objects that end with that run's process.
+    trainable.__name__ = f"{STNTrainable.__name__}_{run}"
     return trainable, rest
 
 
