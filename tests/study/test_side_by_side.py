@@ -312,7 +312,7 @@ def timeless(frame: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.usefixtures("undrawn")
 def test_tables_do_not_depend_on_how_many_runs_go_side_by_side(cluster: Cluster, tmp_path: Path) -> None:
     """A population with copies and a run that is made from another one among them; by a task of the caller's own."""
-    plain = get_task("digits-mlp", train_images=100, hidden=16, epochs=2, warmup_epochs=0, hyper_lr=0.1)
+    plain = get_task("digits-mlp", train_images=100, hidden=16, epochs=3, warmup_epochs=0, hyper_lr=0.1)
     splits = {seed: plain.data(seed) for seed in (0, 1)}
     task = Task(**{**vars(plain), "name": "mine", "data": lambda seed: splits[seed]})
     found: list[Results] = []
@@ -321,7 +321,7 @@ def test_tables_do_not_depend_on_how_many_runs_go_side_by_side(cluster: Cluster,
         where = Cluster(max_concurrent=lanes)
         out = tmp_path / str(lanes)
         methods = ["auto", "random", "pbt", "replayed"]
-        found.append(compare(task, methods, budget=5, seeds=2, out=out, cluster=where, say=said.append))
+        found.append(compare(task, methods, budget=7, seeds=2, out=out, cluster=where, say=said.append))
     assert found[0].study["missing"] == found[1].study["missing"] == []
     assert math.isfinite(found[0].incumbent["best_val_loss"].min())
     for name in ("reports", "schedule", "incumbent"):

@@ -290,8 +290,8 @@ def _without_data(config: Mapping[str, Any], run: str) -> tuple[type[STNTrainabl
     rest = {key: value for key, value in config.items() if key != "task"}
     shared = task if isinstance(task, SharedTask) else share(task)
     trainable: type[STNTrainable] = tune.with_parameters(STNTrainable, task=shared)
-    # Tune keeps it by its name, for all processes of a study. By one name, trials of a run would get that of another run
-    # that has begun since, and with it objects that end with that run's process.
+    # Tune keeps it by its name, for all processes of a study. By one name, trials of a run would get that of another
+    # run that has begun since, and with it objects that end with that run's process.
     trainable.__name__ = f"{STNTrainable.__name__}_{run}"
     return trainable, rest
 
