@@ -68,12 +68,6 @@ def test_every_method_plans(name: str) -> None:
     assert 1 <= endless.samples <= 3
 
 
-@pytest.mark.parametrize("name", ["stn", "delta-stn", "auto", "progress-ratio"])
-def test_self_tuning_methods_restart_one_after_the_other(name: str) -> None:
-    plan = get_method(name).plan(context())
-    assert getattr(plan.search_alg, "max_concurrent", None) == 1
-
-
 def test_methods_that_follow_another_run_after_all_others() -> None:
     asked = [get_method(name) for name in ("last-values", "random", "replayed", "auto", "fixed")]
     assert [method.name for method in in_order(asked)] == ["random", "auto", "fixed", "last-values", "replayed"]

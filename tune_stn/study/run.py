@@ -22,6 +22,7 @@ from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import whole_file
+from tune_stn.tuning.ahead import Ahead
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
@@ -197,7 +198,7 @@ def _execute_alone(
     run.folder.mkdir(parents=True, exist_ok=True)
     for of_before in (DONE, SCHEDULE):  # where an execution that had ended is gone on with
         (run.folder / of_before).unlink(missing_ok=True)
-    name = _own_name(run.folder) if cluster.storage_path else "run"
+    name = _own_name(run.folder)
     recorder = Recorder(
         run.folder,
         hps=list(run.task.space),
@@ -221,6 +222,12 @@ def _execute_alone(
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes or not pauses, watch=look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config, run.folder.name)
+    callbacks = [recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)]
+    # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead. Where
+    # trials are few and long, each has its own.
+    reuses = not (tunes and type(plan.scheduler) is FIFOScheduler)
+    if not reuses and cluster.address is None:
+        callbacks.append(Ahead(plan.samples))
     analysis = tune.run(
         trainable,
         name=name,
@@ -232,7 +239,7 @@ def _execute_alone(
         search_alg=plan.search_alg,
         scheduler=plan.scheduler if type(plan.scheduler) is FIFOScheduler else InSlots(plan.scheduler, slots),
         stop=stopper,
-        callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
+        callbacks=callbacks,
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -242,9 +249,7 @@ def _execute_alone(
         ),
         max_failures=1,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
-        # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
-        # Where trials are few and long, a process for each costs next to nothing.
-        reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
+        reuse_actors=reuses,
         resume=("AUTO+ERRORED" if retry_failed else "AUTO") if begun else False,
         verbose=0,
     )
@@ -297,9 +302,15 @@ def _without_data(config: Mapping[str, Any], run: str) -> tuple[type[STNTrainabl
 
 
 def _own_name(folder: Path) -> str:
-    """Under which Tune keeps its state of this run in a storage that many studies share; the same when resumed."""
+    """Under which Tune keeps its state of this run, the same when resumed.
+
+    No other run has it, of this study or another one: runs that begin in the same second write by this name to one
+    folder of their Ray's, and a storage may be that of many studies.
+    """
     path = folder / "name.txt"
     if not path.exists():
+        if (folder / "tune" / "run").is_dir():  # of an earlier version
+            return "run"
         with whole_file(path) as partial:
             partial.write_text(f"{folder.resolve().parent.parent.name}-{folder.name}-{secrets.token_hex(4)}")
     return path.read_text()

@@ -119,7 +119,7 @@ def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
     if not hasattr(os, "geteuid"):  # Windows
         return None
     names = [path.read_text() for path in directory.glob("state/*/name.txt")] if storage is not None else []
-    experiments = [*directory.glob("state/*/tune/run"), *(storage / name for name in names if storage is not None)]
+    experiments = [*directory.glob("state/*/tune/*"), *(storage / name for name in names if storage is not None)]
     found = [directory, *(directory / name for name in ("study.json", "state")), *directory.glob("state/*")]
     for path in (*found, *(path for one in experiments for path in (one, *one.glob("*")))):
         if path.exists() and path.stat().st_uid != os.geteuid():

@@ -73,7 +73,7 @@ def best_of(results: Results, method: str | None, seed: int | None) -> Best:
     row = {str(name): value for name, value in chosen.sort_values("val_loss").iloc[0].items()}
     values = {name[3:]: float(value) for name, value in row.items() if name.startswith("hp/") and pd.notna(value)}
     metrics = {name: float(value) for name, value in row.items() if name.startswith(("val_", "test_"))}
-    folder = state_folder(results.path, row["method"], row["seed"]) / "tune" / "run"
+    folder = state_folder(results.path, row["method"], row["seed"]) / "tune"
     return Best(
         task=str(row["task"]),
         method=str(row["method"]),
@@ -82,7 +82,7 @@ def best_of(results: Results, method: str | None, seed: int | None) -> Best:
         epoch=int(row["epoch"]),
         hyperparameters=values,
         metrics=metrics,
-        checkpoint=max(folder.glob(f"*{row['trial_id']}*/checkpoint_*"), default=None, key=lambda path: path.name),
+        checkpoint=max(folder.glob(f"*/*{row['trial_id']}*/checkpoint_*"), default=None, key=lambda path: path.name),
     )
 
 
