@@ -223,32 +223,17 @@ def _gpus() -> int:
 def _start_local(cpus: int | None = None, *, python: str | None = None) -> None:
     """Ray on this machine alone, with all of its CPUs or `cpus`; its node gets a second loopback address, if any.
 
-    Workers are started by the program `python`, default this process's own. Ray's servers listen on every interface
+    Workers are started by the command `python`, default this process's own. Ray's servers listen on every interface
     all the same: see `tuning.token`.
     """
     import ray
 
     # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
     how: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    if python is not None:
+        how["runtime_env"] = {"py_executable": python}
     # "local", for without an address Ray joins a cluster that it finds on this machine.
-    with _as_python(python or sys.executable):
-        ray.init(
-            "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **how
-        )
-
-
-@contextmanager
-def _as_python(path: str) -> Iterator[None]:
-    """Inside the block, Python's own path is another one: what Ray will start its workers by.
-
-    Ray's option `py_executable` does less: with it, Ray starts another process before each worker, which imports Ray
-    to find out how.
-    """
-    before, sys.executable = sys.executable, path
-    try:
-        yield
-    finally:
-        sys.executable = before
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **how)
 
 
 def _connect(address: str, working_dir: str | Path | None) -> None:

@@ -1,7 +1,7 @@
-"""Stands for Python where a fork server runs: `python -I -S fork_client.py SOCKET SCRIPT ARGUMENT ...`.
+"""What Ray starts for a worker where a fork server runs: `python -I -S fork_client.py SOCKET SCRIPT ARGUMENT ...`.
 
-It has the server fork a process that goes on as Ray's worker. Any other script, and all if the server is gone, it runs
-itself, as Python would have.
+It has the server fork a process that goes on as this one would. If the server is gone, it runs the script itself, as
+Ray would have.
 """
 
 import json
@@ -14,8 +14,6 @@ request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os
 data = json.dumps(request).encode() + b"\n"
 server = socket.socket(socket.AF_UNIX)
 try:
-    if not arguments or os.path.basename(arguments[0]) != "default_worker.py":
-        raise OSError
     server.connect(path)
     sent = socket.send_fds(server, [data], [0, 1, 2])
     server.sendall(data[sent:])

@@ -1,11 +1,10 @@
 """Ray workers that start with their imports done: they are forked from a process that has torch and the rest loaded.
 
 A Ray worker is a new Python process, in which importing torch and this package takes over two CPU seconds. A study
-starts one for each trial or two, so on a laptop most of its time would go there. Ray that is started with the program
-which the server gives in place of Python starts `fork_client.py` instead of a worker: a small script that hands its
-arguments, environment and open files to the server and ends, while a fork of the server goes on as the worker. The
-server never imports Ray, which reads its settings from the environment when it is imported, and has no second thread,
-which a fork would lose.
+starts one for each trial or two, so on a laptop most of its time would go there. With Ray's documented option
+`py_executable`, Ray starts `fork_client.py` instead of Python: a small script that hands its arguments, environment and
+open files to the server here and ends, while a fork of the server goes on as the worker. The server never imports Ray,
+which reads its settings from the environment when it is imported, and has no second thread, which a fork would lose.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def is_possible() -> bool:
 
 @contextmanager
 def fork_server() -> Iterator[str]:
-    """A server inside the block; gives the path of a program that stands for this Python: it has Ray's workers forked.
+    """A server inside the block; gives the command to start Python by: Ray's `py_executable`.
 
     It answers as soon as its imports are done, and until then requests wait. It ends with this process, however that
     ends, and so does what it has forked: a run whose study was killed would else go on for seconds.
@@ -85,11 +84,7 @@ def fork_server() -> Iterator[str]:
         )
         listener.close()
         try:
-            command = shlex.join([sys.executable, "-I", "-S", str(CLIENT), str(path)])
-            python = Path(folder) / "python"
-            python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-            python.chmod(0o700)
-            yield str(python)
+            yield shlex.join([sys.executable, "-I", "-S", str(CLIENT), str(path)])
         finally:
             server.kill()
             server.communicate()
