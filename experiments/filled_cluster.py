@@ -162,11 +162,12 @@ def watch(command: list[str], environment: Mapping[str, str] | None = None) -> S
         trials, memory = 0, 0.0
         for process in [study, *study.children(recursive=True)]:
             try:
-                kind = kind_of(process, study.pid)
+                words = process.cmdline()  # none of a process that has ended and is not taken notice of yet
+                kind = kind_of(words, process.pid == study.pid) if words else spent[process.pid][0]
                 times = process.cpu_times()
                 if len(seen.times) % 50 == 0:
                     memory += process.memory_full_info().pss / 2**20
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
+            except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):
                 continue
             spent[process.pid] = kind, times.user + times.system
             trials += kind == "trials"
@@ -184,14 +185,14 @@ def watch(command: list[str], environment: Mapping[str, str] | None = None) -> S
     return seen
 
 
-def kind_of(process: psutil.Process, study: int) -> str:
+def kind_of(command: list[str], is_study: bool) -> str:
     """What a process does for the study."""
-    words = " ".join(process.cmdline())
+    words = " ".join(command)
     if words.startswith(TRIAL):
         return "trials"
     if words.startswith(RUNNER):
         return "runs"
-    if process.pid == study:
+    if is_study:
         return "study"
     return "starting workers" if "fork_server" in words or "_worker" in words or "fork_client" in words else "Ray"
 

@@ -22,7 +22,6 @@ from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import whole_file
-from tune_stn.tuning.ahead import Ahead
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
@@ -222,12 +221,6 @@ def _execute_alone(
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes or not pauses, watch=look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config, run.folder.name)
-    callbacks = [recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)]
-    # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead. Where
-    # trials are few and long, each has its own.
-    reuses = not (tunes and type(plan.scheduler) is FIFOScheduler)
-    if not reuses and cluster.address is None:
-        callbacks.append(Ahead(plan.samples))
     analysis = tune.run(
         trainable,
         name=name,
@@ -239,7 +232,7 @@ def _execute_alone(
         search_alg=plan.search_alg,
         scheduler=plan.scheduler if type(plan.scheduler) is FIFOScheduler else InSlots(plan.scheduler, slots),
         stop=stopper,
-        callbacks=callbacks,
+        callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -249,7 +242,9 @@ def _execute_alone(
         ),
         max_failures=1,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
-        reuse_actors=reuses,
+        # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
+        # Where trials are few and long, a process for each costs next to nothing.
+        reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
         resume=("AUTO+ERRORED" if retry_failed else "AUTO") if begun else False,
         verbose=0,
     )

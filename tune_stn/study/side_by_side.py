@@ -23,7 +23,6 @@ from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute
 from tune_stn.study.state import naming_a_full_disk
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
-from tune_stn.tuning.ahead import start_ahead
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.nodes import NodesLost
 from tune_stn.tuning.shared_task import SharedTask, share
@@ -213,8 +212,6 @@ class Pool:
             self.waiting.remove(one)
             begin(one, self.progress)
             self._execute(one.run)
-            if self.waiting and self.how["cluster"].address is None:
-                start_ahead()  # for the first trial of the run after it
         while self.idle and not self.waiting:
             ray.kill(self.idle.pop())
 

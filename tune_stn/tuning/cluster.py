@@ -37,7 +37,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # processes without this package, which no trial would use
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # those that are started ahead
 }
 
 LAST_PORT = 65_535
