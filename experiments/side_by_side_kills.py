@@ -31,15 +31,16 @@ from driver_kills import TUNE_STN, counts, same, tables
 from provenance import provenance
 
 METHODS = "auto,random,pbt,replayed"
-SETTINGS = {"epochs": 8, "train_images": 100, "hidden": 16, "warmup_epochs": 1, "response": "gate"}
-BUDGET = 24
+SETTINGS = {"epochs": 40, "train_images": 200, "hidden": 16, "warmup_epochs": 1, "response": "gate"}
+BUDGET = 120
 SMOKE_METHODS = "fixed,random"
 SMOKE_SETTINGS = {"epochs": 6, "train_images": 100, "hidden": 16}
 SMOKE_BUDGET = 12
 
 KINDS = ("study", "run", "trial", "ctrl-c")
 PROCESSES = {"run": "ray::Runner", "trial": "Trainable"}  # what is in their names
-DISTURBANCES = 2  # a round
+DISTURBANCES = 2  # a round, of two kinds
+EARLIEST, LATEST = 0.2, 0.7  # of the whole study's duration after the last one: Ray starts in the first part of it
 STARTS = 6  # of one study, at most
 LEFT_AFTER_S = 20.0  # for processes of an ended study to end
 
@@ -99,10 +100,11 @@ def disturbed(folder: Path, draws: random.Random, duration: float, *, smoke: boo
     codes: list[int] = []
     began = time.monotonic()
     study = start(folder, smoke=smoke, resume=False)
+    kinds = draws.sample(KINDS, DISTURBANCES)
     for _ in range(DISTURBANCES):
-        kind, moment = draws.choice(KINDS), draws.uniform(0, 0.8 * duration)
-        until = time.monotonic() + moment
-        while study.poll() is None and time.monotonic() < until:
+        kind = kinds.pop()
+        until = time.monotonic() + draws.uniform(EARLIEST, LATEST) * duration
+        while study.poll() is None and (time.monotonic() < until or not there_is(study, kind)):
             seen |= {one.pid: one for one in descendants(study)}
             time.sleep(0.1)
         if study.poll() is None and disturb(study, kind, draws):
@@ -123,6 +125,11 @@ def disturbed(folder: Path, draws: random.Random, duration: float, *, smoke: boo
     return {"disturbed": "; ".join(done), "exit_codes": " ".join(map(str, codes)), "took_s": round(took, 1)} | {
         "left": " ".join(names)
     }
+
+
+def there_is(study: subprocess.Popen[bytes], kind: str) -> bool:
+    """Whether the study has a process of a kind now."""
+    return kind not in PROCESSES or any(PROCESSES[kind] in name_of(one) for one in descendants(study))
 
 
 def disturb(study: subprocess.Popen[bytes], kind: str, draws: random.Random) -> bool:
