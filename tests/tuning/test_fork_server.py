@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 import ray
 
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.fork_server import MODULES, fork_server, is_possible
+from tune_stn.tuning.fork_server import CLIENT, MODULES, READY, fork_server, is_possible
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="only Linux forks a process that has torch loaded")
 
@@ -113,7 +114,7 @@ def test_a_server_that_dies_at_its_imports_leaves_no_request_waiting(
 def test_the_server_and_its_forks_end_with_a_parent_that_is_killed(script: Path) -> None:
     code = (
         "import shlex, subprocess, sys, time\n"
-        "from tune_stn.tuning.fork_server import fork_server\n"
+        "from tune_stn.tuning.fork_server import CLIENT, READY, fork_server\n"
         "with fork_server() as python:\n"
         "    subprocess.run([*shlex.split(python), sys.argv[1]])\n"
         "    time.sleep(60)"
@@ -160,3 +161,19 @@ def test_a_worker_looks_for_no_garbage_in_what_it_was_forked_with(cluster: Clust
     found = ray.get(ray.remote(num_cpus=0)(looked_at).remote())
     assert found["frozen"] > 100_000
     assert found["loaded"] == {"ray": True, **dict.fromkeys(MODULES, False)}
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_script_is_run_once_at_most(heard: bool, script: Path, tmp_path: Path) -> None:
+    """By whoever hears of it: what the server may have forked, the client does not run, too."""
+    script.write_text("print('run')")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        command = [sys.executable, "-I", "-S", str(CLIENT), str(tmp_path / "socket"), str(script)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as client:
+            connection, _ = listener.accept()
+            with connection:
+                if heard:
+                    connection.sendall(READY)  # and then the server is lost
+            assert client.communicate(timeout=60)[0] == ("" if heard else "run\n")

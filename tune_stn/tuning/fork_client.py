@@ -10,15 +10,16 @@ import socket
 import sys
 
 path, arguments = sys.argv[1], sys.argv[2:]
-request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
-data = json.dumps(request).encode() + b"\n"
 server = socket.socket(socket.AF_UNIX)
 try:
     server.connect(path)
-    sent = socket.send_fds(server, [data], [0, 1, 2])
-    server.sendall(data[sent:])
-    has_forked = server.recv(1) == b"1"
+    is_heard = server.recv(1) == b"1"
 except OSError:
-    has_forked = False
-if not has_forked:
+    is_heard = False
+if not is_heard:
     os.execv(sys.executable, [sys.executable, *arguments])
+request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+data = json.dumps(request).encode() + b"\n"
+sent = socket.send_fds(server, [data], [0, 1, 2])
+if sent < len(data):  # else the server may be through with it, and an empty rest be an error
+    server.sendall(data[sent:])

@@ -51,6 +51,7 @@ NEEDS_OF_RAY = (
     "yaml",
 )
 LONGEST_REQUEST = 1 << 20  # bytes
+READY = b"1"
 PR_SET_PDEATHSIG = 1  # of the kernel: see prctl(2)
 # Arrow's allocator would start a thread; torch takes the number of threads that each trial gives it.
 ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1"}
@@ -110,21 +111,40 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     server = os.getpid()
     while _is_wanted(listener):
-        connection, _ = listener.accept()
+        request, descriptors = _receive(listener)
+        if request and _fork() == 0:
+            listener.close()
+            _end_with(server)
+            _become(request, descriptors)
+            return
+        for one in descriptors:
+            os.close(one)
+    os._exit(0)  # at once, for the forks end with it
+
+
+def _receive(listener: socket.socket) -> tuple[dict[str, object], list[int]]:
+    """A request and the files that come with it; nothing of a client that is gone.
+
+    The client is told first that it is heard, and runs its script itself if it is not: so it never runs twice.
+    """
+    connection, _ = listener.accept()
+    try:
         with connection:
+            connection.sendall(READY)
             data, descriptors, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 3)
             while data and not data.endswith(b"\n"):
                 data += connection.recv(LONGEST_REQUEST)
-            if data and os.fork() == 0:
-                listener.close()
-                connection.close()
-                _end_with(server)
-                _become(json.loads(data), descriptors)
-                return
-            connection.sendall(b"1")
-            for one in descriptors:
-                os.close(one)
-    os._exit(0)  # at once, for the forks end with it
+    except OSError:
+        return {}, []
+    return json.loads(data) if data else {}, descriptors
+
+
+def _fork() -> int:
+    """As `os.fork`; -1 where there is no room for another process: Ray asks again for a worker that is missing."""
+    try:
+        return os.fork()
+    except OSError:
+        return -1
 
 
 def _end_with(parent: int) -> None:
