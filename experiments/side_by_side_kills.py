@@ -73,6 +73,8 @@ def main() -> None:
             row |= {f"same_{name}": same(found[name], expected[name]) for name in expected}
             row["equal"] = not row["lost"] and not row["doubled"] and all(row[f"same_{name}"] for name in expected)
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            if not row["equal"]:
+                print(folder.with_suffix(".log").read_text(), flush=True)
             rows.append(row)
             table = pd.DataFrame(rows).assign(**provenance("ray"), cpus=os.cpu_count())
             arguments.results.mkdir(parents=True, exist_ok=True)
