@@ -155,7 +155,7 @@ FAILURES = (
         "tiny",
         "No space left on device",
         budget=30,
-        more=("--set", "epochs=30", "--set", "hidden=400"),
+        more=("--set", "epochs=30", "--set", "hidden=1000"),
     ),
     Failure("out of memory by a limit", "out_of_memory", "allocate memory", code=0, retry=True),
     Failure("metric NaN from the start", "not_a_number", "loss became nan in epoch 1", methods=BOTH, budget=6),
