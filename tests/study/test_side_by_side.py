@@ -270,7 +270,7 @@ def test_ctrl_c_while_a_process_starts_or_is_gone_harms_nothing(
     assert sorted(ray.killed) == [1, 2]
 
 
-@pytest.mark.parametrize(("slots", "in_all"), [(1, 1), (2, 3), (4, 3)])
+@pytest.mark.parametrize(("slots", "in_all"), [(1, 1), (2, 3), (3, 3)])
 def test_where_there_is_room_for_one_run_it_is_executed_here(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, slots: int, in_all: int
 ) -> None:
@@ -294,6 +294,19 @@ def test_where_there_is_room_for_one_run_it_is_executed_here(
     )  # fmt: skip
     assert stopped == "no node; "
     assert executed == [(name, slots, os.getpid()) for name in ("fixed", "auto", "replayed", "random")]
+
+
+def test_more_slots_than_there_is_room_for_are_refused(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results would not be those of the same study elsewhere."""
+    monkeypatch.setattr(Cluster, "slots", lambda _: 3)
+    with pytest.raises(ValueError, match=r"^slots_per_run=4: there is room for 3 at a time; lower it"):
+        run_side_by_side(
+            waiting(tmp_path, {"fixed": 1.0}), cluster=Cluster(), slots=4, task="ridge", settings={},
+            retry_failed=False, progress=Progress(said.append, total=1),
+        )  # fmt: skip
+    assert said == []
 
 
 # On Ray -------------------------------------------------------------------------------------------------------------

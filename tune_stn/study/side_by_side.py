@@ -110,10 +110,16 @@ def run_side_by_side(
     Raises:
         Interrupted: Somebody pressed Ctrl-C; what was done is kept.
         DiskFull: There is no room for the study's files.
+        ValueError: The cluster has no room for one run's slots.
     """
-    number = min(max(1, cluster.slots() // slots), len(waiting))
-    if not number:
+    if not waiting:
         return ""
+    room = cluster.slots()
+    if room < slots:
+        raise ValueError(
+            f"slots_per_run={slots}: there is room for {room} at a time; lower it, or give the study more room"
+        )
+    number = min(room // slots, len(waiting))
     if number == 1:
         return _one_after_the_other(waiting, cluster, progress, slots=slots, retry_failed=retry_failed)
     given = share(task) if isinstance(task, Task) else task
