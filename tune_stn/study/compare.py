@@ -166,7 +166,8 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
     check_same_study(out, study, resume)
     if resume:
         check_owner(out, storage if cluster.storage_path else None)
-    config = {"task": task, "keep_best": True, **_from_here(settings, cluster)}
+    of_trials = _from_here(settings, cluster)
+    config = {"task": task, "keep_best": True, **of_trials}
     runs: list[Run] = []
     for seed in seeds:  # all methods at a seed before the next seed: an unfinished study is still a comparison
         at_seed: dict[str | None, Run] = {}
@@ -191,7 +192,7 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
         say("starting Ray" if cluster.address is None else f"connecting to Ray at {cluster.address}")
     with naming_a_full_disk(out), cluster.session():
         study["cluster"] = describe_cluster(cluster)
-        cluster.check(storage, task, _from_here(settings, cluster), seed=seeds[0])
+        cluster.check(storage, task, of_trials, seed=seeds[0])
         study["missing"] = missing(runs)  # so it says should this process be killed
         write_study(out, study)
         stopped = ""
@@ -202,7 +203,7 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
                 cluster,
                 Progress(say, total=len(runs), show=show),
                 slots=prepared.slots_per_run,
-                settings=_from_here(settings, cluster),
+                settings=of_trials,
                 costs=prepared.costs,
                 retry_failed=retry_failed,
             )

@@ -37,9 +37,8 @@ class LiveTable:
         self.console = console or Console()
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._first: dict[
-            Path, tuple[float, float]
-        ] = {}  # share of a run that was done when it was first seen, and when
+        # By run: the share of it that was done when it was first seen, and when.
+        self._first: dict[Path, tuple[float, float]] = {}
 
     def __enter__(self) -> LiveTable:
         return self

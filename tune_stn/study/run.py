@@ -176,7 +176,7 @@ def execute(
         ValueError: the method cannot search the task's space.
     """
     with only_writer(run.folder):
-        return _execute_alone(run, cluster, on_report, on_failure, slots or cluster.slots(), watch, retry_failed)
+        return _execute_alone(run, cluster, on_report, on_failure, slots, watch, retry_failed)
 
 
 def _execute_alone(
@@ -236,10 +236,7 @@ def _execute_alone(
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
-        checkpoint_config=tune.CheckpointConfig(
-            num_to_keep=plan.kept_checkpoints,
-            checkpoint_at_end=True,
-        ),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=plan.kept_checkpoints, checkpoint_at_end=True),
         max_failures=1,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
         # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
