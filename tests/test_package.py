@@ -90,11 +90,16 @@ def test_the_core_works_where_ray_is_absent_and_loads_no_compiler() -> None:
         WITHOUT_RAY
         + """
 import tune_stn.data, tune_stn.nn, tune_stn.space, tune_stn.tasks, tune_stn.training
+import torch
 from tune_stn import SearchSpace, Uniform, get_task, self_tuning
+from tune_stn.nn.first_order import first_order
 from tune_stn.training import Trainer
 trainer = Trainer(get_task("digits-mlp", train_images=100, warmup_epochs=0), algorithm="stn")
 print(trainer.run_epoch()["epoch"])
 trainer.load_state_dict(trainer.state_dict())
+Trainer(get_task("digits-mlp", train_images=100), algorithm="delta-stn").run_epoch()
+norm, inputs = torch.nn.BatchNorm1d(3), torch.randn(4, 3)
+first_order(lambda: norm(torch.autograd.forward_ad.make_dual(inputs, inputs)))()
 print("compiler", "torch._dynamo" in sys.modules)
 try:
     SearchSpace({"a": Uniform(0, 1)}).to_tune()

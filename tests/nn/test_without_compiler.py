@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
 from tune_stn.nn import without_compiler
+from tune_stn.nn.first_order import first_order
 from tune_stn.nn.without_compiler import KNOWN, light, undecorated
 from tune_stn.training.flops import FlopCounter
 
@@ -87,6 +89,17 @@ def test_what_is_not_torchs_own_and_another_torch_are_left_alone(monkeypatch: py
     monkeypatch.setattr(torch, "__version__", "2.130.0")
     assert light(torch.optim.SGD) is torch.optim.SGD
     assert undecorated(Optimizer.zero_grad) is Optimizer.zero_grad
+
+
+def test_a_tangent_through_a_batch_norm_is_torchs_own_to_the_bit() -> None:
+    norm, inputs, tangent = nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+
+    def twice(inputs: torch.Tensor) -> torch.Tensor:
+        return norm(inputs) * norm.weight.sum() / 2 + norm(inputs - 1)
+
+    found = first_order(lambda: twice(forward_ad.make_dual(inputs, tangent)))()
+    with forward_ad.dual_level():
+        assert torch.equal(found, sum(forward_ad.unpack_dual(twice(forward_ad.make_dual(inputs, tangent)))))
 
 
 @pytest.mark.parametrize("version", [torch.__version__, "2.130.0"])

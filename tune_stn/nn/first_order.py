@@ -18,13 +18,15 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
+from tune_stn.nn.without_compiler import tangents
+
 
 def first_order(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward`, but with value plus tangent in the place of each tensor that it gives."""
 
     def predict(*args: Any, **kwargs: Any) -> Any:
         # Fused attention kernels have no tangents.
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), tangents():
             # Summed inside the dual level, used past it: inside, backward would carry tangents of its own (of ReLU's
             # saved result, say), three times the products and none of them of use.
             return map_tensors(to_first_order, forward(*args, **kwargs))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,34 @@ def light(kind: type[Optimizer]) -> type[Optimizer]:
         A subclass of the same name.
     """
     return _light(kind) if _is_known() and kind.__module__.startswith("torch.optim.") else kind
+
+
+@contextmanager
+def tangents() -> Iterator[None]:
+    """Inside the block, products and sums of a tensor that has a tangent and one that has none load no compiler.
+
+    Torch gets the shape of their tangent from a reference function in Python, which keeps the compiler out of itself.
+    """
+    kept_out = _references() if _is_known() and not compiler_is_loaded() else ()
+    for function in kept_out:  # torch asks for what the compiler makes of a function before it loads the compiler
+        function.__dynamo_disable = function
+    try:
+        yield
+    finally:
+        for function in kept_out:
+            del function.__dynamo_disable
+
+
+@functools.cache
+def _references() -> tuple[Any, ...]:
+    """Those functions, below torch's decorator."""
+    import torch._refs
+
+    decorators = (
+        inspect.unwrap(function, stop=lambda one: one.__code__.co_filename == torch._compile.__file__)
+        for function in (torch._refs.add, torch._refs.sub, torch._refs.mul, torch._refs.true_divide)
+    )
+    return tuple(inspect.getclosurevars(decorator).nonlocals["fn"] for decorator in decorators)
 
 
 def _is_known() -> bool:
