@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(not is_possible(), reason="only Linux forks a pr
 SCRIPT = """
 import json, os, random, sys, threading
 import mine  # beside this script
-loaded = "torch" in sys.modules
-import numpy, torch, beside
+loaded, with_ray = "torch" in sys.modules, "ray.tune" in sys.modules
+import numpy, ray, torch, beside
 print(json.dumps({
     "pid": os.getpid(), "group": os.getpgid(0), "arguments": sys.argv, "folder": os.getcwd(), "name": __name__,
     "variable": os.environ.get("MINE"), "other": os.environ.get("JE_ARROW_MALLOC_CONF"), "loaded": loaded,
-    "ray": "ray" in sys.modules, "threads": threading.active_count(),
+    "threads": threading.active_count(), "id": ray.UniqueID.from_random().hex(), "ray": with_ray,
     "draws": [random.random(), float(numpy.random.rand()), float(torch.rand(()))],
 }))
 print("to stderr", file=sys.stderr)
@@ -56,7 +56,7 @@ def command() -> Iterator[list[str]]:
         yield shlex.split(python)
 
 
-def run(command: list[str], script: Path, *arguments: str, **variables: str) -> tuple[dict[str, Any], str]:
+def run(command: list[str], script: Path, *arguments: str, **variables: str) -> tuple[Any, str]:
     """What the script says, and what it writes to standard error; its end is that of its output."""
     there = script.parent.parent
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(there / "path"), **variables}
@@ -80,15 +80,23 @@ def test_a_fork_is_what_a_new_process_would_be(command: list[str], script: Path)
     assert found["variable"] == "mine"
     assert found["other"] is None  # the server's own
     assert found["loaded"]
-    assert not found["ray"]
+    assert found["ray"]
     assert found["threads"] == 1
     assert found["group"] == found["pid"]
     assert errors == "to stderr\n"
 
 
+def test_a_worker_of_other_settings_than_the_first_loads_ray_itself(script: Path) -> None:
+    script.write_text("import json, os, sys; print(json.dumps([os.environ['RAY_MINE'], 'ray' in sys.modules]))")
+    with fork_server() as python:
+        found = [run(shlex.split(python), script, RAY_MINE=mine)[0] for mine in ("1", "1", "2", "1")]
+    assert found == [["1", True], ["1", True], ["2", False], ["1", True]]
+
+
 def test_forks_draw_different_numbers(command: list[str], script: Path) -> None:
     (first, _), (second, _) = (run(command, script) for _ in range(2))
     assert first["pid"] != second["pid"]
+    assert first["id"] != second["id"]
     assert all(one != other for one, other in zip(first["draws"], second["draws"], strict=True))
 
 
@@ -157,10 +165,10 @@ def test_a_worker_looks_for_no_garbage_in_what_it_was_forked_with(cluster: Clust
         gc.enable()
         return {"frozen": gc.get_freeze_count(), "loaded": {name: tells_of(name) for name in modules}}
 
-    modules = ("ray", *MODULES)
+    modules = ("__main__", "ray", *MODULES)
     found = ray.get(ray.remote(num_cpus=0)(looked_at).remote())
     assert found["frozen"] > 100_000
-    assert found["loaded"] == {"ray": True, **dict.fromkeys(MODULES, False)}
+    assert found["loaded"] == {"__main__": True, "ray": False, **dict.fromkeys(MODULES, False)}
 
 
 @pytest.mark.parametrize("heard", [True, False])

@@ -3,8 +3,9 @@
 A Ray worker is a new Python process, in which importing torch and this package takes over two CPU seconds. A study
 starts one for each trial or two, so on a laptop most of its time would go there. With Ray's documented option
 `py_executable`, Ray starts `fork_client.py` instead of Python: a small script that hands its arguments, environment and
-open files to the server here and ends, while a fork of the server goes on as the worker. The server never imports Ray,
-which reads its settings from the environment when it is imported, and has no second thread, which a fork would lose.
+open files to the server here and ends, while a fork of the server goes on as the worker. Ray reads its settings from
+the environment when it is imported: so the server imports it for the first worker, in that one's environment, and a
+worker of other settings gets a Python of its own. So does each where the server has threads, which a fork would lose.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CLIENT = Path(__file__).with_name("fork_client.py")
-# What a trial imports, but for Ray: of Ray's own needs those that take long, where they are installed.
+# What a trial imports, before and after Ray is; of Ray's own needs those that take long, where they are installed.
 MODULES = (
     "tune_stn.tasks.registry",
     "tune_stn.training.trainer",
@@ -50,6 +51,7 @@ NEEDS_OF_RAY = (
     "rich.live",
     "yaml",
 )
+MODULES_OF_RAY = ("ray.tune", "tune_stn.tuning.trainable")
 LONGEST_REQUEST = 1 << 20  # bytes
 READY = b"1"
 PR_SET_PDEATHSIG = 1  # of the kernel: see prctl(2)
@@ -102,27 +104,86 @@ def serve(descriptor: int) -> None:
     for name in NEEDS_OF_RAY:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
-    assert "ray" not in sys.modules, "Ray would keep the settings of this process in all of its forks"
-    assert threading.active_count() == 1, "a fork has only the thread that makes it"
-    # What is loaded stays: a fork that looked for garbage in it would copy all of its memory, over a tenth of a second.
-    gc.collect()
-    gc.freeze()
     listener = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     server = os.getpid()
+    settings: Mapping[str, str] | None = None
+    sound = False
     while _is_wanted(listener):
         request, descriptors = _receive(listener)
-        if request and _fork() == 0:
-            listener.close()
-            _end_with(server)
-            _become(request, descriptors)
-            return
+        if request:
+            if settings is None:
+                settings, sound = _load_ray(request["environment"]), _forks_differ()
+            alone = len(os.listdir("/proc/self/task")) == 1  # a fork would lose other threads
+            if _fork() == 0:
+                listener.close()
+                _end_with(server)
+                _become(request, descriptors, loaded=sound and alone and settings == _settings(request["environment"]))
+                return
         for one in descriptors:
             os.close(one)
     os._exit(0)  # at once, for the forks end with it
 
 
-def _receive(listener: socket.socket) -> tuple[dict[str, object], list[int]]:
+def _load_ray(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Import Ray in the environment of a worker; gives the settings that it has read.
+
+    What is loaded stays: a fork that looked for garbage in it would copy all of its memory, over a tenth of a second.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    with _without_draws():
+        for name in MODULES_OF_RAY:
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    return _settings(environment)
+
+
+@contextmanager
+def _without_draws() -> Iterator[None]:
+    """Inside the block, actor classes have ids from the system's random numbers, not from Ray's.
+
+    Ray seeds its generator at the first draw. Past that, each fork would go on with the same numbers, and workers give
+    one id to two things.
+    """
+    actor: Any = importlib.import_module("ray.actor")
+    own = actor.ActorClassID
+
+    class OfSystem(own):  # type: ignore[misc, valid-type]
+        @classmethod
+        def from_random(cls) -> Any:
+            return own(os.urandom(own.size()))
+
+    actor.ActorClassID = OfSystem
+    try:
+        yield
+    finally:
+        actor.ActorClassID = own
+
+
+def _forks_differ() -> bool:
+    """Whether Ray draws different ids in two forks of this process."""
+    import ray
+
+    drawn = []
+    for _ in range(2):
+        readable, writable = os.pipe()
+        if _fork() == 0:
+            os.write(writable, ray.UniqueID.from_random().binary())
+            os._exit(0)
+        os.close(writable)
+        drawn.append(os.read(readable, ray.UniqueID.size()))
+        os.close(readable)
+    return drawn[0] != drawn[1]
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those that Ray reads when it is imported: of a worker they say at least which job it works for."""
+    return {name: value for name, value in environment.items() if name.startswith("RAY_")}
+
+
+def _receive(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A request and the files that come with it; nothing of a client that is gone.
 
     The client is told first that it is heard, and runs its script itself if it is not: so it never runs twice.
@@ -159,8 +220,14 @@ def _is_wanted(listener: socket.socket) -> bool:
     return 0 not in select.select([0, listener.fileno()], [], [])[0]
 
 
-def _become(request: dict[str, object], descriptors: list[int]) -> None:
-    """Go on as the process that asked: run its script under its name, in its place."""
+def _become(request: dict[str, Any], descriptors: list[int], *, loaded: bool) -> None:
+    """Go on as the process that asked: run its script under its name, in its place.
+
+    Args:
+        request: What the process was asked to do, and where.
+        descriptors: Its standard input, output and error.
+        loaded: Whether what is imported here is what the script would import.
+    """
     import numpy as np
     import torch
 
@@ -170,12 +237,14 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
         os.dup2(one, number)
         os.close(one)
     os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
-    os.chdir(str(request["folder"]))
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    if not loaded:
+        os.execv(sys.executable, [sys.executable, *request["arguments"]])
     random.seed()
     np.random.seed()  # noqa: NPY002
     torch.seed()
-    sys.argv = list(request["arguments"])  # type: ignore[call-overload]
+    sys.argv = request["arguments"]
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [str(Path(sys.argv[0]).parent), *(one for one in path if one and one not in sys.path)]
     runpy.run_path(sys.argv[0], run_name="__main__")
