@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 from ray import tune
-from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.failures import Failures
 from tune_stn.tuning.slots import InSlots
 
 PENDING, RUNNING, PAUSED = "PENDING", "RUNNING", "PAUSED"
@@ -123,3 +127,41 @@ def test_a_population_keeps_to_its_slot_though_more_is_free(cluster: Cluster, tm
     times = sorted(tuple(map(float, line.split())) for line in notes.read_text().splitlines())
     assert len(times) == 12
     assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
+
+
+class DiesInHandOver(tune.Trainable):
+    """Its process dies when it is first handed from a trial to the next one."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def step(self) -> dict[str, Any]:
+        return {"loss": self.config["number"], "pid": os.getpid(), "done": self.iteration == 1}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if not (mark := Path(new_config["mark"])).exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.setup(new_config)
+        return True
+
+
+@pytest.mark.ray
+def test_a_trial_starts_elsewhere_if_the_process_it_takes_over_dies(cluster: Cluster, tmp_path: Path) -> None:
+    analysis = tune.run(
+        DiesInHandOver,
+        config={"number": tune.grid_search([0, 1, 2, 3]), "mark": str(tmp_path / "mark")},
+        search_alg=BasicVariantGenerator(max_concurrent=1),
+        scheduler=InSlots(FIFOScheduler(), 1),
+        callbacks=[Failures(3, tmp_path)],
+        max_failures=1,
+        raise_on_failed_trial=False,
+        reuse_actors=True,
+        storage_path=str(tmp_path),
+        verbose=0,
+    )
+    trials = {trial.last_result["loss"]: trial for trial in analysis.trials}
+    assert {trial.status for trial in analysis.trials} == {"TERMINATED"}
+    first, *others = (trials[number].last_result["pid"] for number in range(4))
+    assert first not in others
+    assert len(set(others)) == 1

@@ -230,7 +230,7 @@ def _execute_alone(
         },
         num_samples=plan.samples,
         search_alg=plan.search_alg,
-        scheduler=plan.scheduler if type(plan.scheduler) is FIFOScheduler else InSlots(plan.scheduler, slots),
+        scheduler=InSlots(plan.scheduler, slots),
         stop=stopper,
         callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
         storage_path=storage.path,
@@ -239,9 +239,7 @@ def _execute_alone(
         checkpoint_config=tune.CheckpointConfig(num_to_keep=plan.kept_checkpoints, checkpoint_at_end=True),
         max_failures=1,  # `Failures` allows more to those that have been set up
         raise_on_failed_trial=False,
-        # Tune gives a trial up, without starting it again, if the process it takes over from another is found dead.
-        # Where trials are few and long, a process for each costs next to nothing.
-        reuse_actors=not (tunes and type(plan.scheduler) is FIFOScheduler),
+        reuse_actors=True,
         resume=("AUTO+ERRORED" if retry_failed else "AUTO") if begun else False,
         verbose=0,
     )

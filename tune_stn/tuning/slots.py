@@ -7,6 +7,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
 
+from tune_stn.tuning.hand_over import HandOver
+
 
 class InSlots(TrialScheduler):
     """Runs at most some trials of a scheduler at a time: the others are paused, those that have not begun included.
@@ -17,7 +19,7 @@ class InSlots(TrialScheduler):
 
     Tune starts a trial that is pending by itself, and one that is paused only when its scheduler chooses it. So trials
     are paused from the moment that they are added, and this scheduler lets the other one choose when a slot is free. A
-    trial that fails is pending again, in its own slot.
+    trial that fails is pending again, in its own slot; also one whose process dies while it is handed over.
 
     Args:
         scheduler: that decides about the trials.
@@ -28,6 +30,7 @@ class InSlots(TrialScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.scheduler = scheduler
         self.slots = slots
+        self._hand_over = HandOver()
         self._known: set[Trial] = set()
         self._new: set[Trial] = set()  # of those, trials that have not begun
 
@@ -48,8 +51,10 @@ class InSlots(TrialScheduler):
             _show(trial, Trial.PAUSED)  # Tune takes it into its books as it is after this call
             self._new.add(trial)
         self._known.add(trial)
+        self._hand_over.on_trial_add(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._hand_over.choose_trial_to_run()
         if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_trials()) >= self.slots:
             return None
         chosen = self._choose_as_pending(tune_controller)
@@ -72,6 +77,7 @@ class InSlots(TrialScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self.scheduler.on_trial_error(tune_controller, trial)
+        self._hand_over.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self.scheduler.on_trial_complete(tune_controller, trial, result)
