@@ -10,21 +10,21 @@ algorithm, measured here afterwards without Ray, on one thread. Three studies:
     sleep   the same methods at ten seeds of a task whose epochs sleep, on a Ray that is told it has as many CPUs as
             `--slots`: what the order of the runs, starts and ends leave empty on a cluster larger than this machine
 
-Of `sleep`, simulated are the CPUs and the training: an epoch evaluates a line on six examples, and sleeps then, the
-same time under every method. All else is real, and shares the CPUs that this machine has: the processes of runs and
-trials and their starts, Ray, Tune, searchers and schedulers, checkpoints, journals, tables and the report. So an epoch
-must be long against what a report costs the machine, and a run against the start of its processes. Slots in use are
-those in which an epoch sleeps at the moment, as the epochs note it down themselves; a trial that starts uses none. The
-bound is (epochs in the tables) x (seconds of an epoch): of all of them over the slots, or of the longest run, with the
-run that it is made from.
+Of `sleep`, simulated are the CPUs and the training: an epoch takes a few steps of a small network, and sleeps, the same
+time under every method. All else is real, and shares the CPUs that this machine has: the processes of runs and trials
+and their starts, Ray, Tune, searchers and schedulers, checkpoints, journals, tables and the report. That is two CPU
+seconds a run, which a real cluster has more CPUs for: so the runs must be long against it. Slots in use are those in
+which an epoch sleeps, as the epochs note down themselves; a trial that starts uses none. The bound is (epochs in the
+tables) x (seconds of an epoch): of all of them over the slots, or of the longest run with the run that it is made from.
+No order of the runs comes near to it where a slot has only two or three of them, so a larger cluster needs more seeds.
 
 Writes a row to experiments/results/filled_cluster/studies.csv, and of `sleep` the slots in use over time as a table and
 a picture.
 
     python experiments/filled_cluster.py demo               # a minute, on a machine with nothing else to do
     python experiments/filled_cluster.py full --seeds 10    # a quarter of an hour
-    python experiments/filled_cluster.py sleep --slots 16 --seeds 5   # six minutes, of which the CPUs do two
-    python experiments/filled_cluster.py sleep --slots 64 --epoch-seconds 8   # six minutes, 15 GB of memory
+    python experiments/filled_cluster.py sleep --slots 16                 # nine minutes
+    python experiments/filled_cluster.py sleep --slots 64 --seeds 20 --epoch-seconds 10   # twelve, 12 GB of memory
     python experiments/filled_cluster.py demo --smoke-test
 """
 
@@ -236,12 +236,11 @@ def cpu_seconds_of_an_epoch(algorithms: set[str], settings: Mapping[str, Any], e
 
 SECONDS = "FILLED_CLUSTER_EPOCH_SECONDS"
 NOTES = "FILLED_CLUSTER_NOTES"  # a folder, for a file of each process: when an epoch's sleep began and ended, by turns
-SPLITS = {"train": 8, "valid": 6, "test": 4}  # examples; those of the validation split, once an epoch, are slept over
+SPLITS = {"train": 80, "valid": 60, "test": 40}  # examples; over those of validation, seen once an epoch, it sleeps
 
 
 def sleeper() -> Task:
-    """A regression of one weight whose epochs sleep: in their evaluation, for trials do steps when they are set up."""
-    splits = {name: torch.linspace(-1, 1, count)[:, None] for name, count in SPLITS.items()}
+    """A regression whose epochs sleep: in their evaluation, for trials do steps when they are set up."""
     seconds, notes = float(os.environ[SECONDS]), Path(os.environ[NOTES])
 
     def slept(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -252,6 +251,10 @@ def sleeper() -> Task:
                 file.write(f"{began} {time.time()}\n")
         return torch.zeros(())
 
+    def draw(count: int, seed: int) -> Split:
+        inputs = torch.randn(count, 64, generator=torch.Generator().manual_seed(seed))
+        return Split(inputs, inputs[:, :1])
+
     @mean_over_examples
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs - targets).square().mean()
@@ -259,14 +262,14 @@ def sleeper() -> Task:
     return Task(
         name="sleeper",
         description="sleeps",
-        model=lambda: torch.nn.Linear(1, 1),
-        data=lambda seed: Splits(**{name: Split(inputs, 2 * inputs) for name, inputs in splits.items()}),
+        model=lambda: torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)),
+        data=lambda seed: Splits(**{name: draw(count, seed) for name, count in SPLITS.items()}),
         space=SearchSpace({"penalty": LogUniform(1e-4, 1e-1)}),
         start={"penalty": 1e-3},
         loss=loss,
         metrics={"slept": slept},
         penalties=(WeightDecay("penalty"),),
-        training=Training(epochs=10, batch_size=4, lr=0.01, warmup_epochs=1, train_steps=2),
+        training=Training(epochs=10, batch_size=20, lr=0.01, warmup_epochs=1, train_steps=2),
     )
 
 

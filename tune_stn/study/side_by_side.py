@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from tune_stn.tuning.shared_task import SharedTask, share
 LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
 STOP_S = 60.0  # for runs to save their state when the study is interrupted
 DEATHS = 3  # of a run's process before the study gives the run up
-ROUNDS_IN_ORDER = 2  # while more runs wait than these times those that go on, they begin in the order of the study
+ROUNDS_IN_ORDER = 3  # while more runs wait than these times those that go on, they begin in the order of the study
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Waiting:
     Attributes:
         run: The run.
         again: How it is taken up again, where it had ended.
-        cost: What it may spend, in plain-epoch equivalents: the longest begin first.
+        cost: What it may spend, in plain-epoch equivalents.
     """
 
     run: Run
@@ -189,6 +190,8 @@ class Pool:
         self.busy: dict[Any, tuple[Any, Run]] = {}  # by the reference to the closing record
         self.pids: dict[Any, Any] = {}  # of the runners, references
         self.deaths: Counter[Path] = Counter()
+        self.costs = {one.run.folder: one.cost for one in waiting}
+        self.ended: dict[str, list[tuple[float, float]]] = defaultdict(list)  # by method: what a run cost, and seconds
 
     def work(self) -> str:
         """Execute all runs; why some were not gone on with, or nothing."""
@@ -224,13 +227,26 @@ class Pool:
     def _next(self) -> Waiting | None:
         """The next run of the study; near its end the longest, so that nothing waits for one that began last.
 
-        All methods at a seed come before the next seed: an unfinished study is a comparison, too.
+        All methods at a seed come before the next seed: an unfinished study is a comparison, too. A run is as long as
+        those that follow it make it.
         """
         unfinished = {one.run.folder for one in self.waiting} | {run.folder for _, run in self.busy.values()}
         able = [one for one in self.waiting if one.run.followed is None or one.run.followed.folder not in unfinished]
         if len(self.waiting) > ROUNDS_IN_ORDER * self.size:
             return next(iter(able), None)
-        return max(able, key=lambda one: one.cost, default=None)
+        after: dict[Path, float] = defaultdict(float)
+        for one in self.waiting:
+            if one.run.followed is not None:
+                after[one.run.followed.folder] = max(after[one.run.followed.folder], self._length(one))
+        return max(able, key=lambda one: self._length(one) + after[one.run.folder], default=None)
+
+    def _length(self, one: Waiting) -> float:
+        """The seconds that a run is to take, as those of its method did; in proportion to its cost where none ended."""
+        known = self.ended.get(one.run.method.name)
+        if known is not None:
+            return sum(seconds for _, seconds in known) / len(known)
+        costs, seconds = map(sum, zip(*chain.from_iterable(self.ended.values()), strict=True)) if self.ended else (1, 1)
+        return one.cost * seconds / costs
 
     def _execute(self, run: Run) -> None:
         if not self.idle:
@@ -259,6 +275,7 @@ class Pool:
                 raise error.cause from error  # the others would fare no better
         else:
             self.progress.finished(run, record)
+            self.ended[run.method.name].append((self.costs[run.folder], record["wall_time_s"]))
             self.idle.append(runner)
 
     def _interrupt(self) -> None:

@@ -50,7 +50,7 @@ class InSlots(TrialScheduler):
         self._known.add(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_trials()) >= self.slots:
+        if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_live_trials()) >= self.slots:
             return None
         chosen = self._choose_as_pending(tune_controller)
         self._new.discard(chosen)

@@ -1,0 +1,185 @@
+"""What a run of very many short trials costs its driver: 10,000 trials of 20 reports, none of which trains.
+
+    tune       a random search through `execute`, on Ray Tune: all is real but the trial, one process that makes its
+               reports up; fewer trials, for Tune itself takes most of the time
+    callbacks  all 10,000 trials: what of the driver is this project's own, called as Tune calls it, without Tune
+    tables     all 10,000 trials: from the journal to the tables, the page of the report and exported files
+
+`tune` and `callbacks` say CPU milliseconds of a report in each tenth of the run, so that growth is seen, and the most
+memory that the process had until then. Writes tune.csv, callbacks.csv and tables.csv to
+experiments/results/trial_scale.
+
+    python experiments/trial_scale.py                # a quarter of an hour
+    python experiments/trial_scale.py --smoke-test
+    python experiments/trial_scale.py tune --trials 3000
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+from export_scale import first_report, measure, peak_mb
+from provenance import provenance
+
+from tune_stn.methods import get_method
+from tune_stn.study import run as study_run
+from tune_stn.study.run import Run, execute
+from tune_stn.tasks import get_task
+from tune_stn.tuning.budget import BudgetStopper
+from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.slots import InSlots
+from tune_stn.tuning.trainable import STNTrainable
+
+TRIALS, REPORTS, ON_TUNE = 10_000, 20, 1_000
+PARTS = 10  # of a run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("tune", "callbacks", "tables"), nargs="*", help="default all")
+    parser.add_argument("--smoke-test", action="store_true")
+    parser.add_argument("--trials", type=int, help=f"default {TRIALS}, on Tune {ON_TUNE}")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "trial_scale")
+    arguments = parser.parse_args()
+    parts: dict[str, Callable[[Path, int], pd.DataFrame]] = {"tune": on_tune, "callbacks": callbacks, "tables": tables}
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    for name in arguments.part or parts:
+        trials = arguments.trials or (20 if arguments.smoke_test else ON_TUNE if name == "tune" else TRIALS)
+        with tempfile.TemporaryDirectory() as folder:
+            table = parts[name](Path(folder), trials).assign(trials=trials, reports=trials * REPORTS)
+        print(f"\n{name}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
+        table.assign(**provenance("ray")).to_csv(arguments.results / f"{name}.csv", index=False)
+
+
+# On Tune ------------------------------------------------------------------------------------------------------------
+
+
+class Untrained(STNTrainable):
+    """A trial that does nothing but report."""
+
+    def setup(self, config: dict[str, Any], task: Any = None) -> None:
+        self.epoch = 0
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        done = self.epoch == REPORTS
+        numbers = {"epoch": self.epoch, "step": self.epoch, "cost": float(self.epoch)}
+        return {**first_report(), **numbers, "status": "finished" if done else "running", "done": done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        (Path(checkpoint_dir) / "state").touch()
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing is restored."""
+
+
+def on_tune(folder: Path, trials: int) -> pd.DataFrame:
+    """A row for each tenth of a run of random search."""
+    task = get_task("ridge", epochs=REPORTS)
+    run = Run(
+        task=task,
+        config={"task": "ridge", "epochs": REPORTS},
+        method=get_method("random"),
+        seed=0,
+        budget=math.inf,
+        trials=trials,
+        folder=folder / "state" / "random-seed0",
+    )
+    spent = Spent()
+    study_run.STNTrainable = Untrained  # type: ignore[misc]
+    with Cluster(max_concurrent=1).session():
+        execute(run, Cluster(), lambda report, total: spent.note())
+        spent.note()  # with the end of the run
+    study_run.STNTrainable = STNTrainable  # type: ignore[misc]
+    return spent.table(trials * REPORTS)
+
+
+# Without Tune -------------------------------------------------------------------------------------------------------
+
+
+def callbacks(folder: Path, trials: int) -> pd.DataFrame:
+    """A row for each tenth of a run of which only this project's callbacks, stopper and slots are called."""
+    recorder = Recorder(folder / "state", hps=["penalty"], write_every_s=None, strict=True)
+    stopper = BudgetStopper(recorder, math.inf, save_last=True)
+    known: list[Any] = []
+    controller = SimpleNamespace(get_trials=lambda: known, get_live_trials=lambda: known[-1:])
+    scheduler = InSlots(SimpleNamespace(choose_trial_to_run=lambda controller: None), slots=1)  # type: ignore[arg-type]
+    spent = Spent()
+    for number in range(trials):
+        name = f"{number:05x}_{number:05d}"
+        config = {"hp": {"penalty": 1.0 + number}}
+        trial = SimpleNamespace(
+            trial_id=name, config=config, checkpoint=None, last_result={}, path=None, status="RUNNING"
+        )
+        known.append(trial)
+        recorder.on_trial_start(0, known, trial)
+        for result in results(trial):
+            recorder.on_step_begin(0, known)
+            scheduler.choose_trial_to_run(controller)
+            stopper(name, result)
+            recorder.on_trial_result(0, known, trial, result)
+            stopper.stop_all()
+            trial.last_result = result
+            spent.note()
+        trial.status = "TERMINATED"
+        recorder.on_trial_complete(0, known, trial)
+    return spent.table(trials * REPORTS)
+
+
+def results(trial: Any) -> Iterator[Mapping[str, Any]]:
+    """As Tune passes them on."""
+    for epoch in range(1, REPORTS + 1):
+        own = {"epoch": epoch, "step": epoch, "cost": float(epoch), "hp/penalty": trial.config["hp"]["penalty"]}
+        of_tune = {"training_iteration": epoch, "time_this_iter_s": 0.1, "config": trial.config}
+        yield {**first_report(), **own, **of_tune, "status": "finished" if epoch == REPORTS else "running"}
+
+
+class Spent:
+    """CPU time and memory of this process, noted with each report."""
+
+    def __init__(self) -> None:
+        self.main, self.all, self.clock, self.memory = [], [], [], []
+
+    def note(self) -> None:
+        self.main.append(time.thread_time())
+        self.all.append(time.process_time())
+        self.clock.append(time.monotonic())
+        self.memory.append(peak_mb())
+
+    def table(self, reports: int) -> pd.DataFrame:
+        """A row for each tenth of the reports, of those that were noted."""
+        ends = [reports * part // PARTS - 1 for part in range(1, PARTS + 1)]
+        rows = []
+        for before, end in zip([0, *ends], ends, strict=False):
+            count = end - before
+            rows.append(
+                {
+                    "until_report": end + 1,
+                    "main_thread_ms": 1000 * (self.main[end] - self.main[before]) / count,
+                    "process_ms": 1000 * (self.all[end] - self.all[before]) / count,
+                    "clock_ms": 1000 * (self.clock[end] - self.clock[before]) / count,
+                    "peak_mb": self.memory[end],
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def tables(folder: Path, trials: int) -> pd.DataFrame:
+    """A row for each stage."""
+    return measure(folder, trials, REPORTS)
+
+
+if __name__ == "__main__":
+    main()
