@@ -79,7 +79,7 @@ def main() -> None:
     before = pd.read_csv(path) if path.exists() else pd.DataFrame()
     same = (before.get("study") == row["study"]) & (before.get("slots") == row["slots"]) if len(before) else []
     pd.concat([before[~same] if len(before) else before, pd.DataFrame([row])]).to_csv(path, index=False)
-    for name in ("runs", "trials", "slots", "wall_s", "slots_in_use", "bound_s", "ratio"):
+    for name in ("runs", "trials", "slots", "wall_s", "slots_in_use", "bound_s", "ratio", "trials_ratio"):
         print(f"{name:13} {row[name]:.4g}")
     for name in sorted(name for name in row if name.startswith("cpu_s/")):
         print(f"{name:40} {row[name]:.1f}")
@@ -134,7 +134,11 @@ def in_use(begins: list[float], ends: list[float]) -> tuple[list[float], list[in
 
 
 def summary(seen: Seen, reports: pd.DataFrame, slots: int, *, bound_s: float) -> dict[str, Any]:
-    """The row of a study; `ratio` is its wall clock over what it cannot be less than."""
+    """The row of a study.
+
+    `ratio` is its wall clock over what it cannot be less than, `trials_ratio` that from the first trial's training to
+    the last one's, without the start and end of the command.
+    """
     using = pd.Series(seen.trials, seen.times)
     using = using[using.cumsum() > 0]
     last = using[using > 0].index[-1]
@@ -150,6 +154,7 @@ def summary(seen: Seen, reports: pd.DataFrame, slots: int, *, bound_s: float) ->
         "slots_in_use": float((using.clip(upper=slots) * lasted).sum() / lasted.sum()) / slots,
         "bound_s": bound_s,
         "ratio": seen.wall_s / bound_s,
+        "trials_ratio": float(lasted.sum()) / bound_s,
         **{f"cpu_s/{kind}": seconds for kind, seconds in seen.cpu_s.items()},
         "peak_memory_mib": seen.memory_mib,
     }

@@ -106,6 +106,8 @@ class FakeRay:
         return reference
 
     def wait(self, references: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        if ready := [one for one in references if one[0] == "pid"]:
+            return ready[:1], [one for one in references if one != ready[0]]
         done = sorted(references, key=lambda one: self.ends[one])[:num_returns]
         outcomes = self.outcomes[done[0][1]]
         if outcomes and isinstance(outcomes[0], KeyboardInterrupt):

@@ -30,6 +30,7 @@ from tune_stn.tuning.shared_task import SharedTask, share
 
 LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
 STOP_S = 60.0  # for runs to save their state when the study is interrupted
+STARTING = os.cpu_count() or 1  # processes of runs at a time: if all began at once, none would be ready before the last
 DEATHS = 3  # of a run's process before the study gives the run up
 ROUNDS_IN_ORDER = 3  # while more runs wait than these times those that go on, they begin in the order of the study
 
@@ -189,6 +190,7 @@ class Pool:
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, Run]] = {}  # by the reference to the closing record
         self.pids: dict[Any, Any] = {}  # of the runners, references
+        self.starting: list[Any] = []  # of those that are not known to be there yet
         self.deaths: Counter[Path] = Counter()
         self.costs = {one.run.folder: one.cost for one in waiting}
         self.ended: dict[str, list[tuple[float, float]]] = defaultdict(list)  # by method: what a run cost, and seconds
@@ -198,10 +200,12 @@ class Pool:
         try:
             while self.waiting or self.busy:
                 self._hand_out()
-                done, _ = ray.wait(list(self.busy), timeout=LOOK_EVERY_S)
+                done, _ = ray.wait([*self.busy, *self.starting], timeout=LOOK_EVERY_S)
                 self.progress.look()
                 for one in done:
-                    self._end(one, *self.busy.pop(one))
+                    if one in self.busy:
+                        self._end(one, *self.busy.pop(one))
+                self.starting = [one for one in self.starting if one not in done]
         except NodesLost as error:
             self._interrupt()
             return f"{error}; "
@@ -218,6 +222,8 @@ class Pool:
     def _hand_out(self) -> None:
         """Begin as many runs as there is room for; end the processes for which none is left."""
         while len(self.busy) < self.size and (one := self._next()) is not None:
+            if not self.idle and len(self.starting) >= STARTING:
+                break
             self.waiting.remove(one)
             begin(one, self.progress)
             self._execute(one.run)
@@ -252,6 +258,7 @@ class Pool:
         if not self.idle:
             self.idle.append(self.new_runner())
             self.pids[self.idle[-1]] = self.idle[-1].pid.remote()
+            self.starting.append(self.pids[self.idle[-1]])
         runner = self.idle.pop()
         self.busy[runner.execute.remote(without_task(run), **self.how)] = runner, run
 
