@@ -1,15 +1,16 @@
 """What a run of very many short trials costs its driver: 10,000 trials of 20 reports, none of which trains.
 
     tune       a random search through `execute`, on Ray Tune: all is real but the trial, one process that makes its
-               reports up; fewer trials, for Tune itself takes most of the time
-    callbacks  all 10,000 trials: what of the driver is this project's own, called as Tune calls it, without Tune
-    tables     all 10,000 trials: from the journal to the tables, the page of the report and exported files
+               reports up
+    callbacks  what of the driver is this project's own, called as Tune calls it, without Tune; in the place of Tune's
+               scheduler, that of methods whose trials wait for a slot
+    tables     from the journal to the tables, the page of the report and exported files
 
 `tune` and `callbacks` say CPU milliseconds of a report in each tenth of the run, so that growth is seen, and the most
 memory that the process had until then. Writes tune.csv, callbacks.csv and tables.csv to
 experiments/results/trial_scale.
 
-    python experiments/trial_scale.py                # a quarter of an hour
+    python experiments/trial_scale.py                # a quarter of an hour, of which ten minutes are Tune's
     python experiments/trial_scale.py --smoke-test
     python experiments/trial_scale.py tune --trials 3000
 """
@@ -39,7 +40,7 @@ from tune_stn.tuning.recorder import Recorder
 from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import STNTrainable
 
-TRIALS, REPORTS, ON_TUNE = 10_000, 20, 1_000
+TRIALS, REPORTS = 10_000, 20
 PARTS = 10  # of a run
 
 
@@ -47,13 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("tune", "callbacks", "tables"), nargs="*", help="default all")
     parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--trials", type=int, help=f"default {TRIALS}, on Tune {ON_TUNE}")
+    parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "trial_scale")
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path, int], pd.DataFrame]] = {"tune": on_tune, "callbacks": callbacks, "tables": tables}
     arguments.results.mkdir(parents=True, exist_ok=True)
     for name in arguments.part or parts:
-        trials = arguments.trials or (20 if arguments.smoke_test else ON_TUNE if name == "tune" else TRIALS)
+        trials = 20 if arguments.smoke_test else arguments.trials
         with tempfile.TemporaryDirectory() as folder:
             table = parts[name](Path(folder), trials).assign(trials=trials, reports=trials * REPORTS)
         print(f"\n{name}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
@@ -94,13 +95,12 @@ def on_tune(folder: Path, trials: int) -> pd.DataFrame:
         trials=trials,
         folder=folder / "state" / "random-seed0",
     )
-    spent = Spent()
+    spent = Spent(trials * REPORTS)
     study_run.STNTrainable = Untrained  # type: ignore[misc]
     with Cluster(max_concurrent=1).session():
         execute(run, Cluster(), lambda report, total: spent.note())
-        spent.note()  # with the end of the run
     study_run.STNTrainable = STNTrainable  # type: ignore[misc]
-    return spent.table(trials * REPORTS)
+    return pd.DataFrame(spent.rows)
 
 
 # Without Tune -------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def callbacks(folder: Path, trials: int) -> pd.DataFrame:
     known: list[Any] = []
     controller = SimpleNamespace(get_trials=lambda: known, get_live_trials=lambda: known[-1:])
     scheduler = InSlots(SimpleNamespace(choose_trial_to_run=lambda controller: None), slots=1)  # type: ignore[arg-type]
-    spent = Spent()
+    spent = Spent(trials * REPORTS)
     for number in range(trials):
         name = f"{number:05x}_{number:05d}"
         config = {"hp": {"penalty": 1.0 + number}}
@@ -132,7 +132,7 @@ def callbacks(folder: Path, trials: int) -> pd.DataFrame:
             spent.note()
         trial.status = "TERMINATED"
         recorder.on_trial_complete(0, known, trial)
-    return spent.table(trials * REPORTS)
+    return pd.DataFrame(spent.rows)
 
 
 def results(trial: Any) -> Iterator[Mapping[str, Any]]:
@@ -144,33 +144,26 @@ def results(trial: Any) -> Iterator[Mapping[str, Any]]:
 
 
 class Spent:
-    """CPU time and memory of this process, noted with each report."""
+    """CPU time and memory of this process in each tenth of a run's reports."""
 
-    def __init__(self) -> None:
-        self.main, self.all, self.clock, self.memory = [], [], [], []
+    def __init__(self, reports: int) -> None:
+        self.reports = reports
+        self.noted = 0
+        self.rows: list[dict[str, float]] = []
+        self._before = self._now()
 
     def note(self) -> None:
-        self.main.append(time.thread_time())
-        self.all.append(time.process_time())
-        self.clock.append(time.monotonic())
-        self.memory.append(peak_mb())
+        """To be called after each report."""
+        self.noted += 1
+        if self.noted % (self.reports // PARTS) == 0:
+            now, count = self._now(), self.reports // PARTS
+            spent = {f"{name}_ms": 1000 * (now[name] - self._before[name]) / count for name in now}
+            self.rows.append({"until_report": self.noted, **spent, "peak_mb": peak_mb()})
+            print(self.rows[-1], flush=True)
+            self._before = now
 
-    def table(self, reports: int) -> pd.DataFrame:
-        """A row for each tenth of the reports, of those that were noted."""
-        ends = [reports * part // PARTS - 1 for part in range(1, PARTS + 1)]
-        rows = []
-        for before, end in zip([0, *ends], ends, strict=False):
-            count = end - before
-            rows.append(
-                {
-                    "until_report": end + 1,
-                    "main_thread_ms": 1000 * (self.main[end] - self.main[before]) / count,
-                    "process_ms": 1000 * (self.all[end] - self.all[before]) / count,
-                    "clock_ms": 1000 * (self.clock[end] - self.clock[before]) / count,
-                    "peak_mb": self.memory[end],
-                }
-            )
-        return pd.DataFrame(rows)
+    def _now(self) -> dict[str, float]:
+        return {"main_thread": time.thread_time(), "process": time.process_time(), "clock": time.monotonic()}
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
