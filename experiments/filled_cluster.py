@@ -24,7 +24,7 @@ a picture.
     python experiments/filled_cluster.py demo               # a minute, on a machine with nothing else to do
     python experiments/filled_cluster.py full --seeds 10    # a quarter of an hour
     python experiments/filled_cluster.py sleep --slots 16                 # nine minutes
-    python experiments/filled_cluster.py sleep --slots 64 --seeds 20 --epoch-seconds 10   # twelve, 12 GB of memory
+    python experiments/filled_cluster.py sleep --slots 64 --seeds 20 --epoch-seconds 20   # 25, 12 GB of memory
     python experiments/filled_cluster.py demo --smoke-test
 """
 

@@ -54,7 +54,7 @@ def main() -> None:
     parts: dict[str, Callable[[Path, int], pd.DataFrame]] = {"tune": on_tune, "callbacks": callbacks, "tables": tables}
     arguments.results.mkdir(parents=True, exist_ok=True)
     for name in arguments.part or parts:
-        trials = 20 if arguments.smoke_test else arguments.trials
+        trials = 10 if arguments.smoke_test else arguments.trials
         with tempfile.TemporaryDirectory() as folder:
             table = parts[name](Path(folder), trials).assign(trials=trials, reports=trials * REPORTS)
         print(f"\n{name}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
