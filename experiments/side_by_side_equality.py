@@ -1,18 +1,19 @@
 """Whether a study's tables are equal to the last bit, however many runs go side by side and on however many nodes.
 
-`tune-stn compare` of ten methods on a small network of the digits, each time on a cluster of its own: the nodes are
+A comparison of eight methods on a small network of the digits, each time on a cluster of its own: the nodes are
 processes of this machine with addresses of their own, which are told how many CPUs they have. Reports, schedule and
 incumbents are compared with those of one node and one run at a time, but for clock times and Tune's names of the
 trials, which are new each time. Writes a row a study to experiments/results/side_by_side_equality/studies.csv, with the
 nodes that trials were on, as their models noted them when they were made.
 
-    python experiments/side_by_side_equality.py              # six minutes on 2 cores
+    python experiments/side_by_side_equality.py              # four minutes on 2 cores
     python experiments/side_by_side_equality.py --smoke-test
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driver_kills import TUNE_STN, same, tables
+from driver_kills import same, tables
 from provenance import provenance
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from tune_stn import Task
 
-METHODS = "auto,stn,random,gp-bo,tpe,hyperband,asha,pbt,replayed,last-values"
+METHODS = "auto,stn,random,tpe,hyperband,asha,pbt,replayed"
 BUDGET = 20
 STUDIES = [([8], 1), ([8], 2), ([8], 8), ([3, 3, 2], 1), ([3, 3, 2], 8)]  # CPUs of each node; runs side by side
 SMOKE = {"methods": "fixed,random", "budget": 4, "studies": [([2], 1), ([1, 1], 2)]}
@@ -41,7 +42,11 @@ def main() -> None:
     parser.add_argument("--smoke-test", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "side_by_side_equality")
+    parser.add_argument("--study", help=argparse.SUPPRESS)  # the process that does one: its arguments as JSON
     arguments = parser.parse_args()
+    if arguments.study is not None:
+        study(**json.loads(arguments.study))
+        return
     how: dict[str, Any] = {"methods": METHODS, "budget": BUDGET, "studies": STUDIES}
     how |= SMOKE if arguments.smoke_test else {}
     import pandas as pd
@@ -50,8 +55,12 @@ def main() -> None:
     expected: dict[str, pd.DataFrame] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, (nodes, lanes) in enumerate(how["studies"]):
-            out = Path(scratch) / str(number)
-            where = study(out, nodes, lanes, how["methods"], how["budget"], arguments.seeds)
+            out, notes = Path(scratch) / str(number), Path(scratch) / f"{number}.notes"
+            path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+            one = {"out": str(out), "nodes": nodes, "lanes": lanes, "methods": how["methods"], "budget": how["budget"]}
+            command = [sys.executable, __file__, "--study", json.dumps(one | {"seeds": arguments.seeds})]
+            subprocess.run(command, check=True, env={**os.environ, NOTES: str(notes), "PYTHONPATH": path})
+            where = set(notes.read_text().split())
             found = tables("cli", out)
             expected = expected or found
             rows.append(
@@ -71,26 +80,32 @@ def main() -> None:
         sys.exit(1)
 
 
-def study(out: Path, nodes: list[int], lanes: int, methods: str, budget: int, seeds: int) -> set[str]:
-    """Run the study on a cluster of such nodes; the ids of the nodes on which there were trials."""
+def study(out: str, nodes: list[int], lanes: int, methods: str, budget: int, seeds: int) -> None:
+    """Run the study on a cluster of such nodes."""
+    from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment
+    from tune_stn.tuning.fork_server import fork_server
     from tune_stn.tuning.token import require_token
 
     require_token()  # before Ray is imported, which reads it then
-    from ray.cluster_utils import Cluster
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
 
-    notes = out.with_suffix(".notes")
-    os.environ |= {NOTES: str(notes), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    cluster = Cluster()
-    try:
-        cluster.add_node(node_ip_address="127.0.0.2", num_cpus=0, include_dashboard=False)
-        for number, cpus in enumerate(nodes, start=3):
-            cluster.add_node(node_ip_address=f"127.0.0.{number}", num_cpus=cpus)
-        command = ["compare", "--task", "side_by_side_equality:noted", "--methods", methods, "--budget", str(budget)]
-        command += ["--seeds", str(seeds), "--out", str(out), "--no-rehearsal"]
-        subprocess.run([*TUNE_STN, *command, "--address", cluster.address, "--max-concurrent", str(lanes)], check=True)
-    finally:
-        cluster.shutdown()
-    return set(notes.read_text().split())
+    from tune_stn import compare
+
+    # Workers are started as on a local Ray, by forks of one process: the nodes are all on this machine.
+    with fork_server() as python, _environment(_ENVIRONMENT):
+        cluster = Nodes()
+        try:
+            cluster.add_node(node_ip_address="127.0.0.2", num_cpus=0, include_dashboard=False)
+            for number, cpus in enumerate(nodes, start=3):
+                cluster.add_node(node_ip_address=f"127.0.0.{number}", num_cpus=cpus)
+            ray.init(cluster.address, runtime_env={"py_executable": python}, log_to_driver=False)
+            where = Cluster(max_concurrent=lanes)
+            task = "side_by_side_equality:noted"
+            compare(task, methods.split(","), budget=budget, seeds=seeds, out=out, cluster=where, rehearsal=False)
+            ray.shutdown()
+        finally:
+            cluster.shutdown()
 
 
 def noted() -> Task:
