@@ -6,13 +6,13 @@
                scheduler, that of methods whose trials wait for a slot
     tables     from the journal to the tables, the page of the report and exported files
 
-`tune` and `callbacks` say CPU milliseconds of a report in each tenth of the run, so that growth is seen, and the most
-memory that the process had until then. Writes tune.csv, callbacks.csv and tables.csv to
-experiments/results/trial_scale.
+The first two run where TMPDIR says: on a disk, a report is written through to it, which is waited for and costs some
+CPU as well. They say CPU milliseconds of a report in each tenth of the run, so that growth is seen, and the most memory
+that the process had until then. Writes tune.csv, callbacks.csv and tables.csv to experiments/results/trial_scale.
 
     python experiments/trial_scale.py                # a quarter of an hour, of which ten minutes are Tune's
     python experiments/trial_scale.py --smoke-test
-    python experiments/trial_scale.py tune --trials 3000
+    TMPDIR=/dev/shm python experiments/trial_scale.py tune --trials 1000
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ from provenance import provenance
 
 from tune_stn.methods import get_method
 from tune_stn.study import run as study_run
+from tune_stn.study.description import describe
+from tune_stn.study.report import write_report
+from tune_stn.study.results import load_results
 from tune_stn.study.run import Run, execute
 from tune_stn.tasks import get_task
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.directory import write_study
 from tune_stn.tuning.recorder import Recorder
 from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import STNTrainable
@@ -171,7 +175,14 @@ class Spent:
 
 def tables(folder: Path, trials: int) -> pd.DataFrame:
     """A row for each stage."""
-    return measure(folder, trials, REPORTS)
+    stages = measure(folder, trials, REPORTS)
+    study = describe(get_task("ridge"), "ridge", [get_method("random")], [0], math.inf, trials, {})
+    write_study(folder, study | {key: [] for key in ("remarks", "missing", "failures", "restarts", "clocks")})
+    results = load_results(folder)
+    began, cpu = time.perf_counter(), time.process_time()
+    write_report(results)
+    page = {"stage": "report", "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    return pd.concat([stages, pd.DataFrame([page | {"peak_mb": peak_mb()}])], ignore_index=True)
 
 
 if __name__ == "__main__":
