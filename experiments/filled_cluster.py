@@ -308,6 +308,7 @@ def save(seen: Seen, slots: int, results: Path) -> None:
     axes = figure.subplots()
     axes.fill_between(seen.times, seen.trials, step="post", color="tab:blue", alpha=0.5, linewidth=0)
     axes.axhline(slots, color="0.4", linewidth=0.8)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(
         xlabel="seconds since the command", ylabel="slots that train", xlim=(0, seen.wall_s), ylim=(0, 1.08 * slots)
     )
