@@ -60,6 +60,7 @@ class FakeRay:
         began: runs, in order.
         ended: runs, in order, with the time.
         alive: processes of runners.
+        starting: how many of them were not there yet, whenever one came to be.
         killed: those that were ended.
         interrupted: those that were asked to save their state.
     """
@@ -73,6 +74,7 @@ class FakeRay:
         self.killed: list[int] = []
         self.interrupted: list[int] = []
         self.alive = 0
+        self.starting: list[int] = []
         self.took: dict[str, float] = {}
         self.seconds: dict[Any, float] = {}
         self.ends: dict[Any, float] = {}
@@ -107,6 +109,7 @@ class FakeRay:
 
     def wait(self, references: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
         if ready := [one for one in references if one[0] == "pid"]:
+            self.starting.append(len(ready))
             return ready[:1], [one for one in references if one != ready[0]]
         done = sorted(references, key=lambda one: self.ends[one])[:num_returns]
         outcomes = self.outcomes[done[0][1]]
@@ -202,6 +205,19 @@ def test_a_follower_begins_when_its_source_has_ended(tmp_path: Path, fake: Any, 
     assert ray.began[:2] == ["auto0", "fixed0"]
     assert dict(ray.ended)["auto0"] == 5.0
     assert dict(ray.ended)["replayed0"] == dict(ray.ended)["last-values0"] == 14.0
+
+
+def test_a_few_processes_start_at_a_time(
+    tmp_path: Path, fake: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all did, none would be ready before the last."""
+    monkeypatch.setattr(side_by_side, "STARTING", 2)
+    runs = waiting(tmp_path, {"fixed": 9.0, "random": 9.0}, seeds=4)
+    ray = fake(runs)
+    assert pool(runs, 5, ray, said).work() == ""
+    assert ray.starting == [2, 2, 2, 2, 1]
+    assert ray.alive == 5
+    assert len(ray.ended) == 8
 
 
 def test_a_source_without_a_result_is_waited_for_no_longer(tmp_path: Path, fake: Any, said: list[str]) -> None:
