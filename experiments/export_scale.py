@@ -111,7 +111,9 @@ def end_run(run: Run) -> None:
 
 def write_journal(folder: Path, trials: int, reports: int) -> None:
     recorder = Recorder(folder, write_every_s=None)
-    trial = SimpleNamespace(trial_id="first", config={"hp": {"penalty": 1.0}}, checkpoint=None, last_result={})
+    trial = SimpleNamespace(
+        trial_id="first", config={"hp": {"penalty": 1.0}}, checkpoint=None, last_result={}, path=None
+    )
     recorder.on_trial_start(0, [trial], trial)
     recorder.on_trial_result(0, [trial], trial, first_report())
     line = json.loads(recorder.path.read_text())

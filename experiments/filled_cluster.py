@@ -7,14 +7,24 @@ algorithm, measured here afterwards without Ray, on one thread. Three studies:
 
     demo    that of `make demo`: six methods at two seeds of the digits
     full    13 methods at ten seeds of the digits, budget 500
-    sleep   the same methods on a task whose steps sleep instead of working, on a Ray that is told it has as many CPUs
-            as `--slots`: what the order of the runs, starts and ends leave empty on a cluster larger than this machine
+    sleep   the same methods at ten seeds of a task whose epochs sleep, on a Ray that is told it has as many CPUs as
+            `--slots`: what the order of the runs, starts and ends leave empty on a cluster larger than this machine
 
-Writes a row to experiments/results/filled_cluster/studies.csv, and of `sleep` the slots in use over time as a picture.
+Of `sleep`, simulated are the CPUs and the training: an epoch takes a few steps of a small network, and sleeps, the same
+time under every method. All else is real, and shares the CPUs that this machine has: the processes of runs and trials
+and their starts, Ray, Tune, searchers and schedulers, checkpoints, journals, tables and the report. That is two CPU
+seconds a run, which a real cluster has more CPUs for: so the runs must be long against it. Slots in use are those in
+which an epoch sleeps, as the epochs note down themselves; a trial that starts uses none. The bound is (epochs in the
+tables) x (seconds of an epoch): of all of them over the slots, or of the longest run with the run that it is made from.
+No order of the runs comes near to it where a slot has only two or three of them, so a larger cluster needs more seeds.
+
+Writes a row to experiments/results/filled_cluster/studies.csv, and of `sleep` the slots in use over time as a table and
+a picture.
 
     python experiments/filled_cluster.py demo               # a minute, on a machine with nothing else to do
     python experiments/filled_cluster.py full --seeds 10    # a quarter of an hour
-    python experiments/filled_cluster.py sleep --slots 16
+    python experiments/filled_cluster.py sleep --slots 16                 # nine minutes
+    python experiments/filled_cluster.py sleep --slots 64 --seeds 20 --epoch-seconds 20   # 25, 12 GB of memory
     python experiments/filled_cluster.py demo --smoke-test
 """
 
@@ -69,7 +79,7 @@ def main() -> None:
     before = pd.read_csv(path) if path.exists() else pd.DataFrame()
     same = (before.get("study") == row["study"]) & (before.get("slots") == row["slots"]) if len(before) else []
     pd.concat([before[~same] if len(before) else before, pd.DataFrame([row])]).to_csv(path, index=False)
-    for name in ("runs", "trials", "slots", "wall_s", "slots_in_use", "bound_s", "ratio"):
+    for name in ("runs", "trials", "slots", "wall_s", "slots_in_use", "bound_s", "ratio", "trials_ratio"):
         print(f"{name:13} {row[name]:.4g}")
     for name in sorted(name for name in row if name.startswith("cpu_s/")):
         print(f"{name:40} {row[name]:.1f}")
@@ -95,40 +105,57 @@ def working(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sleeping(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A study whose steps sleep, on a Ray that is told it has more CPUs than there are."""
-    seeds = arguments.seeds or 10
+    """A study whose epochs sleep, on a Ray that is told it has more CPUs than there are."""
+    smoke, seconds = arguments.smoke_test, 0.2 if arguments.smoke_test else arguments.epoch_seconds
+    seeds, methods = arguments.seeds or (1 if smoke else 10), "auto,random,replayed" if smoke else ALL
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "study"
-        more = ["--epoch-seconds", str(arguments.epoch_seconds)]
-        methods = "auto,random,replayed" if arguments.smoke_test else ALL
+        out, notes = Path(scratch) / "study", Path(scratch) / "notes"
+        notes.mkdir()
         code = f"import filled_cluster as f; f.compare({str(out)!r}, {arguments.slots}, {seeds}, {methods!r})"
-        environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: more[1]}
-        seen = watch([sys.executable, "-c", code], environment)
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        environment = {"PYTHONPATH": path, SECONDS: str(seconds), NOTES: str(notes)}
+        environment["RAY_worker_niceness"] = "0"  # Ray's own is 15: whatever else this machine does would come first
+        began = time.time()
+        seen = watch([sys.executable, "-c", code], environment, look_every_s=1.0)
         reports = tune_stn.load_results(out).reports
-    own = reports.groupby(["method", "seed", "trial_id"])["device_time_s"].max()
-    runs = own.groupby(["method", "seed"]).sum()
-    auto = runs.xs("auto", level="method")
-    chains = [took + (auto[seed] if get_method(name).follows else 0.0) for (name, seed), took in runs.items()]
-    bound = max(float(runs.sum()) / arguments.slots, *chains)
-    plot(seen, arguments.slots, arguments.results)
-    return summary(seen, reports, arguments.slots, bound_s=bound)
+        slept = [float(time) - began for file in notes.iterdir() for time in file.read_text().split()]
+    runs = seconds * reports.groupby(["method", "seed"]).size()
+    before = [runs[followed, seed] if (followed := get_method(name).follows) else 0.0 for name, seed in runs.index]
+    longest = float((runs + before).max())
+    seen.times, seen.trials = in_use(slept[::2], slept[1::2])
+    save(seen, arguments.slots, arguments.results)
+    row = summary(seen, reports, arguments.slots, bound_s=max(float(runs.sum()) / arguments.slots, longest))
+    return row | {"epoch_s": seconds, "work_s": float(runs.sum()), "longest_run_s": longest}
+
+
+def in_use(begins: list[float], ends: list[float]) -> tuple[list[float], list[int]]:
+    """When the number of slots in use changed, and what it was from then on."""
+    changes = pd.concat([pd.Series(1, begins), pd.Series(-1, ends)]).groupby(level=0).sum()
+    return changes.index.to_list(), changes.cumsum().to_list()
 
 
 def summary(seen: Seen, reports: pd.DataFrame, slots: int, *, bound_s: float) -> dict[str, Any]:
-    """The row of a study; `ratio` is its wall clock over what it cannot be less than."""
-    using = seen.trials
-    first = next(number for number, count in enumerate(using) if count)
-    last = max(number for number, count in enumerate(using) if count)
-    between = using[first : last + 1]
+    """The row of a study.
+
+    `ratio` is its wall clock over what it cannot be less than, `trials_ratio` that from the first trial's training to
+    the last one's, without the start and end of the command.
+    """
+    using = pd.Series(seen.trials, seen.times)
+    using = using[using.cumsum() > 0]
+    last = using[using > 0].index[-1]
+    lasted = pd.Series(using.index[1:], using.index[:-1]) - using.index[:-1]
+    using, lasted = using[:last].iloc[: len(lasted)], lasted[:last]
     return {
         "runs": len(reports.groupby(["method", "seed"])),
         "trials": reports["trial_id"].nunique(),
         "slots": slots,
         "wall_s": seen.wall_s,
-        "first_trial_s": first * seen.wall_s / len(using),
-        "slots_in_use": sum(min(count, slots) for count in between) / len(between) / slots,
+        "first_trial_s": using.index[0],
+        "last_trial_s": using.index[-1] + lasted.iloc[-1],
+        "slots_in_use": float((using.clip(upper=slots) * lasted).sum() / lasted.sum()) / slots,
         "bound_s": bound_s,
         "ratio": seen.wall_s / bound_s,
+        "trials_ratio": float(lasted.sum()) / bound_s,
         **{f"cpu_s/{kind}": seconds for kind, seconds in seen.cpu_s.items()},
         "peak_memory_mib": seen.memory_mib,
     }
@@ -139,7 +166,7 @@ class Seen:
 
     Attributes:
         wall_s: from its command to its end.
-        trials: number of trials' processes, each time.
+        trials: slots in use, each time.
         times: seconds since the command, each time.
         cpu_s: CPU seconds by kind of process.
         memory_mib: the most that all had together, shared pages once (proportional set size).
@@ -153,7 +180,7 @@ class Seen:
         self.memory_mib = 0.0
 
 
-def watch(command: list[str], environment: Mapping[str, str] | None = None) -> Seen:
+def watch(command: list[str], environment: Mapping[str, str] | None = None, look_every_s: float = LOOK_EVERY_S) -> Seen:
     """Run a command to its end, and look at what it starts; its output goes to this script's."""
     seen, began = Seen(), time.monotonic()
     spent: dict[int, tuple[str, float]] = {}
@@ -174,7 +201,7 @@ def watch(command: list[str], environment: Mapping[str, str] | None = None) -> S
         seen.trials.append(trials)
         seen.times.append(time.monotonic() - began)
         seen.memory_mib = max(seen.memory_mib, memory)
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(look_every_s)
     if study.returncode:
         raise SystemExit(f"the study ended with exit code {study.returncode}")
     seen.wall_s = time.monotonic() - began
@@ -214,30 +241,41 @@ def cpu_seconds_of_an_epoch(algorithms: set[str], settings: Mapping[str, Any], e
 
 
 SECONDS = "FILLED_CLUSTER_EPOCH_SECONDS"
+NOTES = "FILLED_CLUSTER_NOTES"  # a folder, for a file of each process: when an epoch's sleep began and ended, by turns
+SPLITS = {"train": 80, "valid": 60, "test": 40}  # examples; over those of validation, seen once an epoch, it sleeps
 
 
 def sleeper() -> Task:
-    """A regression of one weight whose training steps, one an epoch, sleep."""
-    inputs = torch.linspace(-1, 1, 8)[:, None]
-    split = Split(inputs, 2 * inputs)
-    seconds = float(os.environ[SECONDS])
+    """A regression whose epochs sleep: in their evaluation, for trials do steps when they are set up."""
+    seconds, notes = float(os.environ[SECONDS]), Path(os.environ[NOTES])
+
+    def slept(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if len(outputs) == SPLITS["valid"]:
+            began = time.time()
+            time.sleep(seconds)
+            with open(notes / str(os.getpid()), "a") as file:
+                file.write(f"{began} {time.time()}\n")
+        return torch.zeros(())
+
+    def draw(count: int, seed: int) -> Split:
+        inputs = torch.randn(count, 64, generator=torch.Generator().manual_seed(seed))
+        return Split(inputs, inputs[:, :1])
 
     @mean_over_examples
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            time.sleep(seconds)
         return (outputs - targets).square().mean()
 
     return Task(
         name="sleeper",
         description="sleeps",
-        model=lambda: torch.nn.Linear(1, 1),
-        data=lambda seed: Splits(train=split, valid=split, test=split),
+        model=lambda: torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)),
+        data=lambda seed: Splits(**{name: draw(count, seed) for name, count in SPLITS.items()}),
         space=SearchSpace({"penalty": LogUniform(1e-4, 1e-1)}),
         start={"penalty": 1e-3},
         loss=loss,
+        metrics={"slept": slept},
         penalties=(WeightDecay("penalty"),),
-        training=Training(epochs=10, batch_size=8, lr=0.01, warmup_epochs=1, train_steps=5),
+        training=Training(epochs=10, batch_size=20, lr=0.01, warmup_epochs=1, train_steps=2),
     )
 
 
@@ -259,16 +297,21 @@ def compare(out: str, slots: int, seeds: int, methods: str) -> None:
         ray.shutdown()
 
 
-def plot(seen: Seen, slots: int, results: Path) -> None:
-    """The slots in use over time."""
+def save(seen: Seen, slots: int, results: Path) -> None:
+    """The slots in use over time, as a table and a picture."""
+    results.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({"seconds": seen.times, "slots_in_use": seen.trials}).round(2)
+    table.to_csv(results / f"slots-{slots}.csv", index=False)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.5), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(seen.times, seen.trials, step="post", color="tab:blue", alpha=0.5, linewidth=0)
     axes.axhline(slots, color="0.4", linewidth=0.8)
-    axes.set(xlabel="seconds", ylabel="slots in use", xlim=(0, seen.wall_s), ylim=(0, None))
-    results.mkdir(parents=True, exist_ok=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(
+        xlabel="seconds since the command", ylabel="slots that train", xlim=(0, seen.wall_s), ylim=(0, 1.08 * slots)
+    )
     figure.savefig(results / f"slots-{slots}.png", dpi=150)
 
 

@@ -55,10 +55,12 @@ class FakeRay:
     """Runners whose runs take as long as they cost; time passes when somebody waits.
 
     Attributes:
+        took: seconds of runs that take another time, by method.
         outcomes: of runs by name and seed, one after the other: what is raised, or a closing record when there is none.
         began: runs, in order.
         ended: runs, in order, with the time.
         alive: processes of runners.
+        starting: how many of them were not there yet, whenever one came to be.
         killed: those that were ended.
         interrupted: those that were asked to save their state.
     """
@@ -72,6 +74,9 @@ class FakeRay:
         self.killed: list[int] = []
         self.interrupted: list[int] = []
         self.alive = 0
+        self.starting: list[int] = []
+        self.took: dict[str, float] = {}
+        self.seconds: dict[Any, float] = {}
         self.ends: dict[Any, float] = {}
         self.names: dict[Any, str] = {}
 
@@ -98,10 +103,14 @@ class FakeRay:
         name = f"{run.method.name}{run.seed}"
         self.began.append(name)
         reference = ("run", name, len(self.began))
-        self.ends[reference] = self.now + self.costs[run.folder]
+        self.seconds[reference] = self.took.get(run.method.name, self.costs[run.folder])
+        self.ends[reference] = self.now + self.seconds[reference]
         return reference
 
     def wait(self, references: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        if ready := [one for one in references if one[0] == "pid"]:
+            self.starting.append(len(ready))
+            return ready[:1], [one for one in references if one != ready[0]]
         done = sorted(references, key=lambda one: self.ends[one])[:num_returns]
         outcomes = self.outcomes[done[0][1]]
         if outcomes and isinstance(outcomes[0], KeyboardInterrupt):
@@ -116,7 +125,7 @@ class FakeRay:
         if self.outcomes[name]:
             raise self.outcomes[name].pop(0)
         self.ended.append((name, self.now))
-        return RECORD
+        return RECORD | {"wall_time_s": self.seconds[reference]}
 
     def kill(self, runner: Any) -> None:
         self.killed.append(runner.number)
@@ -154,15 +163,37 @@ def task_error(cause: Exception) -> RayTaskError:
 
 
 def test_the_order_of_the_study_and_near_its_end_the_longest_first(tmp_path: Path, fake: Any, said: list[str]) -> None:
-    """With two lanes, the last four choose by cost: the long one is not left for the end."""
+    """With two lanes, the last six choose by cost: the long one is not left for the end."""
     runs = waiting(tmp_path, {"fixed": 1.0, "random": 2.0, "stn": 8.0}, seeds=3)
     ray = fake(runs)
     assert pool(runs, 2, ray, said).work() == ""
-    assert ray.began[:5] == ["fixed0", "random0", "stn0", "fixed1", "random1"]
-    assert ray.began[5:] == ["stn1", "stn2", "random2", "fixed2"]
+    assert ray.began[:3] == ["fixed0", "random0", "stn0"]
+    assert ray.began[3:] == ["stn1", "stn2", "random1", "random2", "fixed1", "fixed2"]
     assert sorted(name for name, _ in ray.ended) == sorted(ray.began)
     assert ray.alive == 2
     assert sorted(ray.killed) == [1, 2]
+
+
+def test_the_longest_are_those_that_took_longest(tmp_path: Path, fake: Any, said: list[str]) -> None:
+    """Whatever they may cost; one of which none has ended is taken to be as fast for its cost as all others."""
+    runs = waiting(tmp_path, {"fixed": 5.0, "random": 5.0, "stn": 5.0}, seeds=3)
+    ray = fake(runs)
+    ray.took = {"fixed": 1.0, "random": 2.0, "stn": 50.0}
+    pool(runs, 1, ray, said).work()
+    assert ray.began[:6] == ["fixed0", "random0", "stn0", "fixed1", "random1", "stn1"]
+    assert ray.began[6:] == ["stn2", "random2", "fixed2"]
+    more = waiting(tmp_path, {"fixed": 9.0, "random": 3.0, "stn": 6.0, "auto": 4.0})[1:]
+    own = pool(more, 1, ray, said)
+    own.ended["fixed"] = [(8.0, 2.0)]
+    own.ended["random"] = [(3.0, 2.0), (1.0, 4.0)]
+    assert [own._length(one) for one in more] == [3.0, 6.0 * 8 / 12, 4.0 * 8 / 12]
+
+
+def test_a_run_that_others_follow_is_as_long_as_it_makes_them_wait(tmp_path: Path, fake: Any, said: list[str]) -> None:
+    runs = waiting(tmp_path, {"random": 6.0, "auto": 4.0, "fixed": 5.0, "replayed": 3.0, "last-values": 1.0})
+    ray = fake(runs)
+    pool(runs, 2, ray, said).work()
+    assert ray.began == ["auto0", "random0", "fixed0", "replayed0", "last-values0"]
 
 
 @pytest.mark.parametrize("lanes", [2, 4])
@@ -174,6 +205,19 @@ def test_a_follower_begins_when_its_source_has_ended(tmp_path: Path, fake: Any, 
     assert ray.began[:2] == ["auto0", "fixed0"]
     assert dict(ray.ended)["auto0"] == 5.0
     assert dict(ray.ended)["replayed0"] == dict(ray.ended)["last-values0"] == 14.0
+
+
+def test_a_few_processes_start_at_a_time(
+    tmp_path: Path, fake: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all did, none would be ready before the last."""
+    monkeypatch.setattr(side_by_side, "STARTING", 2)
+    runs = waiting(tmp_path, {"fixed": 9.0, "random": 9.0}, seeds=4)
+    ray = fake(runs)
+    assert pool(runs, 5, ray, said).work() == ""
+    assert ray.starting == [2, 2, 2, 2, 1]
+    assert ray.alive == 5
+    assert len(ray.ended) == 8
 
 
 def test_a_source_without_a_result_is_waited_for_no_longer(tmp_path: Path, fake: Any, said: list[str]) -> None:

@@ -34,7 +34,10 @@ def around(kind: type[Any], monkeypatch: pytest.MonkeyPatch, slots: int = 2) -> 
     """A scheduler around one that notes how trials look when it is to choose, and chooses the first that waits."""
     seen: list[list[str]] = []
     trials: list[Trial] = []
-    controller = SimpleNamespace(get_trials=lambda: trials)
+    ended = ("TERMINATED", "ERROR")
+    controller = SimpleNamespace(
+        get_trials=lambda: trials, get_live_trials=lambda: {trial for trial in trials if trial.status not in ended}
+    )
 
     def choose(self: Any, controller: Any) -> Any:
         seen.append([trial.status for trial in trials])

@@ -251,7 +251,8 @@ def _execute_alone(
     if unfinished and not stopper.stop_all():
         raise Interrupted
     recorded = read_recorded(recorder.path)
-    schedule = schedule_rows(recorded, read_own_schedules(trials))
+    keep_own = tunes or "schedule" in plan.config  # of constants, reports know it all: no need to open 10,000 files
+    schedule = schedule_rows(recorded, read_own_schedules(trials) if keep_own else None)
     with whole_file(run.folder / SCHEDULE) as path:
         schedule.to_parquet(path, index=False)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]

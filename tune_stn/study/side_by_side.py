@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,8 +30,9 @@ from tune_stn.tuning.shared_task import SharedTask, share
 
 LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
 STOP_S = 60.0  # for runs to save their state when the study is interrupted
+STARTING = os.cpu_count() or 1  # processes of runs at a time: if all began at once, none would be ready before the last
 DEATHS = 3  # of a run's process before the study gives the run up
-ROUNDS_IN_ORDER = 2  # while more runs wait than these times those that go on, they begin in the order of the study
+ROUNDS_IN_ORDER = 3  # while more runs wait than these times those that go on, they begin in the order of the study
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Waiting:
     Attributes:
         run: The run.
         again: How it is taken up again, where it had ended.
-        cost: What it may spend, in plain-epoch equivalents: the longest begin first.
+        cost: What it may spend, in plain-epoch equivalents.
     """
 
     run: Run
@@ -188,17 +190,22 @@ class Pool:
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, Run]] = {}  # by the reference to the closing record
         self.pids: dict[Any, Any] = {}  # of the runners, references
+        self.starting: list[Any] = []  # of those that are not known to be there yet
         self.deaths: Counter[Path] = Counter()
+        self.costs = {one.run.folder: one.cost for one in waiting}
+        self.ended: dict[str, list[tuple[float, float]]] = defaultdict(list)  # by method: what a run cost, and seconds
 
     def work(self) -> str:
         """Execute all runs; why some were not gone on with, or nothing."""
         try:
             while self.waiting or self.busy:
                 self._hand_out()
-                done, _ = ray.wait(list(self.busy), timeout=LOOK_EVERY_S)
+                done, _ = ray.wait([*self.busy, *self.starting], timeout=LOOK_EVERY_S)
                 self.progress.look()
                 for one in done:
-                    self._end(one, *self.busy.pop(one))
+                    if one in self.busy:
+                        self._end(one, *self.busy.pop(one))
+                self.starting = [one for one in self.starting if one not in done]
         except NodesLost as error:
             self._interrupt()
             return f"{error}; "
@@ -215,6 +222,8 @@ class Pool:
     def _hand_out(self) -> None:
         """Begin as many runs as there is room for; end the processes for which none is left."""
         while len(self.busy) < self.size and (one := self._next()) is not None:
+            if not self.idle and len(self.starting) >= STARTING:
+                break
             self.waiting.remove(one)
             begin(one, self.progress)
             self._execute(one.run)
@@ -224,18 +233,32 @@ class Pool:
     def _next(self) -> Waiting | None:
         """The next run of the study; near its end the longest, so that nothing waits for one that began last.
 
-        All methods at a seed come before the next seed: an unfinished study is a comparison, too.
+        All methods at a seed come before the next seed: an unfinished study is a comparison, too. A run is as long as
+        those that follow it make it.
         """
         unfinished = {one.run.folder for one in self.waiting} | {run.folder for _, run in self.busy.values()}
         able = [one for one in self.waiting if one.run.followed is None or one.run.followed.folder not in unfinished]
         if len(self.waiting) > ROUNDS_IN_ORDER * self.size:
             return next(iter(able), None)
-        return max(able, key=lambda one: one.cost, default=None)
+        after: dict[Path, float] = defaultdict(float)
+        for one in self.waiting:
+            if one.run.followed is not None:
+                after[one.run.followed.folder] = max(after[one.run.followed.folder], self._length(one))
+        return max(able, key=lambda one: self._length(one) + after[one.run.folder], default=None)
+
+    def _length(self, one: Waiting) -> float:
+        """The seconds that a run is to take, as those of its method did; in proportion to its cost where none ended."""
+        known = self.ended.get(one.run.method.name)
+        if known is not None:
+            return sum(seconds for _, seconds in known) / len(known)
+        costs, seconds = map(sum, zip(*chain.from_iterable(self.ended.values()), strict=True)) if self.ended else (1, 1)
+        return one.cost * seconds / costs
 
     def _execute(self, run: Run) -> None:
         if not self.idle:
             self.idle.append(self.new_runner())
             self.pids[self.idle[-1]] = self.idle[-1].pid.remote()
+            self.starting.append(self.pids[self.idle[-1]])
         runner = self.idle.pop()
         self.busy[runner.execute.remote(without_task(run), **self.how)] = runner, run
 
@@ -259,6 +282,7 @@ class Pool:
                 raise error.cause from error  # the others would fare no better
         else:
             self.progress.finished(run, record)
+            self.ended[run.method.name].append((self.costs[run.folder], record["wall_time_s"]))
             self.idle.append(runner)
 
     def _interrupt(self) -> None:

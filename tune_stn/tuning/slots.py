@@ -55,7 +55,7 @@ class InSlots(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         self._hand_over.choose_trial_to_run()
-        if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_trials()) >= self.slots:
+        if sum(t.status in (Trial.PENDING, Trial.RUNNING) for t in tune_controller.get_live_trials()) >= self.slots:
             return None
         chosen = self._choose_as_pending(tune_controller)
         self._new.discard(chosen)
