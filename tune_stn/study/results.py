@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tune_stn.files import whole_file
 from tune_stn.study.collect import is_behind, read_state
 from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
@@ -25,7 +26,6 @@ from tune_stn.training.tables import (
     metric_names,
     read_table,
     reports_schema,
-    whole_file,
     write_table,
 )
 

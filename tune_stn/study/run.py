@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 
+from tune_stn.files import whole_file
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.locks import only_writer
@@ -21,7 +22,6 @@ from tune_stn.study.state import DONE, SCHEDULE, read_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
-from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure

@@ -18,6 +18,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 # Random draws from a nested param_space, as Tune makes them; the public API has nothing for it.
 from ray.tune.search.variant_generator import generate_variants
 
+from tune_stn.files import whole_file
 from tune_stn.training.seeds import derive_seed
 from tune_stn.tuning.param_space import from_json, split_domains, start_of_task, to_json
 from tune_stn.tuning.start_values import Report, StartDomains
@@ -175,7 +176,8 @@ class STNSearch(Searcher):
                 path = Path(folder) / "inner"
                 self.inner.save(str(path))
                 state["inner"] = base64.b64encode(path.read_bytes()).decode()
-        Path(checkpoint_path).write_text(json.dumps(state))
+        with whole_file(Path(checkpoint_path)) as path:
+            path.write_text(json.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a saved state, in its search space, whether or not there is a `param_space` this time.
