@@ -228,8 +228,10 @@ def export(
     from tune_stn.study.trained import export_model
 
     if model:
-        for path in export_model(load_results(directory), out, method=method, seed=seed, task=task):
+        results = load_results(directory)
+        for path in export_model(results, out, method=method, seed=seed, task=task):
             click.echo(path)
+        _say_missing(results)
         return
     if method is not None or seed is not None or task is not None:
         raise click.UsageError("--method, --seed and --task are for --model; tables are exported whole")
@@ -406,9 +408,18 @@ def _show_tables(results: Any) -> None:
 
 
 def _say_missing(results: Any) -> None:
-    """What a study that is running or was cut off does not have yet, beside what its tables and report show."""
+    """What a study that is running or was cut off does not have yet, beside what its tables and report show.
+
+    Exit code 1 if files of a finished run do not fit its seal.
+    """
     for entry in results.study["missing"]:
         click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}", err=True)
+    if unknown := results.study.get("not_sealed"):
+        click.echo(
+            f"not sealed: an earlier version wrote {', '.join(unknown)}, so damage there would not show", err=True
+        )
+    if any(entry.get("damaged") for entry in results.study["missing"]):
+        sys.exit(1)
 
 
 def _list(entries: dict[str, str]) -> None:

@@ -18,7 +18,8 @@ from tune_stn.study.collect import metrics_of, write_tables
 from tune_stn.study.report import write_report
 from tune_stn.study.results import export_results, load_results
 from tune_stn.study.run import Run
-from tune_stn.study.state import DONE, SCHEDULE, state_folder
+from tune_stn.study.seal import DONE, SCHEDULE
+from tune_stn.study.state import state_folder
 from tune_stn.tasks import get_task
 from tune_stn.training.tables import INCUMBENT, STUDY_SCHEMA_VERSION, read_table, reports_schema
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA

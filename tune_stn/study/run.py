@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import shutil
@@ -18,7 +17,7 @@ from tune_stn.files import whole_file
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.locks import only_writer
-from tune_stn.study.state import DONE, SCHEDULE, read_done
+from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
@@ -118,6 +117,8 @@ def read_followed(run: Run) -> Followed:
     record = run.done
     if record is None:
         raise NothingToFollow(f"{where} is not finished")
+    if unfit := why_unfit(run.folder):
+        raise NothingToFollow(f"{where} does not fit its seal: {unfit}")
     reports = report_rows(read_recorded(run.folder / REPORTS), over=True)
     named = reports.assign(task=run.task.name, method=run.method.name, seed=run.seed)
     best = best_so_far(named) if len(named) else named
@@ -255,7 +256,7 @@ def _execute_alone(
     recorded = read_recorded(recorder.path)
     schedule = schedule_rows(recorded, read_own_schedules(trials))
     with whole_file(run.folder / SCHEDULE) as path:
-        schedule.to_parquet(path, index=False)
+        schedule.to_parquet(path, index=False, write_page_checksum=True)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
     seconds = recorder.seconds()
     busy_s, room_s = seconds.pop("busy_s"), seconds["wall_time_s"] * slots
@@ -270,9 +271,7 @@ def _execute_alone(
         "slots": slots,
         "slots_in_use": busy_s / room_s if room_s > 0 else None,
     }
-    with whole_file(run.folder / DONE) as path:
-        path.write_text(json.dumps(record, indent=1))
-    return record
+    return write_done(run.folder, record, reports=len(recorded.reports), schedule=len(schedule))
 
 
 def _without_data(config: Mapping[str, Any], run: str) -> tuple[type[STNTrainable], dict[str, Any]]:
