@@ -265,6 +265,22 @@ def report(directory: Path, watch: bool, every: float | None) -> None:
 
 
 @main.command(cls=Command)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--storage-path", help="Where Ray Tune's state is, if the study was given another place for it.")
+def trust(path: Path, storage_path: str | None) -> None:
+    """Sign a study as yours, so that it can be resumed here.
+
+    To resume is to run what Ray Tune's state in it says. Each is signed with a key of the user who ran it; this signs
+    what is in PATH now with your own, be it that of another machine, an earlier version, or somebody whom you trust as
+    you trust a program of theirs.
+    """
+    from tune_stn.study.trust import trust as trust_it
+
+    for one in trust_it(path, storage_path):
+        click.echo(f"signed: {one}")
+
+
+@main.command(cls=Command)
 @click.argument("name")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder; default: the user's cache.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")

@@ -21,7 +21,12 @@ from tune_stn.tuning.journal import REPORTS
 SCHEDULE, DONE = "schedule.parquet", "done.json"
 RECORD_VERSION = 1
 SEALED = (REPORTS, SCHEDULE)
-_KEYS = {"trials": int, "cost_total": (int, float), "failures": dict, "hopeless": bool}
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "trials": int,
+    "cost_total": (int, float),
+    "failures": dict,
+    "hopeless": bool,
+}
 
 
 def write_done(folder: Path, record: Mapping[str, Any], *, reports: int, schedule: int) -> dict[str, Any]:
