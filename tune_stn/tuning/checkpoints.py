@@ -19,7 +19,7 @@ def refuse_pickle(checkpoint: tune.Checkpoint) -> None:
         CheckpointError: it is one.
     """
     path = f"{checkpoint.path}/{PICKLED}"
-    if checkpoint.filesystem.get_file_info(path).type != FileType.NotFound:
+    if checkpoint.filesystem is not None and checkpoint.filesystem.get_file_info(path).type != FileType.NotFound:
         raise CheckpointError(f"{path} is a pickle, which can run any code; STNTrainable writes none: remove it")
 
 
