@@ -75,7 +75,7 @@ def measure(folder: Path, trials: int, reports: int) -> pd.DataFrame:
         folder=folder / "state" / "random-seed0",
     )
     write_journal(run.folder, trials, reports)
-    (run.folder / DONE).write_text(json.dumps({"failures": {}}))
+    (run.folder / DONE).write_text(json.dumps({"trials": trials, "cost_total": 0.0, "failures": {}, "hopeless": False}))
     study = {
         "schema_version": STUDY_SCHEMA_VERSION,
         "task": "ridge",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from functools import cache
@@ -21,6 +24,10 @@ torch.set_num_threads(1)
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
 # Before any test module imports Ray, which reads the token then.
 require_token()
+# Not the key of whoever runs the tests.
+_keys = tempfile.mkdtemp(prefix="tune_stn-test-")
+atexit.register(shutil.rmtree, _keys, ignore_errors=True)
+os.environ["TUNE_STN_KEY_FILE"] = f"{_keys}/key"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

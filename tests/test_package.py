@@ -16,6 +16,7 @@ import tune_stn
 ROOT = Path(tune_stn.__file__).parent
 LAYERS = (
     "lazy",
+    "files",
     "space",
     "nn",
     "data",

@@ -228,8 +228,10 @@ def export(
     from tune_stn.study.trained import export_model
 
     if model:
-        for path in export_model(load_results(directory), out, method=method, seed=seed, task=task):
+        results = load_results(directory)
+        for path in export_model(results, out, method=method, seed=seed, task=task):
             click.echo(path)
+        _say_missing(results)
         return
     if method is not None or seed is not None or task is not None:
         raise click.UsageError("--method, --seed and --task are for --model; tables are exported whole")
@@ -260,6 +262,22 @@ def report(directory: Path, watch: bool, every: float | None) -> None:
     results = load_results(directory)
     click.echo(write_report(results))
     _say_missing(results)
+
+
+@main.command(cls=Command)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--storage-path", help="Where Ray Tune's state is, if the study was given another place for it.")
+def trust(path: Path, storage_path: str | None) -> None:
+    """Sign a study as yours, so that it can be resumed here.
+
+    To resume is to run what Ray Tune's state in it says. Each is signed with a key of the user who ran it; this signs
+    what is in PATH now with your own, be it that of another machine, an earlier version, or somebody whom you trust as
+    you trust a program of theirs.
+    """
+    from tune_stn.study.trust import trust as trust_it
+
+    for one in trust_it(path, storage_path):
+        click.echo(f"signed: {one}")
 
 
 @main.command(cls=Command)
@@ -406,9 +424,18 @@ def _show_tables(results: Any) -> None:
 
 
 def _say_missing(results: Any) -> None:
-    """What a study that is running or was cut off does not have yet, beside what its tables and report show."""
+    """What a study that is running or was cut off does not have yet, beside what its tables and report show.
+
+    Exit code 1 if files of a finished run do not fit its seal.
+    """
     for entry in results.study["missing"]:
         click.echo(f"incomplete: {entry['method']}, seed {entry['seed']}: {entry['reason']}", err=True)
+    if unknown := results.study.get("not_sealed"):
+        click.echo(
+            f"not sealed: an earlier version wrote {', '.join(unknown)}, so damage there would not show", err=True
+        )
+    if any(entry.get("damaged") for entry in results.study["missing"]):
+        sys.exit(1)
 
 
 def _list(entries: dict[str, str]) -> None:

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 
 from tune_stn.methods import get_method
-from tune_stn.study.collect import metrics_of, write_tables
+from tune_stn.study.collect import TABLES, metrics_of, write_tables
 from tune_stn.study.report import write_report
 from tune_stn.study.results import export_results, load_results
 from tune_stn.study.run import Run
-from tune_stn.study.state import DONE, SCHEDULE, state_folder
+from tune_stn.study.seal import DONE, SCHEDULE
+from tune_stn.study.state import state_folder
 from tune_stn.tasks import get_task
 from tune_stn.training.tables import INCUMBENT, STUDY_SCHEMA_VERSION, read_table, reports_schema
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
@@ -95,6 +96,16 @@ def test_a_trial_that_ended_well_keeps_its_word_even_if_it_failed_later(tmp_path
     record = RECORD | {"failures": {"a": "died while saving"}}
     write_tables(TASK, [make_run(tmp_path / "r", LINES, record)], tmp_path)
     assert tables(tmp_path)[0]["status"].tolist()[2] == "finished"
+
+
+def test_tables_of_the_same_runs_are_the_same_bytes(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "r", LINES, RECORD), make_run(tmp_path / "s", LINES, None, "stn")]
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_tables(TASK, runs, tmp_path / name)
+        found.append([(tmp_path / name / f"{table}.parquet").read_bytes() for table in TABLES])
+    assert found[0] == found[1]
 
 
 def test_runs_that_have_not_begun_have_no_rows(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def finished_run(folder: Path, *lines: Mapping[str, Any]) -> Run:
     """A finished run of `auto` with these reports, and a schedule of one hyperparameter for the trial "b"."""
     folder.mkdir()
     (folder / REPORTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / DONE).write_text(json.dumps({"cost_total": 12.5}))
+    (folder / DONE).write_text(json.dumps({"trials": 1, "cost_total": 12.5, "failures": {}, "hopeless": False}))
     rows = {"trial_id": "b", "parent_trial_id": None, "hp": "dropout_1", "raw": 0.0, "scale": 0.5, "source": "stn"}
     frame = pd.DataFrame([rows | {"step": step, "epoch": step, "value": 0.1 * (step + 1)} for step in range(3)])
     frame.to_parquet(folder / SCHEDULE)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     with only_study(tmp_path):
-        assert (tmp_path / ".lock").read_text() == HOLDER
+        assert (tmp_path / ".lock").read_text().splitlines()[0] == HOLDER
 
 
 def test_a_run_waits_for_the_process_that_is_about_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +87,105 @@ def test_a_run_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
             pass
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+# Network file systems -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems are."""
+
     def flock(*_: Any) -> None:
-        raise OSError(code, os.strerror(code))
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
-    with only_study(tmp_path), only_study(tmp_path):
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_a_file_system_without_locks_has_one_study_at_a_time_too(tmp_path: Path) -> None:
+    with only_study(tmp_path):
+        with pytest.raises(Held, match=rf"a study is running there \({HOLDER}\)"), only_study(tmp_path):
+            pass
+        assert (tmp_path / ".lock").read_text().startswith(HOLDER)
+    with only_study(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def held_before(directory: Path, *, process: int, host: str, boot: str, age_s: float) -> None:
+    """The file that a holder has left, or still touches."""
+    path = directory / ".lock"
+    path.write_text(f"process {process} on {host}\n{boot}\n0\n")
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
+HERE, BOOT = socket.gethostname(), locks._boot()
+DEAD = 2**22 + 1  # more than Linux counts processes
+
+
+@pytest.mark.parametrize(
+    ("process", "host", "boot", "age_s", "with_locks", "alive"),
+    [
+        # On another machine, of whose locks this one does not know.
+        (1, "elsewhere", "other", 1, True, True),
+        (1, "elsewhere", "other", 1, False, True),
+        (1, "elsewhere", "other", locks.DEAD_S + 5, True, False),
+        (1, "elsewhere", "other", locks.DEAD_S + 5, False, False),
+        # In a container on this machine, and here: the lock is gone with its process.
+        (os.getpid(), "elsewhere", BOOT, 1, True, False),
+        (os.getpid(), HERE, BOOT, 1, True, False),
+        # The same without locks: whether there is such a process, and whether it is the one.
+        (os.getpid(), HERE, BOOT, 1, False, True),
+        (os.getpid(), HERE, BOOT, locks.DEAD_S + 5, False, False),
+        (DEAD, HERE, BOOT, 1, False, False),
+        # Before this machine was started again.
+        (os.getpid(), HERE, "earlier", 1, True, False),
+        (os.getpid(), HERE, "earlier", 1, False, False),
+    ],
+)
+def test_who_counts_as_alive(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process: int,
+    host: str,
+    boot: str,
+    age_s: float,
+    with_locks: bool,
+    alive: bool,
+) -> None:
+    if not with_locks:
+
+        def flock(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "")
+
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
+    held_before(tmp_path, process=process, host=host, boot=boot, age_s=age_s)
+    if not alive:
+        with only_study(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(HOLDER)
+        return
+    words = rf"\(process {process} on {host}\); wait for its end, or stop it"
+    words += r"; if that machine is dead, try again in 4[34] s$" if host == "elsewhere" else "$"
+    with pytest.raises(Held, match=words), only_study(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text().startswith(f"process {process} on {host}")  # it keeps its lock
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_who_slept_for_too_long_leaves_the_lock_to_its_new_holder(tmp_path: Path) -> None:
+    with only_study(tmp_path):
+        held_before(tmp_path, process=1, host="elsewhere", boot="other", age_s=0)
+    assert (tmp_path / ".lock").read_text().startswith("process 1 on elsewhere")
+
+
+def test_a_holder_says_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    with only_study(tmp_path):
+        lock = tmp_path / ".lock"
+        os.utime(lock, (0, 0))
+        until = time.monotonic() + 10
+        while lock.stat().st_mtime == 0:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tune_stn.methods import get_method
 from tune_stn.study.mend import mending
 from tune_stn.study.run import Run
-from tune_stn.study.state import DONE
+from tune_stn.study.seal import DONE
 from tune_stn.tasks import get_task
 from tune_stn.tuning.journal import REPORTS
 

@@ -93,7 +93,9 @@ def test_a_run_from_beginning_to_end(clock: Callable[[float], None], run: Run, t
 
 def test_what_was_done_before_or_is_taken_up_again(tmp_path: Path, said: list[str]) -> None:
     first, second = (make_run(tmp_path, seed=seed) for seed in (0, 1))
-    (first.folder / "done.json").write_text(json.dumps({"failures": {"a_1": "died", "a_2": "died"}}))
+    failures = {"a_1": "died", "a_2": "died"}
+    record = {"trials": 3, "cost_total": 2.0, "failures": failures, "hopeless": False}
+    (first.folder / "done.json").write_text(json.dumps(record))
     progress = Progress(said.append, total=2)
     progress.skipped(first)
     progress.started(second, "it had no result")

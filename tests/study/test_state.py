@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
+from tune_stn.study.seal import DONE, read_done
 from tune_stn.study.state import (
-    DONE,
     DiskFull,
     foreign_path,
     has_result,
     naming_a_full_disk,
-    read_done,
     restarts_of,
     state_folder,
     why_incomplete,

@@ -123,7 +123,7 @@ def test_interrupted_write_leaves_the_old_file(path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     before = path.read_bytes()
-    monkeypatch.setattr(f"tune_stn.training.checkpoint.os.{interrupted}", interrupt)
+    monkeypatch.setattr(f"tune_stn.files.os.{interrupted}", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_state({**STATE, "epoch": 4}, path)
     assert path.read_bytes() == before

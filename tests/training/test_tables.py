@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tune_stn.files import whole_file
 from tune_stn.training import tables
 from tune_stn.training.schedule_buffer import SOURCES
 from tune_stn.training.tables import (
@@ -19,7 +20,6 @@ from tune_stn.training.tables import (
     metric_names,
     read_table,
     reports_schema,
-    whole_file,
     write_table,
 )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 from ray import tune
+from ray.tune.trainable.trainable import _DICT_CHECKPOINT_FILE_NAME
 
 from tune_stn.training import CheckpointError
-from tune_stn.tuning.checkpoints import existing, older
+from tune_stn.tuning.checkpoints import PICKLED, existing, older
 from tune_stn.tuning.trainable import STATE_FILE, STNTrainable
 
 SMALL = {"task": "digits-mlp", "epochs": 5, "warmup_epochs": 0, "train_images": 100, "hidden": 16}
@@ -55,6 +57,21 @@ def test_which_there_are(storage: tuple[FileSystem, str], tmp_path: Path) -> Non
     nowhere = tune.Checkpoint(f"{folder}/deeper/checkpoint_000001", filesystem)
     assert existing(nowhere) is nowhere
     assert older(nowhere) == []
+
+
+def test_a_pickle_in_a_checkpoint_is_refused_before_tune_loads_it(
+    storage: tuple[FileSystem, str], tmp_path: Path
+) -> None:
+    """Tune would unpickle such a file, where there is one, in place of what the trainable has written."""
+    assert PICKLED == _DICT_CHECKPOINT_FILE_NAME
+    [checkpoint] = saved(storage, tmp_path / "trial", 1)
+    again = STNTrainable(SMALL)
+    again.restore(checkpoint)
+    (tmp_path / "trial" / "checkpoint_000000" / PICKLED).write_bytes(pickle.dumps(again.config))
+    with pytest.raises(CheckpointError, match=r"_dict_checkpoint\.pkl is a pickle, which can run any code"):
+        again.restore(checkpoint)
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        again.restore(str(tmp_path / "trial" / "checkpoint_000000"))
 
 
 def test_a_damaged_one_is_replaced_by_the_one_before(

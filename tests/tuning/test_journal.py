@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_lines_come_back_in_order_and_exact(path: Path) -> None:
     replace(path, LINES[1:])
     assert list(read_lines(path)) == LINES[1:]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_journal_says_its_version_and_that_of_another_is_refused(path: Path) -> None:
+    """In the first line, whoever wrote it; one without is of the first version."""
+    append(path, LINES[0])
+    append(path, LINES[1])
+    replace(path.with_name("other"), LINES)
+    for one in (path, path.with_name("other")):
+        said = [json.loads(line).get("@version") for line in one.read_text().splitlines()]
+        assert said == [1] + [None] * (len(said) - 1)
+    path.write_text(json.dumps(LINES[0]) + "\n")
+    assert read_reports(path) == [LINES[0]]
+    path.write_text(json.dumps({**LINES[0], "@version": 2}) + "\n")
+    with pytest.raises(ValueError, match=r"reports\.jsonl is of version 2, not 1; use the version of tune_stn"):
+        read_reports(path)
 
 
 def test_no_file_no_lines(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from tune_stn.study.trust import trust
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.search import STNSearch
+from tune_stn.tuning.signature import NoKey, NotSealed
 from tune_stn.tuning.trainable import STNTrainable
 
 # One hyperparameter whose raw coordinate is its value: a draw near 50 comes from the trial that ended at 50.
@@ -358,6 +362,74 @@ def test_what_is_no_state_of_it_is_refused_by_name(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="state is no state of STNSearch"):
             search.restore(str(path))
+
+
+def run_payload() -> None:
+    Payload.loaded.append("ran")
+
+
+class Payload:
+    """What a pickle runs when it is loaded."""
+
+    loaded: ClassVar[list[str]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return run_payload, ()
+
+
+def restored(path: Path) -> STNSearch:
+    search = STNSearch(OptunaSearch(seed=5))
+    search.restore(str(path))
+    return search
+
+
+def test_a_state_of_an_inner_searcher_that_somebody_else_wrote_is_not_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its user says that it is to be trusted: then it runs what it says, as a program would."""
+    path = tmp_path / "searcher-state-1.pkl"
+    search = searcher({**LINE, "lr": tune.loguniform(1e-3, 1.0)}, OptunaSearch(seed=5))
+    search.save(str(path))
+    mine = path.read_bytes()
+    restored(path)
+    state = json.loads(mine)
+    payload = base64.b64encode(pickle.dumps(Payload())).decode()
+    unsigned = {name: value for name, value in state.items() if name != "inner_seal"}
+    for forged in ({**state, "inner": payload}, {**unsigned, "inner": payload}, unsigned, {**state, "inner_seal": ""}):
+        path.write_text(json.dumps(forged))
+        with pytest.raises(NotSealed, match=r"searcher-state-1\.pkl: .* may be a pickle.*`tune-stn trust "):
+            restored(path)
+    for damaged in ("no base64!", "", 7):
+        path.write_text(json.dumps({**state, "inner": damaged}))
+        with pytest.raises(ValueError, match=r"no state of STNSearch|not signed"):
+            restored(path)
+    assert Payload.loaded == []
+    path.write_bytes(mine)
+    monkeypatch.setenv("TUNE_STN_KEY_FILE", str(tmp_path / "key of another machine"))
+    with pytest.raises(NotSealed):
+        restored(path)
+    assert trust(tmp_path) == [path]
+    restored(path)
+    path.write_text(json.dumps({**state, "inner": payload}))
+    assert trust(path) == [path]
+    with pytest.raises(TypeError):  # of Optuna, which is given no state of its own
+        restored(path)
+    assert Payload.loaded == ["ran"]
+
+
+def test_without_a_key_the_state_is_saved_and_says_that_it_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = searcher({**LINE, "lr": tune.loguniform(1e-3, 1.0)}, OptunaSearch(seed=5))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNE_STN_KEY_FILE", str(tmp_path / "file" / "key"))
+    search.save(str(tmp_path / "state"))
+    assert "the inner searcher is not sealed" in caplog.text
+    with pytest.raises(NoKey, match="cannot be read or made"):
+        restored(tmp_path / "state")
+    plain = searcher()  # of which nothing is a pickle
+    plain.save(str(tmp_path / "state"))
+    STNSearch().restore(str(tmp_path / "state"))
 
 
 @pytest.mark.ray

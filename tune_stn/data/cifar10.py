@@ -20,6 +20,7 @@ from torch import Tensor
 from tune_stn.data.errors import DataError
 from tune_stn.data.folders import cache_folder, env_folder, target_folder
 from tune_stn.data.splits import Split
+from tune_stn.files import whole_file
 
 CLASSES = 10
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -103,9 +104,8 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, url: str =
             for name in SHA256:
                 content = files.extractfile(f"{FOLDERS[0]}/{name}.bin")
                 assert content is not None  # a folder; the checksum says otherwise
-                part = target / f"{name}.part"
-                part.write_bytes(content.read())
-                part.replace(target / f"{name}.bin")
+                with whole_file(target / f"{name}.bin") as part:
+                    part.write_bytes(content.read())
         archive.unlink()
     except (OSError, ValueError) as error:  # connection and file system; checksum
         raise DataError(f"{url} could not be fetched into {target}: {error}; try again") from error

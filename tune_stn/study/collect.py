@@ -12,13 +12,11 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.seal import DONE, SCHEDULE, is_sealed, read_done, rows_of_tables, why_unfit
 from tune_stn.study.state import (
-    DONE,
-    SCHEDULE,
     clock_of,
     failures_of,
     missing_of,
-    read_done,
     restarts_of,
     state_folder,
 )
@@ -38,7 +36,7 @@ TABLES = ("reports", "schedule", "incumbent")
 def write_tables(task: Task, runs: Iterable[Run], directory: Path) -> None:
     """Write `reports`, `schedule` and `incumbent` of all runs that have begun."""
     labels = [(Labels(task=task.name, method=run.method.name, seed=run.seed), run.folder) for run in runs]
-    _write(task.name, labels, reports_schema(metrics_of(task), list(task.space)), directory)
+    _write(task.name, labels, reports_schema(metrics_of(task), list(task.space)), directory, before=directory)
 
 
 def metrics_of(task: Task) -> list[str]:
@@ -59,6 +57,26 @@ def is_behind(directory: Path) -> bool:
     )
 
 
+def runs_of(study: Mapping[str, Any], directory: Path) -> list[tuple[Labels, Path]]:
+    """The runs of a study, and their state folders, whether or not they have begun."""
+    return [
+        (Labels(task=study["task"], method=method, seed=seed), state_folder(directory, method, seed))
+        for seed in study["seeds"]
+        for method in study["methods"]
+    ]
+
+
+def is_damaged(study: Mapping[str, Any], directory: Path) -> bool:
+    """Whether files of a finished run do not fit its seal."""
+    return any(why_unfit(folder) for _, folder in runs_of(study, directory))
+
+
+def not_sealed(study: Mapping[str, Any], directory: Path) -> list[str]:
+    """The finished runs whose files cannot be checked, for an earlier version wrote them: as folders of the study."""
+    folders = [folder for _, folder in runs_of(study, directory) if not is_sealed(folder)]
+    return [folder.relative_to(directory).as_posix() for folder in folders]
+
+
 def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The tables of a study as its runs are now, and what is missing.
 
@@ -69,11 +87,7 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
     Returns:
         The tables by name, and what `study.json` would say now: `missing`, `failures`, `restarts` and `clocks`.
     """
-    runs = [
-        (Labels(task=study["task"], method=method, seed=seed), state_folder(directory, method, seed))
-        for seed in study["seeds"]
-        for method in study["methods"]
-    ]
+    runs = runs_of(study, directory)
     if "hyperparameters" in study:
         metrics, hps = study["metrics"], study["hyperparameters"]
     else:  # of an earlier version
@@ -82,7 +96,7 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
         metrics = [name for name in found if name not in ("val_loss", "test_loss")]
         hps = hp_names(dict.fromkeys(columns))
     with tempfile.TemporaryDirectory() as scratch:
-        _write(study["task"], runs, reports_schema(metrics, hps), Path(scratch))
+        _write(study["task"], runs, reports_schema(metrics, hps), Path(scratch), before=directory)
         tables = {name: read_table(Path(scratch) / f"{name}.parquet", name) for name in TABLES}
     before = {(entry["method"], entry["seed"]): entry for entry in study["missing"]}
     missing, failures, restarts, clocks = [], [], [], []
@@ -98,11 +112,17 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
     return tables, {"missing": missing, "failures": failures, "restarts": restarts, "clocks": clocks}
 
 
-def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, directory: Path) -> None:
+def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, directory: Path, *, before: Path) -> None:
+    """Write the tables into a directory; of a run that does not fit its seal, with the rows of the tables `before`."""
     # Empty ones first: a study may have no rows.
     none = Labels(task=task, method="", seed=0)
     reports, schedules = ([labelled(pd.DataFrame(), none, one)] for one in (schema, SCHEDULE_SCHEMA))
     for labels, folder in runs:
+        if read_done(folder) is not None and why_unfit(folder):
+            if rows := rows_of_tables(before, labels.method, labels.seed, folder):
+                reports.append(labelled(rows["reports"], labels, schema))
+                schedules.append(labelled(rows["schedule"], labels, SCHEDULE_SCHEMA))
+            continue
         recorded, over = _recorded(folder)
         reports.append(labelled(report_rows(recorded, over=over), labels, schema))
         if (folder / SCHEDULE).exists():

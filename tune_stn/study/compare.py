@@ -16,18 +16,20 @@ from tune_stn.study.checks import check_owner, check_same_study, make_directory
 from tune_stn.study.collect import write_tables
 from tune_stn.study.description import describe, describe_cluster, missing, outcome
 from tune_stn.study.locks import only_study
-from tune_stn.study.mend import mending
+from tune_stn.study.mend import Mending, mending
 from tune_stn.study.prepare import Prepared, prepare
 from tune_stn.study.progress import Progress
 from tune_stn.study.remarks import after, conversion_words
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
-from tune_stn.study.run import Interrupted, Run
+from tune_stn.study.run import Interrupted, Run, unfit_state
 from tune_stn.study.side_by_side import Waiting, run_side_by_side
 from tune_stn.study.state import SPARE_FILE, DiskFull, naming_a_full_disk, state_folder
+from tune_stn.study.trust import check_sealed, goes_on
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.directory import write_study
+from tune_stn.tuning.signature import NoKey, own_key
 
 Say = Callable[[str], None]
 SPARE = 2**18  # bytes that a study keeps free to be able to say that its disk is full
@@ -183,6 +185,9 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
                 followed=at_seed.get(method.follows),
             )
         runs.extend(at_seed.values())
+    key = _key(resume, say)
+    if resume and key is not None:
+        check_sealed(runs, cluster, key, retry_failed=retry_failed)
     if not resume:  # or it was said before
         for algorithm, words in conversion_words(conversion).items() if len(methods) == 1 else ():
             say(f"the network under {algorithm}:\n{indent(words, '  ')}")
@@ -206,6 +211,7 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
                 settings=of_trials,
                 costs=prepared.costs,
                 retry_failed=retry_failed,
+                key=key,
             )
         except Interrupted:
             raise KeyboardInterrupt from None
@@ -236,15 +242,10 @@ def _run_all(
     settings: Mapping[str, Any],
     costs: Mapping[str, float],
     retry_failed: bool,
+    key: bytes | None,
 ) -> str:
     """Run what has not ended, and what is to be mended; why runs were not gone on with, or nothing."""
-    waiting: list[Waiting] = []
-    for run in runs:
-        again = mending(run, retry_failed=retry_failed, taken_up=[one.run for one in waiting])
-        if run.done is not None and again is None:
-            progress.skipped(run)
-        else:
-            waiting.append(Waiting(run, again, costs[run.method.name]))
+    waiting = _waiting(runs, progress, cluster, costs=costs, retry_failed=retry_failed, key=key)
     spare = out / SPARE_FILE
     spare.write_bytes(bytes(SPARE))
     try:
@@ -257,9 +258,47 @@ def _run_all(
                 settings=settings,
                 progress=progress,
                 retry_failed=retry_failed,
+                key=key,
             )
     finally:
         spare.unlink(missing_ok=True)
+
+
+def _waiting(
+    runs: Sequence[Run],
+    progress: Progress,
+    cluster: Cluster,
+    *,
+    costs: Mapping[str, float],
+    retry_failed: bool,
+    key: bytes | None,
+) -> list[Waiting]:
+    """The runs that are to begin or go on, and how; the others are said to be skipped."""
+    waiting: list[Waiting] = []
+    for run in runs:
+        again = mending(run, retry_failed=retry_failed, taken_up=[one.run for one in waiting])
+        if key is not None and goes_on(run, again) and (unfit := unfit_state(run, cluster, key)):
+            again = Mending(f"Ray Tune's state of it is damaged ({unfit})", anew=True)
+        if run.done is not None and again is None:
+            progress.skipped(run)
+        else:
+            waiting.append(Waiting(run, again, costs[run.method.name]))
+    return waiting
+
+
+def _key(resume: bool, say: Say) -> bytes | None:
+    """The user's key. A new study goes on without one, and says what that means.
+
+    Raises:
+        ValueError: There is none to resume with.
+    """
+    try:
+        return own_key()
+    except NoKey as error:
+        if resume:
+            raise ValueError(f"resume=True: {error}") from None
+        say(f"note: what Ray Tune keeps of this study is not sealed, so resuming it will ask for trust: {error}")
+        return None
 
 
 def _from_here(settings: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:

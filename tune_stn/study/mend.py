@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from tune_stn.study.run import Run
+from tune_stn.study.seal import why_unfit
 from tune_stn.study.state import has_result
 
 
@@ -33,6 +34,8 @@ def mending(run: Run, *, retry_failed: bool, taken_up: Collection[Run] = ()) -> 
     record = run.done
     if record is None:
         return None
+    if unfit := why_unfit(run.folder):
+        return Mending(f"its files do not fit its seal ({unfit})", anew=True)
     if any(run.followed is one for one in taken_up):
         return Mending("the run that it is made from was taken up again", anew=True)
     if not has_result(run.folder):

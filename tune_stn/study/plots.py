@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from tune_stn.files import whole_file
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
 from tune_stn.study.summary import final_values
-from tune_stn.training.tables import hp_names, whole_file
+from tune_stn.training.tables import hp_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers, and Tol's muted colours beyond its eight.
 _COLOURS = {

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from tune_stn.files import whole_file
 from tune_stn.study.controls import control_cells, control_words
 from tune_stn.study.remarks import conversion_words
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
-from tune_stn.training.tables import whole_file
 
 # Elsewhere on the page, or of no interest.
 SHOWN = ("missing", "failures", "restarts", "clocks", "remarks", "conversion", "schema_version")

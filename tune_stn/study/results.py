@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tune_stn.study.collect import is_behind, read_state
+from tune_stn.files import whole_file
+from tune_stn.study.collect import is_behind, is_damaged, not_sealed, read_state
 from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.trained import Best, best_of
@@ -25,7 +26,6 @@ from tune_stn.training.tables import (
     metric_names,
     read_table,
     reports_schema,
-    whole_file,
     write_table,
 )
 
@@ -139,7 +139,9 @@ def load_results(directory: str | Path) -> Results:
     """Read a study that `tune-stn compare` wrote, or a run that a `Recorder` wrote, whose best-so-far is computed here.
 
     Of a study that is still running, or was killed, everything that its runs have reported so far is there, and
-    `study["missing"]` says what is not.
+    `study["missing"]` says what is not. The files of finished runs are checked against their seals: of a run whose
+    files do not fit, `missing` says so, and its rows are those that the tables hold of it, if they are all there, or
+    none. `study["not_sealed"]` names runs that an earlier version finished, which cannot be checked.
 
     Raises:
         NotADirectoryError: `directory` is none.
@@ -150,9 +152,13 @@ def load_results(directory: str | Path) -> Results:
     if not path.is_dir():
         raise NotADirectoryError(f"not a directory: {path}")
     study = _read_study(path / "study.json")
-    if "recorder" not in study and is_behind(path):
-        tables, now = read_state(study, path)
-        return Results(path, {**study, **now}, **tables)
+    if "recorder" not in study:
+        study.pop("not_sealed", None)  # as it was when the study ended
+        if unknown := not_sealed(study, path):
+            study["not_sealed"] = unknown
+        if is_behind(path) or is_damaged(study, path):
+            tables, now = read_state(study, path)
+            return Results(path, {**study, **now}, **tables)
     reports, schedule = (read_table(path / f"{name}.parquet", name) for name in ("reports", "schedule"))
     if "recorder" in study:
         return Results(path, study, reports, schedule, best_so_far(reports))

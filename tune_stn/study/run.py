@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import shutil
@@ -14,14 +13,14 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 
+from tune_stn.files import whole_file
 from tune_stn.methods import Context, Method
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.locks import only_writer
-from tune_stn.study.state import DONE, SCHEDULE, read_done
+from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
-from tune_stn.training.tables import whole_file
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
@@ -31,10 +30,12 @@ from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.recorder import OnReport, Recorder
 from tune_stn.tuning.shared_task import SharedTask, share
+from tune_stn.tuning.signature import SEALS, Sealer, check_state
 from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import CHECKPOINT_EPOCHS, STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
+NAME = "name.txt"
 CHECKPOINTS_PER_TRIAL = 20  # at most; each costs the driver a save of the whole run's state
 
 
@@ -118,6 +119,8 @@ def read_followed(run: Run) -> Followed:
     record = run.done
     if record is None:
         raise NothingToFollow(f"{where} is not finished")
+    if unfit := why_unfit(run.folder):
+        raise NothingToFollow(f"{where} does not fit its seal: {unfit}")
     reports = report_rows(read_recorded(run.folder / REPORTS), over=True)
     named = reports.assign(task=run.task.name, method=run.method.name, seed=run.seed)
     best = best_so_far(named) if len(named) else named
@@ -146,6 +149,7 @@ def execute(
     slots: int = 1,
     watch: Callable[[], None] | None = None,
     retry_failed: bool = False,
+    key: bytes | None = None,
 ) -> dict[str, Any]:
     """Run to the end of the budget, going on where an earlier execution of the same run was cut off.
 
@@ -159,6 +163,8 @@ def execute(
         slots: Trials at a time, at most. Default 1.
         watch: Called now and then. Default nothing.
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
+        key: Of the user: what Ray Tune keeps of the run is signed with it, and nothing else is unpickled. Default None,
+            for neither signatures nor a check of them.
 
     Returns:
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `hopeless` (whether it was given up),
@@ -173,10 +179,11 @@ def execute(
         NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
         Interrupted: somebody pressed Ctrl-C; what was done is kept.
         Held: another process executes the run, and goes on to.
+        NotSealed: Ray Tune's state of the run is not signed with the key.
         ValueError: the method cannot search the task's space.
     """
     with only_writer(run.folder):
-        return _execute_alone(run, cluster, on_report, on_failure, slots, watch, retry_failed)
+        return _execute_alone(run, cluster, on_report, on_failure, slots, watch, retry_failed, key)
 
 
 def _execute_alone(
@@ -187,18 +194,19 @@ def _execute_alone(
     slots: int,
     watch: Callable[[], None] | None,
     retry_failed: bool,
+    key: bytes | None,
 ) -> dict[str, Any]:
     storage = cluster.storage(run.folder / "tune")
     found = read_followed(run.followed) if run.followed is not None else NO_FOLLOWED
     context = Context(run.task, run.budget, run.seed, slots, run.trials, found.schedule)
     plan = run.method.plan(context)
-    if run.folder.exists() and not run.method.restores:
+    if run.folder.exists() and (not run.method.restores or (key is not None and unfit_state(run, cluster, key))):
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     for of_before in (DONE, SCHEDULE):  # where an execution that had ended is gone on with
         (run.folder / of_before).unlink(missing_ok=True)
     name = _own_name(run.folder)
-    recorder = Recorder(
+    recorder = _StudyRecorder(
         run.folder,
         hps=list(run.task.space),
         overwrite=True,
@@ -221,6 +229,9 @@ def _execute_alone(
     stopper = BudgetStopper(recorder, run.limit, save_last=tunes or not pauses, watch=look)
     begun = recorder.cost_total > found.cost_total
     trainable, config = _without_data(run.config, run.folder.name)
+    callbacks: list[tune.Callback] = [recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)]
+    if key is not None:
+        callbacks.append(Sealer(run.folder / SEALS, key))
     analysis = tune.run(
         trainable,
         name=name,
@@ -232,7 +243,7 @@ def _execute_alone(
         search_alg=plan.search_alg,
         scheduler=InSlots(plan.scheduler, slots),
         stop=stopper,
-        callbacks=[recorder, Failures(MAX_RESTARTS, run.folder / ERRORS, on_failure)],
+        callbacks=callbacks,
         storage_path=storage.path,
         storage_filesystem=storage.filesystem,
         resources_per_trial=cluster.per_trial,
@@ -254,7 +265,7 @@ def _execute_alone(
     keep_own = tunes or "schedule" in plan.config  # of constants, reports know it all: no need to open 10,000 files
     schedule = schedule_rows(recorded, read_own_schedules(trials) if keep_own else None)
     with whole_file(run.folder / SCHEDULE) as path:
-        schedule.to_parquet(path, index=False)
+        schedule.to_parquet(path, index=False, write_page_checksum=True)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
     seconds = recorder.seconds()
     busy_s, room_s = seconds.pop("busy_s"), seconds["wall_time_s"] * slots
@@ -269,9 +280,26 @@ def _execute_alone(
         "slots": slots,
         "slots_in_use": busy_s / room_s if room_s > 0 else None,
     }
-    with whole_file(run.folder / DONE) as path:
-        path.write_text(json.dumps(record, indent=1))
-    return record
+    return write_done(run.folder, record, reports=len(recorded.reports), schedule=len(schedule))
+
+
+def unfit_state(run: Run, cluster: Cluster, key: bytes) -> str:
+    """What of Ray Tune's state of a run is damaged; empty if nothing is, or none of it would be unpickled.
+
+    Raises:
+        NotSealed: it is not signed with the key.
+    """
+    if not run.method.restores:
+        return ""
+    name = known_name(run.folder)
+    return check_state(run.folder / SEALS, cluster.storage(run.folder / "tune"), name, key) if name else ""
+
+
+class _StudyRecorder(Recorder):
+    """Its folder is known, wherever a study was moved: Tune need keep no state of it, which would be a pickle."""
+
+    def get_state(self) -> dict[str, Any] | None:
+        return None
 
 
 def _without_data(config: Mapping[str, Any], run: str) -> tuple[type[STNTrainable], dict[str, Any]]:
@@ -298,10 +326,16 @@ def _own_name(folder: Path) -> str:
     No other run has it, of this study or another one: runs that begin in the same second write by this name to one
     folder of their Ray's, and a storage may be that of many studies.
     """
-    path = folder / "name.txt"
-    if not path.exists():
-        if (folder / "tune" / "run").is_dir():  # of an earlier version
-            return "run"
-        with whole_file(path) as partial:
-            partial.write_text(f"{folder.resolve().parent.parent.name}-{folder.name}-{secrets.token_hex(4)}")
-    return path.read_text()
+    if known := known_name(folder):
+        return known
+    name = f"{folder.resolve().parent.parent.name}-{folder.name}-{secrets.token_hex(4)}"
+    with whole_file(folder / NAME) as partial:
+        partial.write_text(name)
+    return name
+
+
+def known_name(folder: Path) -> str:
+    """The name of a run that has begun; empty for one that has not."""
+    if (folder / NAME).exists():
+        return (folder / NAME).read_text()
+    return "run" if (folder / "tune" / "run").is_dir() else ""  # of an earlier version

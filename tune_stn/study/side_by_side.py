@@ -68,10 +68,12 @@ class Runner:
         """The number of this process."""
         return os.getpid()
 
-    def execute(self, run: Run, cluster: Cluster, *, slots: int, retry_failed: bool) -> dict[str, Any]:
+    def execute(
+        self, run: Run, cluster: Cluster, *, slots: int, retry_failed: bool, key: bytes | None
+    ) -> dict[str, Any]:
         """As `run.execute`, of a run without its task."""
         with cluster.surroundings(), naming_a_full_disk(run.folder.parents[1]):
-            return execute(self._with_task(run), cluster, slots=slots, retry_failed=retry_failed)
+            return execute(self._with_task(run), cluster, slots=slots, retry_failed=retry_failed, key=key)
 
     def _with_task(self, run: Run) -> Run:
         followed = self._with_task(run.followed) if run.followed is not None else None
@@ -94,6 +96,7 @@ def run_side_by_side(
     settings: Mapping[str, Any],
     progress: Progress,
     retry_failed: bool,
+    key: bytes | None = None,
 ) -> str:
     """Execute runs, as many at a time as the cluster has room for. Needs a session.
 
@@ -105,6 +108,7 @@ def run_side_by_side(
         settings: Of the task.
         progress: Told what becomes of them.
         retry_failed: Whether failed trials of runs that are gone on with go on from their last checkpoints.
+        key: Of the user, as for `run.execute`: the process of a run may be another user's. Default None.
 
     Returns:
         Why runs were not gone on with; empty if all have ended.
@@ -123,7 +127,7 @@ def run_side_by_side(
         )
     number = min(room // slots, len(waiting))
     if number == 1:
-        return _one_after_the_other(waiting, cluster, progress, slots=slots, retry_failed=retry_failed)
+        return _one_after_the_other(waiting, cluster, progress, slots=slots, retry_failed=retry_failed, key=key)
     given = share(task) if isinstance(task, Task) else task
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
@@ -132,19 +136,25 @@ def run_side_by_side(
         number,
         progress,
         new_runner=partial(actor.remote, given, dict(settings), os.getcwd()),
-        how={"cluster": cluster, "slots": slots, "retry_failed": retry_failed},
+        how={"cluster": cluster, "slots": slots, "retry_failed": retry_failed, "key": key},
     )
     return pool.work()
 
 
 def _one_after_the_other(
-    waiting: Sequence[Waiting], cluster: Cluster, progress: Progress, *, slots: int, retry_failed: bool
+    waiting: Sequence[Waiting],
+    cluster: Cluster,
+    progress: Progress,
+    *,
+    slots: int,
+    retry_failed: bool,
+    key: bytes | None,
 ) -> str:
     """In this process, which has nothing else to do meanwhile."""
     for one in waiting:
         begin(one, progress)
         try:
-            record = execute(one.run, cluster, slots=slots, watch=progress.look, retry_failed=retry_failed)
+            record = execute(one.run, cluster, slots=slots, watch=progress.look, retry_failed=retry_failed, key=key)
         except NothingToFollow as error:
             progress.without_result(one.run, str(error))
         except NodesLost as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tune_stn.study.seal import read_done, rows_of_tables, why_unfit
 from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SCHEDULE, DONE = "schedule.parquet", "done.json"
 SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
 CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`
 UNFINISHED = "resume the study to go on"
@@ -52,12 +51,6 @@ def state_folder(directory: Path, method: str, seed: int) -> Path:
     return directory / "state" / f"{method}-seed{seed}"
 
 
-def read_done(folder: Path) -> dict[str, Any] | None:
-    """The closing record of a finished run, or None."""
-    path = folder / DONE
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def clock_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """The entry of a run that has ended in `clocks` of `study.json`; none of a run of an earlier version."""
     record = read_done(folder) or {}
@@ -67,7 +60,9 @@ def clock_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def has_result(folder: Path) -> bool:
-    """Whether a trial of the run has reported a finite validation loss."""
+    """Whether a trial of the run has reported a finite validation loss; of a run that is over, as far as it fits."""
+    if read_done(folder) is not None and why_unfit(folder):
+        return False
     return any(EVENT not in line and math.isfinite(line["val_loss"]) for line in read_lines(folder / REPORTS))
 
 
@@ -79,8 +74,14 @@ def missing_of(method: str, seed: int, folder: Path, limit: float | None) -> dic
     reason, record = why_incomplete(folder, limit), read_done(folder)
     if not reason:
         return {}
-    no_result = record is None or record["hopeless"] or not has_result(folder)
-    return {"method": method, "seed": seed, "reason": reason, "no_result": no_result}
+    entry = {"method": method, "seed": seed, "reason": reason}
+    if why_unfit(folder) and record is None:
+        return {**entry, "no_result": True, "damaged": True}
+    if why_unfit(folder):
+        kept = rows_of_tables(folder.parents[1], method, seed, folder) is not None
+        told = "its results here are those of the tables" if kept else "its results are left out"
+        return {**entry, "reason": f"{reason} ({told})", "no_result": not kept, "damaged": True}
+    return {**entry, "no_result": record is None or record["hopeless"] or not has_result(folder)}
 
 
 def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def failures_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     The `file` with the whole traceback is named as in the study's directory, which may move; None where there is none.
     """
     record = read_done(folder) or {}
-    told = {one["trial_id"]: one["reason"] for one in read_lines(folder / REPORTS) if one.get(EVENT) == FAILED}
+    told = {one["trial_id"]: one["reason"] for one in _lines(folder) if one.get(EVENT) == FAILED}
     files = {path.stem: path.relative_to(folder.parents[1]).as_posix() for path in (folder / ERRORS).glob("*.txt")}
     return [
         {"method": method, "seed": seed, "trial_id": trial, "reason": reason, "file": files.get(trial)}
@@ -104,9 +105,14 @@ def restarts_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     return [
         {"method": method, "seed": seed, **{name: line[name] for name in ("trial_id", "reason", "epoch")}}
         | {"file": (top / line["file"]).as_posix() if line["file"] is not None else None}
-        for line in read_lines(folder / REPORTS)
+        for line in _lines(folder)
         if line.get(EVENT) == RESTARTED
     ]
+
+
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The journal of a run; nothing of one that does not fit the run's seal, and may say anything."""
+    return iter(()) if why_unfit(folder) and read_done(folder) is not None else read_lines(folder / REPORTS)
 
 
 def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
@@ -134,9 +140,11 @@ def why_incomplete(folder: Path, limit: float | None = None) -> str:
         folder: State folder of the run.
         limit: The `cost_total` that ends the run; None where the number of its trials does.
     """
-    record = read_done(folder)
+    record, unfit = read_done(folder), why_unfit(folder)
     if record is None:
-        return _why_unfinished(folder, limit)
+        return "; ".join(filter(None, [unfit, _why_unfinished(folder, limit)]))
+    if unfit:
+        return f"its files do not fit its seal: {unfit}; resume the study to run it again"
     failures, reasons = record["failures"], list(record["failures"].values())
     if record["hopeless"]:
         return f"given up: one trial after the other failed, the last with: {reasons[-1]}"

@@ -12,11 +12,11 @@ import pandas as pd
 from safetensors.torch import save_model
 from torch import nn
 
+from tune_stn.files import whole_file
 from tune_stn.study.state import state_folder
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
 from tune_stn.training.checkpoint import STATE_FILE, CheckpointError, load_state
-from tune_stn.training.tables import whole_file
 from tune_stn.training.trainer import Trainer
 
 if TYPE_CHECKING:

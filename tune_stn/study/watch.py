@@ -9,7 +9,8 @@ from pathlib import Path
 from tune_stn.study.collect import is_behind
 from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
-from tune_stn.study.state import DONE, SPARE_FILE
+from tune_stn.study.seal import DONE
+from tune_stn.study.state import SPARE_FILE
 
 AFTER_END_S = 3.0  # in which a study that has ended writes its own page, and its remarks
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tune_stn.files import whole_file
 
 FORMAT = 6
 STATE_FILE = "state.pt"  # in the folder of a checkpoint
@@ -25,13 +26,9 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     """Write `state` to `path`, replacing it only when everything is on disk."""
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         file.write(content.getbuffer())
         file.write(hashlib.sha256(content.getbuffer()).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def load_state(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:

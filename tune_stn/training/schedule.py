@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tune_stn.files import whole_file
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE
 from tune_stn.training.schedule_sources import policy_records, read_frame, records, trial_rows
@@ -286,7 +287,11 @@ class Schedule:
 
     def to_parquet(self, path: str | Path) -> None:
         """Write `to_frame()` to a file, which `from_parquet` reads."""
-        self.to_frame().to_parquet(path, index=False)
+        if isinstance(path, str) and "://" in path:
+            self.to_frame().to_parquet(path, index=False)
+            return
+        with whole_file(Path(path)) as temporary:
+            self.to_frame().to_parquet(temporary, index=False)
 
     def _key(self) -> tuple[Any, ...]:
         arrays = (self.times, self.values, self.epochs)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tune_stn.files import whole_file
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.space.tunable import Constants, Tunable
 
@@ -109,4 +110,5 @@ def write_schedule(
         ],
         metadata={UNTIL: str(until), TRIAL: trial_id},
     )
-    pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), temporary)

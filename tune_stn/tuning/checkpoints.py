@@ -7,6 +7,21 @@ from pathlib import PurePosixPath
 from pyarrow.fs import FileSelector, FileType
 from ray import tune
 
+from tune_stn.training.checkpoint import CheckpointError
+
+PICKLED = "_dict_checkpoint.pkl"  # in which Tune keeps what `save_checkpoint` returned, if it returned a dictionary
+
+
+def refuse_pickle(checkpoint: tune.Checkpoint) -> None:
+    """Refuse a checkpoint that Tune would unpickle before a trainable of ours sees it, as none of ours is.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    path = f"{checkpoint.path}/{PICKLED}"
+    if checkpoint.filesystem is not None and checkpoint.filesystem.get_file_info(path).type != FileType.NotFound:
+        raise CheckpointError(f"{path} is a pickle, which can run any code; STNTrainable writes none: remove it")
+
 
 def existing(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
     """The checkpoint, or where it is gone, the newest that there is of its trial."""

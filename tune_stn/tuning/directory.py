@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
+from tune_stn.files import whole_file
 from tune_stn.training.tables import (
     SCHEDULE,
     STUDY_SCHEMA_VERSION,
@@ -21,7 +22,6 @@ from tune_stn.training.tables import (
     hp_names,
     metric_names,
     reports_schema,
-    whole_file,
     write_table,
 )
 from tune_stn.tuning.recorded import Recorded, report_rows, schedule_rows

@@ -10,6 +10,8 @@ from typing import Any
 
 from ray import tune
 
+from tune_stn.files import whole_file
+
 LINES = 6  # of a traceback, as a person is shown it
 _HEADING = "Failure # "  # before each traceback in the file that Tune writes for a trial
 
@@ -77,7 +79,8 @@ def keep_traceback(trial: Any, folder: Path) -> Path | None:
     if not trial.error_file or not Path(trial.error_file).exists():
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(trial.error_file, path)
+    with whole_file(path) as temporary:
+        shutil.copyfile(trial.error_file, temporary)
     return path
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_stn.training.tables import whole_file
+from tune_stn.files import whole_file
 
 REPORTS = "reports.jsonl"
 EVENT = "@event"  # the key that tells an event from a report; no trial reports a number by such a name
 ERRORS = "errors"  # the folder of tracebacks beside the journal
 # In reports, and in no table: the seconds that the trial took for it, and from the start of Tune to its first trial.
 TOOK, STARTUP = "@took_s", "@startup_s"
+VERSION, JOURNAL_VERSION = "@version", 1  # in the first line; earlier journals have none
 FAILED, RESTARTED, FINISHED, COPIED = "failed", "restarted", "finished", "copied"
 
 
@@ -30,9 +31,9 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    data = json.dumps(line).encode() + b"\n"
     with open(path, "ab", buffering=0) as file:
         end = file.tell()
+        data = json.dumps(line if end else {**line, VERSION: JOURNAL_VERSION}).encode() + b"\n"
         try:
             if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -44,8 +45,9 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 def replace(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write the file anew, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with whole_file(path) as temporary, temporary.open("w") as file:
+        for number, line in enumerate(lines):
+            file.write(json.dumps(line if number else {**line, VERSION: JOURNAL_VERSION}) + "\n")
 
 
 def cut_torn_end(path: Path) -> None:
@@ -60,7 +62,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file, in order; none if there is no file. An unfinished last line is passed over.
 
     Raises:
-        ValueError: a line before the last is damaged; the message names file and line.
+        ValueError: a line before the last is damaged, or the file is of another version; the message names it.
     """
     if not path.exists():
         return
@@ -74,6 +76,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
                 advice = "delete its folder to run it again"
                 raise ValueError(f"{path}, line {number} is damaged ({error}); {advice}") from None
+            if (version := line.pop(VERSION, JOURNAL_VERSION)) != JOURNAL_VERSION:
+                advice = "use the version of tune_stn that wrote it"
+                raise ValueError(f"{path} is of version {version!r}, not {JOURNAL_VERSION}; {advice}")
             yield line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 import secrets
 import tempfile
@@ -18,13 +19,18 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 # Random draws from a nested param_space, as Tune makes them; the public API has nothing for it.
 from ray.tune.search.variant_generator import generate_variants
 
+from tune_stn.files import whole_file
 from tune_stn.training.seeds import derive_seed
 from tune_stn.tuning.param_space import from_json, split_domains, start_of_task, to_json
+from tune_stn.tuning.signature import NoKey, NotSealed, is_signed, key_path, own_key, sign
 from tune_stn.tuning.start_values import Report, StartDomains
 
 STATE_VERSION = 1
+_INNER = "STNSearch.inner"
 # Of nine restarts, at least one draws from everywhere in 92 % of runs, and most still go where trials ended well.
 EXPLORE = 0.25
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -162,7 +168,8 @@ class STNSearch(Searcher):
             self.inner.on_trial_complete(trial_id, result=result, error=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the state as JSON. What the inner searcher saves, in its own format, becomes a part of it."""
+        """Write the state as JSON. What the inner searcher saves, in its own format, becomes a part of it, signed with
+        the user's key: that of most searchers is a pickle."""
         state: dict[str, Any] = {
             "version": STATE_VERSION,
             "seed": self._seed,
@@ -174,14 +181,16 @@ class STNSearch(Searcher):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "inner"
                 self.inner.save(str(path))
-                state["inner"] = base64.b64encode(path.read_bytes()).decode()
-        Path(checkpoint_path).write_text(json.dumps(state))
+                state |= _sealed_inner(path.read_bytes())
+        with whole_file(Path(checkpoint_path)) as path:
+            path.write_text(json.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a saved state, in its search space, whether or not there is a `param_space` this time.
 
         Raises:
             ValueError: the file is damaged, or of a searcher with an inner one where this has none, or the reverse.
+            NotSealed: the state of the inner searcher is not signed with the user's key, so it is not looked at.
         """
         try:
             state = json.loads(Path(checkpoint_path).read_bytes())
@@ -193,13 +202,14 @@ class STNSearch(Searcher):
             raise ValueError(f"{checkpoint_path} is of version {version}, and this STNSearch reads {STATE_VERSION}")
         if (inner is None) != (self.inner is None):
             raise ValueError(f"{checkpoint_path} was saved {'without' if inner is None else 'with'} an inner searcher")
+        data = b"" if inner is None else _checked_inner(checkpoint_path, state)
         self._seed, self._trials = seed, trials
         if space is not None:
             self._take(space)
         if self.inner is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "inner"
-                path.write_bytes(base64.b64decode(inner))
+                path.write_bytes(data)
                 self.inner.restore(str(path))
 
     def _take(self, space: dict[str, Any]) -> None:
@@ -232,6 +242,47 @@ class STNSearch(Searcher):
         ended = [trial for trial in good if trial.ended] or good
         reports = [trial.best for trial in ended if trial.best is not None]
         return self._domains.draw(rng) if explores or not reports else self._domains.draw_near(reports, rng)
+
+
+def seal_inner(path: Path) -> bool:
+    """Sign the state of the inner searcher in a saved state, for a user who says that it is to be trusted.
+
+    Returns:
+        Whether there is one: other files are left as they are.
+    """
+    try:
+        state = json.loads(path.read_bytes())
+        data = base64.b64decode(state["inner"], validate=True)
+        state["version"], state["seed"], state["space"], state["trials"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    own_key()  # or it says why there is none
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({**state, **_sealed_inner(data)}))
+    return True
+
+
+def _sealed_inner(data: bytes) -> dict[str, Any]:
+    try:
+        seal = sign(_INNER, data, own_key())
+    except NoKey as error:
+        logger.warning("the state of the inner searcher is not sealed, so it cannot be restored: %s", error)
+        seal = None
+    return {"inner": base64.b64encode(data).decode(), "inner_seal": seal}
+
+
+def _checked_inner(path: str, state: Mapping[str, Any]) -> bytes:
+    """What the inner searcher has saved, if this user has: loading it may run what it says."""
+    try:
+        data = base64.b64decode(state["inner"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no state of STNSearch ({type(error).__name__}: {error})") from None
+    if not is_signed(_INNER, data, state.get("inner_seal"), own_key()):
+        raise NotSealed(
+            f"{path}: what its inner searcher saved may be a pickle, which can run any code, and is not signed with "
+            f"the key in {key_path()}; if you wrote it, `tune-stn trust {path}` says so; if not, begin anew"
+        )
+    return data
 
 
 def _trial(fields: Mapping[str, Any]) -> _Trial:

@@ -24,7 +24,7 @@ from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, write_schedule
 from tune_stn.training.seeds import derive_seed
 from tune_stn.training.trainer import Trainer
-from tune_stn.tuning.checkpoints import existing, older
+from tune_stn.tuning.checkpoints import existing, older, refuse_pickle
 from tune_stn.tuning.device import claim, peak_memory
 from tune_stn.tuning.shared_task import SharedTask, share_in, sharing
 
@@ -179,10 +179,13 @@ class STNTrainable(tune.Trainable):
         that newer ones have replaced since.
         """
         wanted = getattr(checkpoint_path, "checkpoint", checkpoint_path)
+        if isinstance(wanted, str):
+            wanted = checkpoint_path = tune.Checkpoint(wanted)
         if isinstance(wanted, tune.Checkpoint):
             self._restoring = existing(wanted)
             if self._restoring is not wanted:
                 checkpoint_path = self._restoring
+            refuse_pickle(self._restoring)
         super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
