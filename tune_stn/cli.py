@@ -368,7 +368,7 @@ def _setting(text: str) -> tuple[str, Any]:
     key, value = _pair("--set", text, "epochs=20")
     try:
         return key, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # the latter of thousands of brackets
         return key, value
 
 
