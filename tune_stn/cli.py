@@ -31,6 +31,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            _fail(error.format_message())
         except (ValueError, OSError) as error:
             from tune_stn.tasks.own_code import OwnCodeError, is_refusal
 

@@ -30,6 +30,7 @@ from tune_stn.data.corpus import read_words
 from tune_stn.study.collect import read_state
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results, export_results, load_results
+from tune_stn.study.seal import write_done
 from tune_stn.study.state import state_folder
 from tune_stn.study.summary import summary
 from tune_stn.tasks.registry import setting_names
@@ -416,7 +417,8 @@ def _run_folder(folder: Path) -> Path:
     run.mkdir(parents=True)
     (study / "study.json").write_text(json.dumps(_described()))
     (run / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _lines()))
-    (run / "done.json").write_text(json.dumps(RECORD))
+    write_table(_study_tables()["schedule"], SCHEDULE, run / "schedule.parquet")
+    write_done(run, RECORD, reports=7, schedule=16)
     return run
 
 
@@ -427,7 +429,8 @@ def _state(study: Path) -> str:
 
 def _done_json(folder: Path) -> Reader:
     run = _run_folder(folder)
-    return Reader(_json_file(run / "done.json", RECORD), lambda path: _state(path.parents[2]))
+    record = json.loads((run / "done.json").read_text())
+    return Reader(_json_file(run / "done.json", record), lambda path: _state(path.parents[2]))
 
 
 def _journal(folder: Path) -> Reader:

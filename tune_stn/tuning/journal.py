@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_stn.checked import COUNT, FLAG, NOTHING, NUMBER, TEXT, Kind, Shape, mismatch, parse_json
+from tune_stn.checked import COUNT, NOTHING, NUMBER, TEXT, Kind, mismatch, parse_json
 from tune_stn.files import whole_file
-from tune_stn.training.tables import ALLOWED
+from tune_stn.training.tables import ALLOWED, CHOICE
 
 REPORTS = "reports.jsonl"
 EVENT = "@event"  # the key that tells an event from a report; no trial reports a number by such a name
@@ -29,13 +29,13 @@ FAILED, RESTARTED, FINISHED, COPIED = "failed", "restarted", "finished", "copied
 
 _MOST_BYTES = 2**26  # of a line, which has a thousand or so
 _KNOWN = Kind("an event that is known", lambda event: event in _SHAPES)
-_FAILURE: Shape = {"trial_id": TEXT, "reason": TEXT, "epoch?": COUNT, "lines?": [TEXT], "file?": (TEXT, NOTHING)}
-_SHAPES: Mapping[str, Shape] = {
+_FAILURE = {"trial_id": TEXT, "reason": TEXT, "epoch?": COUNT, "lines?": [TEXT], "file?": (TEXT, NOTHING)}
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
     "": {
         **{"trial_id": TEXT, "epoch": COUNT, "val_loss": NUMBER, "segment?": TEXT, "parent_trial_id?": TEXT},
         **{"status?": Kind("the status of a trial", lambda status: status in ALLOWED["status"]), "reason?": TEXT},
         **{"step?": COUNT, "cost?": NUMBER, "cost_total?": NUMBER, "wall_time_s?": NUMBER, "device_time_s?": NUMBER},
-        "*": (NUMBER, TEXT, FLAG, NOTHING),
+        "*": NUMBER,
     },
     FAILED: _FAILURE,
     RESTARTED: {**_FAILURE, "epoch": COUNT, "file": (TEXT, NOTHING)},
@@ -96,7 +96,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 line = parse_json(data, {EVENT + "?": TEXT})
-                if problem := mismatch(line, _SHAPES.get(line.get(EVENT, ""), {EVENT: _KNOWN})):
+                words = {name: TEXT for name in line if name.startswith(CHOICE)}
+                if problem := mismatch(line, {**_SHAPES.get(line.get(EVENT, ""), {EVENT: _KNOWN}), **words}):
                     raise ValueError(problem)
             except ValueError as error:
                 advice = "delete its folder to run it again"

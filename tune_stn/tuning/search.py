@@ -212,7 +212,8 @@ class STNSearch(Searcher):
                 domains, _ = StartDomains(from_json(space["hp"])), from_json(space["outside"])
                 domains.nearest(space["start"])
                 for trial in trials.values():
-                    domains.nearest(trial.start)
+                    for values in (trial.start, *((trial.best.values, trial.best.scales) if trial.best else ())):
+                        domains.nearest(values)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, IndexError) as error:
             raise ValueError(f"{checkpoint_path} is no state of STNSearch ({type(error).__name__}: {error})") from None
         if version != STATE_VERSION:
