@@ -51,11 +51,17 @@ def main() -> int:
         began = time.monotonic()
         counts, peak = count(name, arguments.first, arguments.inputs, arguments.seed)
         row = {"reader": name, "inputs": arguments.inputs, **{outcome: counts.pop(outcome, 0) for outcome in FINE}}
-        row |= {"wrong": counts.pop("wrong", 0), "raw error": counts.pop("raw", 0), "executed": counts.pop("executed", 0)}
+        row |= {
+            "wrong": counts.pop("wrong", 0),
+            "raw error": counts.pop("raw", 0),
+            "executed": counts.pop("executed", 0),
+        }
         row |= {"too slow": counts.pop("SIGALRM", 0), "crash": sum(counts.values())}
         row |= {"peak MB": round(peak / 1e6), "seconds": round(time.monotonic() - began, 1)}
         rows.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items() if value or key in ("reader", *FINE)), flush=True)
+        print(
+            "  ".join(f"{key} {value}" for key, value in row.items() if value or key in ("reader", *FINE)), flush=True
+        )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("w", newline="") as file:

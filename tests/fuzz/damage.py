@@ -77,7 +77,7 @@ def damaged_value(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2))):
         holder, key = rng.choice(places)
         kind = rng.randrange(8)
-        if isinstance(holder, dict) and key not in holder or isinstance(holder, list) and key >= len(holder):
+        if (isinstance(holder, dict) and key not in holder) or (isinstance(holder, list) and key >= len(holder)):
             continue
         if kind == 0:
             del holder[key]
@@ -129,7 +129,9 @@ def damaged_frame(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
         cells[row] = copy.deepcopy(rng.choice((*STRANGE, np.float32("nan"), np.int64(-7), pd.NaT, pd.NA, b"x")))
         made = frame.copy()
         made[column] = pd.Series(cells, index=frame.index, dtype=object)
-        if rng.random() < 0.5 and not (isinstance(cells[row], str) and cells[row] == "\ud800"):  # of which pandas makes no column of texts
+        if rng.random() < 0.5 and not (
+            isinstance(cells[row], str) and cells[row] == "\ud800"
+        ):  # of which pandas makes no column of texts
             made = made.infer_objects()
     made.attrs = attributes
     return made

@@ -122,8 +122,17 @@ def _fashion(folder: Path, *, zipped: bool) -> Reader:
             writes[rng.choice([*files])](rng, mark)
         return folder
 
-    return Reader(write, lambda path: _digest(*(tensor.numpy().tobytes() for split in fashion_mnist.load(path)
-                                                for tensor in (split.inputs, split.targets))), exact=True)
+    return Reader(
+        write,
+        lambda path: _digest(
+            *(
+                tensor.numpy().tobytes()
+                for split in fashion_mnist.load(path)
+                for tensor in (split.inputs, split.targets)
+            )
+        ),
+        exact=True,
+    )
 
 
 def _cifar(folder: Path, *, pickled: bool) -> Reader:
@@ -147,8 +156,13 @@ def _cifar(folder: Path, *, pickled: bool) -> Reader:
             writes[rng.choice([*files])](rng, mark)
         return folder
 
-    return Reader(write, lambda path: _digest(*(tensor.numpy().tobytes() for split in cifar10.load(path)
-                                                for tensor in (split.inputs, split.targets))), exact=True)
+    return Reader(
+        write,
+        lambda path: _digest(
+            *(tensor.numpy().tobytes() for split in cifar10.load(path) for tensor in (split.inputs, split.targets))
+        ),
+        exact=True,
+    )
 
 
 WORDS = "".join(f" the {word} of <unk> and N \n" for word in ("cat", "dog", "café", "naïve", "sea") * 9)
@@ -300,8 +314,17 @@ def _described() -> dict[str, Any]:
         "missing": [{"method": "stn", "seed": 1, "reason": "not begun", "no_result": True}],
         "failures": [{"method": "pbt", "seed": 0, "trial_id": "c", "reason": "no luck", "file": None}],
         "restarts": [{"method": "pbt", "seed": 0, "trial_id": "c", "reason": "no luck", "epoch": 1, "file": None}],
-        "clocks": [{"method": "pbt", "seed": 0, "startup_s": 0.5, "wall_time_s": 7.0, "device_time_s": 0.3,
-                    "slots": 1, "slots_in_use": 0.9}],
+        "clocks": [
+            {
+                "method": "pbt",
+                "seed": 0,
+                "startup_s": 0.5,
+                "wall_time_s": 7.0,
+                "device_time_s": 0.3,
+                "slots": 1,
+                "slots_in_use": 0.9,
+            }
+        ],
     }
 
 
@@ -335,8 +358,11 @@ def _write_study(folder: Path) -> Mapping[str, Path]:
     """A study with its tables; gives the path of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = _study_tables()
-    schemas = {"reports": reports_schema(["val_accuracy", "test_accuracy"], ["rate", "holes"]),
-               "schedule": SCHEDULE, "incumbent": INCUMBENT}
+    schemas = {
+        "reports": reports_schema(["val_accuracy", "test_accuracy"], ["rate", "holes"]),
+        "schedule": SCHEDULE,
+        "incumbent": INCUMBENT,
+    }
     for name, schema in schemas.items():
         write_table(tables[name], schema, folder / f"{name}.parquet")
     (folder / "study.json").write_text(json.dumps(_described(), indent=1))
@@ -532,8 +558,16 @@ def _command_line(folder: Path) -> Reader:
         ["report", "study"],
     ]
     more = {
-        "compare": ["--seeds", "--slots-per-run", "--cpus-per-trial", "--gpus-per-trial", "--resources", "--label",
-                    "--max-concurrent", "--working-dir"],
+        "compare": [
+            "--seeds",
+            "--slots-per-run",
+            "--cpus-per-trial",
+            "--gpus-per-trial",
+            "--resources",
+            "--label",
+            "--max-concurrent",
+            "--working-dir",
+        ],
         "run": ["--seed", "--trials", "--epochs", "--slots-per-run", "--max-concurrent"],
         "replay": ["--seed", "--epochs", "--trial"],
         "export": ["--method", "--seed", "--task"],

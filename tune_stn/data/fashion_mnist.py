@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pooch
-import torch
 from torch import Tensor
 
 from tune_stn.data.errors import DataError

@@ -31,7 +31,10 @@ def plan(context: Context) -> Plan:
     space = context.task.space
     start = start_point(context.task)
     grids = _grids(space, _affordable_levels(len(space), context.full_trials - 1), random.Random(context.seed))
-    points = [start, *itertools.islice((point for point in grids if point != start), min(context.samples(1), MOST_POINTS) - 1)]
+    points = [
+        start,
+        *itertools.islice((point for point in grids if point != start), min(context.samples(1), MOST_POINTS) - 1),
+    ]
     search = BasicVariantGenerator(points_to_evaluate=[{"hp": point} for point in points], max_concurrent=context.slots)
     return Plan(search_alg=search, samples=len(points), hp=space.to_tune())
 

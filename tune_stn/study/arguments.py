@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tune_stn.methods import Method, get_method, in_order
 
-
 MOST_SEEDS = 10_000
 
 

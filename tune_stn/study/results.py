@@ -41,7 +41,7 @@ _OF_RUN = {"method": TEXT, "seed": COUNT}
 _OF_TRIAL = {**_OF_RUN, "trial_id": TEXT, "reason": TEXT, "file": (TEXT, NOTHING)}
 STUDY: Shape = {
     **{"task": TEXT, "methods": [TEXT], "seeds": [COUNT], "budget?": (FINITE, NOTHING)},
-    "missing": [{**_OF_RUN, "reason": TEXT, "no_result": FLAG}],
+    "missing": [{**_OF_RUN, "reason": TEXT, "no_result?": FLAG}],
     **{"failures?": ([_OF_TRIAL], {"*": TEXT}), "restarts?": [{**_OF_TRIAL, "epoch": COUNT}]},
     "clocks?": [{**_OF_RUN, **dict.fromkeys(CLOCK, (NUMBER, NOTHING))}],
     **{"metrics?": [TEXT], "hyperparameters?": [TEXT], "remarks?": [TEXT], "settings?": {}, "recorder?": {}},

@@ -84,7 +84,13 @@ def check_sizes(**sizes: object) -> None:
             raise ValueError(f"{name}={size!r}: accepted is an integer of 1 or more")
 
 
-_WORDS: Mapping[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_WORDS: Mapping[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+}
 
 
 def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, data in enumerate(iter(lambda: file.readline(_MOST_BYTES), b""), start=1):
             if len(data) == _MOST_BYTES:
-                raise ValueError(f"{path}, line {number} is damaged (it is too long); delete its folder to run it again")
+                raise ValueError(
+                    f"{path}, line {number} is damaged (it is too long); delete its folder to run it again"
+                )
             if not data.endswith(b"\n"):
                 return
             try:
