@@ -129,9 +129,8 @@ def damaged_frame(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
         cells[row] = copy.deepcopy(rng.choice((*STRANGE, np.float32("nan"), np.int64(-7), pd.NaT, pd.NA, b"x")))
         made = frame.copy()
         made[column] = pd.Series(cells, index=frame.index, dtype=object)
-        if rng.random() < 0.5 and not (
-            isinstance(cells[row], str) and cells[row] == "\ud800"
-        ):  # of which pandas makes no column of texts
+        surrogate = isinstance(cells[row], str) and cells[row] == "\ud800"  # pandas makes no column of such texts
+        if rng.random() < 0.5 and not surrogate:
             made = made.infer_objects()
     made.attrs = attributes
     return made

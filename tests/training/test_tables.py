@@ -197,4 +197,4 @@ def test_any_flipped_bit_of_a_parquet_file_is_found(tmp_path: Path) -> None:
         accepted += 1
         assert found.equals(frame), at
         assert found.attrs == frame.attrs, at
-    assert accepted < len(content) / 10
+    assert accepted < len(content) / 3 / 2  # those in what pandas and pyarrow note for themselves

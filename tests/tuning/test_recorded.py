@@ -175,7 +175,7 @@ def test_who_was_taken_over_is_told_by_the_copies(tmp_path: Path) -> None:
             "epoch": 1,
             "step": 1,
         }
-        | {"sources": {}}
+        | {"sources": {}, "values": {}}
         for trial, segment, parent in (("a", "1", "b"), ("c", "1", "d"), ("a", "2", "c"))
     ]
     own = pd.concat(

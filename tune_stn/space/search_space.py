@@ -41,7 +41,8 @@ class SearchSpace(Mapping[str, Domain]):
             domains. See `hold`.
 
     Raises:
-        ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and held, `per_batch` names an unknown hyperparameter, or
+        ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and
+            held, `per_batch` names an unknown hyperparameter, or
             a name means something that cannot be tuned by the gradient of the validation loss (learning rate,
             momentum, batch size).
         TypeError: a value is not a domain.
@@ -160,8 +161,8 @@ def check_name(name: object) -> None:
     usable = isinstance(name, str) and name.isprintable() and "\\" not in name
     if not usable or any(part != part.strip() or part in ("", ".", "..") for part in parts):
         raise ValueError(
-            f"the hyperparameter name {name!r}: accepted is a text such as 'dropout' or 'encoder/dropout', of printable "
-            "characters without a backslash, its parts between slashes neither empty nor '.' nor '..'"
+            f"the hyperparameter name {name!r}: accepted is a text such as 'dropout' or 'encoder/dropout', of "
+            "printable characters without a backslash, its parts between slashes neither empty nor '.' nor '..'"
         )
 
 
