@@ -102,4 +102,4 @@ def test_a_budget_of_more_trials_than_can_be_listed_is_refused_at_once() -> None
     with pytest.raises(
         ValueError, match=r"budget=1e\+12: grid would run .* trials of \d+ epochs, and lists at most 100000"
     ):
-        plan(Context(get_task("ridge"), 1e12, 0, 1))
+        get_method("grid").plan(Context(get_task("ridge"), 1e12, 0, 1))

@@ -200,7 +200,8 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
         results: what `load_results` gave.
         out: a directory; files of these names in it are replaced.
         format: `parquet` (types, schema and version kept), `csv` (full precision, NaN and null empty; a text that would
-            be a formula comes after an apostrophe), or `tensorboard` (see `study.tensorboard`: a folder for each trial, no tables).
+            be a formula comes after an apostrophe), or `tensorboard` (see `study.tensorboard`: a
+            folder for each trial, no tables).
 
     Returns:
         The paths written; of `tensorboard`, the directory.
