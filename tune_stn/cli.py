@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -36,6 +37,8 @@ class Command(click.Command):
         except (ValueError, OSError) as error:
             from tune_stn.tasks.own_code import OwnCodeError, is_refusal
 
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # of an option
+                _fail(f"{error.strerror}: {str(error.filename)[:80]}...")  # type: ignore[union-attr]
             if not is_refusal(error):
                 raise
             if isinstance(error, OwnCodeError):

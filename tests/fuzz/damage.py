@@ -109,7 +109,9 @@ def damaged_frame(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
         made = frame.drop(columns=column)
     elif kind == 1:
         names = [*columns]
-        names[at] = rng.choice((*(one for one in STRANGE if not isinstance(one, (list, dict))), *columns))
+        names[at] = rng.choice(
+            (*(one for one in STRANGE if not isinstance(one, (list, dict)) and one != "\ud800"), *columns)
+        )
         made = frame.set_axis(names, axis=1)
     elif kind == 2:
         made = frame.drop(index=frame.index[row])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 from pyarrow.fs import FileSystem
 
-from tune_stn.checked import COUNT, FINITE, TEXT, parse_json, read_whole
+from tune_stn.checked import COUNT, FINITE, TEXT, Shape, parse_json, read_whole
 from tune_stn.training.tables import read_parquet, to_frame
 
 RUN = ["task", "method", "seed"]
@@ -21,7 +21,7 @@ AFTER_A_STEP = ("stn", "replay")
 COPIED = ("explore", "exploit")
 LISTED = 6
 MOST_POLICY_BYTES = 2**26  # a hundred thousand changes
-_LINE = [(TEXT, COUNT, {})]  # texts, iterations and configs
+_LINE: Shape = [(TEXT, COUNT, {})]  # texts, iterations and configs
 _CLOCKS = ("step", "epoch", "training_iteration")
 _LABELS = (*RUN, "trial_id")
 
@@ -130,6 +130,8 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         )
     if not {"trial_id", "parent_trial_id", "hp"} <= {*frame.columns}:
         return _unbroken(chosen)
+    if absent := [column for column in ("step", "source") if column not in frame]:
+        raise ValueError(f"the table has the column 'parent_trial_id', but no {absent[0]!r} to tell the copies by")
     run = [column for column in RUN if column in frame]
     of_run = (frame[run] == trials[run].iloc[0]).all(axis=1)
     return _lineage(frame[of_run].reset_index(drop=True), trials["trial_id"].iloc[0])
@@ -297,7 +299,7 @@ def _policy_line(line: bytes) -> tuple[str, str, int, dict[str, float], dict[str
     for name, value in [*numbers[0].items(), *numbers[1].items()]:
         if not FINITE.test(value) or not name.strip("/ "):
             raise ValueError(f"{name!r} is {value!r}: accepted are a name and a finite number")
-    return trial, copied, int(iteration), *numbers  # type: ignore[return-value]
+    return trial, copied, int(iteration), *numbers
 
 
 def _numbers(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

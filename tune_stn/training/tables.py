@@ -206,8 +206,9 @@ def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
             return f"'{cell}"
         return cell
 
-    texts = [name for name in frame.columns if not is_numeric_dtype(frame[name])]
-    return frame.assign(**{name: frame[name].map(escaped) for name in texts})
+    texts = [str(name) for name in frame.columns if not is_numeric_dtype(frame[name])]
+    made: dict[str, Any] = {name: frame[name].map(escaped) for name in texts}
+    return frame.assign(**made)
 
 
 def write_parquet(data: pa.Table | pd.DataFrame, path: Path | str) -> None:
