@@ -215,7 +215,7 @@ def write_parquet(data: pa.Table | pd.DataFrame, path: Path | str) -> None:
     """Write a Parquet file in which `read_parquet` finds every damage: pages have checksums, the names and attributes
     in the footer a digest. Of a frame, `attrs` are kept, and the index is not.
     """
-    table = data
+    table: Any = data
     if isinstance(data, pd.DataFrame):
         table = pa.Table.from_pandas(data, preserve_index=False)
         if data.attrs:
