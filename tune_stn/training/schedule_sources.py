@@ -55,6 +55,8 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     if twice := [name for name in read if names.count(name) > 1]:
         raise ValueError(f"the table has {names.count(twice[0])} columns {twice[0]!r}")
     frame = frame.set_axis(names, axis=1)
+    categories = [name for name in read if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    frame = frame.astype({name: frame[name].cat.categories.dtype for name in categories})
     long = {"hp", "value"} <= {*names}
     for name in read:
         column = frame[name]
