@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test fuzz lint clean
 
 install: $(READY)
 
@@ -31,6 +31,10 @@ lint: $(READY)
 # Tests that use Ray mostly wait for its processes: they share one of two processes, the others run beside them.
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# A thousand damaged inputs for every reader; `make test` reads a few of each.
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz --inputs 1000 --out experiments/results/fuzz/readers.csv
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ ROOT = Path(tune_stn.__file__).parent
 LAYERS = (
     "lazy",
     "files",
+    "checked",
     "space",
     "nn",
     "data",

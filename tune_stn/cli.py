@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -31,9 +32,13 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            _fail(error.format_message())
         except (ValueError, OSError) as error:
             from tune_stn.tasks.own_code import OwnCodeError, is_refusal
 
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # of an option
+                _fail(f"{error.strerror}: {str(error.filename)[:80]}...")  # type: ignore[union-attr]
             if not is_refusal(error):
                 raise
             if isinstance(error, OwnCodeError):
@@ -368,7 +373,7 @@ def _setting(text: str) -> tuple[str, Any]:
     key, value = _pair("--set", text, "epochs=20")
     try:
         return key, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # the latter of thousands of brackets
         return key, value
 
 

@@ -96,3 +96,10 @@ def test_a_number_of_trials_and_no_more_at_a_time_than_slots(make_context: Any) 
     plan: Any = get_method("grid").plan(context)
     assert plan.samples == 4
     assert plan.search_alg.max_concurrent == 3
+
+
+def test_a_budget_of_more_trials_than_can_be_listed_is_refused_at_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"budget=1e\+12: grid would run .* trials of \d+ epochs, and lists at most 100000"
+    ):
+        get_method("grid").plan(Context(get_task("ridge"), 1e12, 0, 1))

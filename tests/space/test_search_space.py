@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,3 +160,14 @@ def test_what_cannot_be_held_is_refused(values: dict[str, float], message: str) 
         SPACE.hold(values)
     with pytest.raises(ValueError, match="'rate' is both tuned and held"):
         SearchSpace({"rate": Uniform(0, 1)}, held={"rate": 0.5})
+
+
+@pytest.mark.parametrize("name", ["", " ", "../x", "a//b", "/a", "a/", "a/../b", ".", "a\\b", "a\nb", " a", 3, None])
+def test_a_name_that_no_column_or_path_can_have_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match="hyperparameter name"):
+        SearchSpace({name: Uniform(0, 1)})
+
+
+@pytest.mark.parametrize("name", ["dropout", "encoder/dropout", "weight decay", "λ", "=x", "a.b"])
+def test_a_name_may_be_a_path_or_any_word(name: str) -> None:
+    assert list(SearchSpace({name: Uniform(0, 1)})) == [name]

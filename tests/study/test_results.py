@@ -59,11 +59,11 @@ def test_what_is_no_study_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"task": ', r"study\.json is damaged: .*restore it"),
+        (b'{"task": ', r"study\.json is damaged \(no JSON.*restore it"),
         (b"\xff\xfe\x00", r"study\.json is damaged"),
-        (b"[]", "no schema_version"),
+        (b"[]", "it is a list, not an object"),
         (b'{"schema_version": 9}', "schema version 9, not 1"),
-        (b'{"schema_version": 1, "task": 3}', "its 'task' is no str"),
+        (b'{"schema_version": 1, "methods": [], "seeds": [], "missing": [], "task": 3}', "task is 3, not a text"),
     ],
 )
 def test_a_damaged_description_is_one_clear_line(make_study: Callable[..., Path], content: bytes, message: str) -> None:

@@ -147,3 +147,9 @@ def test_what_is_missing_inside_an_own_module_is_its_own_error(own: str) -> None
         get_task(f"{own}_broken:task")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert "import no_such_module_at_all" in caught.value.trace
+
+
+@pytest.mark.parametrize("name", ["os:system", "builtins:exit", "antigravity:x", "os.path:join"])
+def test_modules_of_pythons_own_make_no_task_and_are_not_run(name: str) -> None:
+    with pytest.raises(ValueError, match="is a module of Python's own"):
+        get_task(name)

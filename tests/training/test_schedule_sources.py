@@ -210,8 +210,9 @@ def test_what_a_copy_has_overwritten_is_left_out(tmp_path: Path) -> None:
 
 def test_names_are_those_that_every_config_has(tmp_path: Path) -> None:
     line = ["1", "0", 4, 3, config(0.1), config(0.2, momentum=0.9)]
-    assert "momentum" not in Schedule.from_pbt_policy(policy(tmp_path / "p.txt", line)).names
-    with pytest.raises(ValueError, match="no number is in all"):
+    with pytest.raises(ValueError, match="'momentum' is a number in the new config of line 1, and not in the old"):
+        Schedule.from_pbt_policy(policy(tmp_path / "p.txt", line))
+    with pytest.raises(ValueError, match="no number is in its configs"):
         Schedule.from_pbt_policy(policy(tmp_path / "p.txt", ["1", "0", 4, 3, {"a": "x"}, {"a": "y"}]))
 
 

@@ -18,8 +18,12 @@ from tune_stn.training.tables import (
     SCHEDULE,
     hp_names,
     metric_names,
+    read_parquet,
     read_table,
     reports_schema,
+    to_frame,
+    without_formulas,
+    write_parquet,
     write_table,
 )
 
@@ -168,3 +172,29 @@ def test_a_failed_write_leaves_the_old_file(path: Path) -> None:
         fail_halfway()
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_texts_that_a_spreadsheet_would_run_come_after_an_apostrophe() -> None:
+    frame = pd.DataFrame({"a": ["=1+1", "+x", "-x", "@x", "-1.5", "x=1", None], "b": [-1.0] * 7})
+    escaped = without_formulas(frame)
+    assert escaped["a"].tolist()[:6] == ["'=1+1", "'+x", "'-x", "'@x", "-1.5", "x=1"]
+    assert escaped["b"].equals(frame["b"])
+
+
+def test_any_flipped_bit_of_a_parquet_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "one.parquet"
+    frame = pd.DataFrame({"hp": ["rate"] * 4, "value": [0.1, 0.2, 0.3, 0.4]})
+    frame.attrs["integers"] = ["rate"]
+    write_parquet(frame, path)
+    content = path.read_bytes()
+    accepted = 0
+    for at in range(0, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            found = to_frame(read_parquet(path))
+        except ValueError:
+            continue
+        accepted += 1
+        assert found.equals(frame), at
+        assert found.attrs == frame.attrs, at
+    assert accepted < len(content) / 3 / 2  # those in what pandas and pyarrow note for themselves

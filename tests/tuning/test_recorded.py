@@ -81,7 +81,15 @@ def test_how_trials_ended(tmp_path: Path) -> None:
 
 
 def test_constants_copies_and_replays(tmp_path: Path) -> None:
-    copied = {EVENT: COPIED, "trial_id": "a", "segment": "s", "parent_trial_id": "b", "epoch": 5, "step": 55}
+    copied = {
+        EVENT: COPIED,
+        "values": {},
+        "trial_id": "a",
+        "segment": "s",
+        "parent_trial_id": "b",
+        "epoch": 5,
+        "step": 55,
+    }
     lines = [
         line("a", 1, {"x": 0.1, "y": 1.0}),
         line("b", 1, {"x": 0.2, "y": 2.0}),
@@ -158,8 +166,16 @@ def test_a_trials_own_schedule_replaces_the_rows_as_far_as_it_goes(tmp_path: Pat
 
 def test_who_was_taken_over_is_told_by_the_copies(tmp_path: Path) -> None:
     copied = [
-        {EVENT: COPIED, "trial_id": trial, "segment": segment, "parent_trial_id": parent, "epoch": 1, "step": 1}
-        | {"sources": {}}
+        {
+            EVENT: COPIED,
+            "values": {},
+            "trial_id": trial,
+            "segment": segment,
+            "parent_trial_id": parent,
+            "epoch": 1,
+            "step": 1,
+        }
+        | {"sources": {}, "values": {}}
         for trial, segment, parent in (("a", "1", "b"), ("c", "1", "d"), ("a", "2", "c"))
     ]
     own = pd.concat(

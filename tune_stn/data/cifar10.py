@@ -17,6 +17,7 @@ import pooch
 import torch
 from torch import Tensor
 
+from tune_stn.checked import read_whole
 from tune_stn.data.errors import DataError
 from tune_stn.data.folders import cache_folder, env_folder, target_folder
 from tune_stn.data.splits import Split
@@ -37,6 +38,7 @@ SHA256 = {
 }
 FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")  # as the official archives name them
 _PIXELS = 3 * 32 * 32
+_MOST_BYTES = 2**26  # a file has 31 million
 
 
 def load(folder: str | Path | None = None) -> tuple[Split, Split]:
@@ -123,12 +125,13 @@ def _load_batch(folder: Path, name: str) -> Tensor:
     if path is None:  # deleted since `find`
         raise DataError(f"{folder / name}: vanished while loading; fetch the file again")
     try:
-        content = path.read_bytes()
+        content = read_whole(path, most=_MOST_BYTES)
         records = bytearray(content if path.suffix == ".bin" else _records_of_pickle(content))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; fetch the file again") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not the file of CIFAR-10's Python version ({error}); fetch it again") from error
+    except (ValueError, OverflowError, MemoryError) as error:  # the last of lengths that a damaged pickle promises
+        problem = str(error) or "it promises more than it has"
+        raise DataError(f"{path}: not the official file of CIFAR-10 ({problem}); fetch it again") from error
     if hashlib.sha256(records).hexdigest() != SHA256[name]:
         raise DataError(f"{path}: not the official {name} of CIFAR-10, or damaged; fetch it again")
     return torch.frombuffer(records, dtype=torch.uint8).view(-1, 1 + _PIXELS)

@@ -12,9 +12,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tune_stn.checked import read_whole
 from tune_stn.data.errors import DataError
 
 EOS = "<eos>"  # ends every line
+MOST_BYTES = 2**30  # the words of such a text take tens of gigabytes
 UNK = "<unk>"  # in place of a word that the vocabulary has not
 
 
@@ -22,14 +24,16 @@ def read_words(path: Path) -> list[str]:
     """The words of a UTF-8 text file, by white space, with `<eos>` at the end of every line.
 
     Raises:
-        DataError: there is no such file, it is no text, or it has no words.
+        DataError: there is no such file, it is no text, it has no words, or it is larger than a gigabyte.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, most=MOST_BYTES).decode("utf-8")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is too large: {error}") from error
     words = words_of(text)
     if not words:
         raise DataError(f"{path} has no words")

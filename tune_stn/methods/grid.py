@@ -20,14 +20,21 @@ from tune_stn.methods.method import Context, Plan, start_point
 from tune_stn.space import SearchSpace
 from tune_stn.space.quantile import quantile
 
+MOST_POINTS = 100_000  # they are listed before the run begins
 LEAST_LEVELS = 2  # a grid of one point a hyperparameter searches nothing
 
 
 def plan(context: Context) -> Plan:
+    if context.full_trials > MOST_POINTS:
+        trials = f"grid would run {context.full_trials:.4g} trials of {context.epochs} epochs"
+        raise ValueError(f"budget={context.budget:g}: {trials}, and lists at most {MOST_POINTS}; give a smaller budget")
     space = context.task.space
     start = start_point(context.task)
     grids = _grids(space, _affordable_levels(len(space), context.full_trials - 1), random.Random(context.seed))
-    points = [start, *itertools.islice((point for point in grids if point != start), context.samples(1) - 1)]
+    points = [
+        start,
+        *itertools.islice((point for point in grids if point != start), min(context.samples(1), MOST_POINTS) - 1),
+    ]
     search = BasicVariantGenerator(points_to_evaluate=[{"hp": point} for point in points], max_concurrent=context.slots)
     return Plan(search_alg=search, samples=len(points), hp=space.to_tune())
 

@@ -41,7 +41,8 @@ class SearchSpace(Mapping[str, Domain]):
             domains. See `hold`.
 
     Raises:
-        ValueError: the space is empty, a name is both tuned and held, `per_batch` names an unknown hyperparameter, or
+        ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and
+            held, `per_batch` names an unknown hyperparameter, or
             a name means something that cannot be tuned by the gradient of the validation loss (learning rate,
             momentum, batch size).
         TypeError: a value is not a domain.
@@ -60,6 +61,7 @@ class SearchSpace(Mapping[str, Domain]):
         if not domains:
             raise ValueError("the search space is empty: name at least one hyperparameter")
         for name, domain in domains.items():
+            check_name(name)
             check_tunable(name)
             if not isinstance(domain, Domain):
                 raise TypeError(
@@ -151,6 +153,17 @@ class SearchSpace(Mapping[str, Domain]):
     def __repr__(self) -> str:
         held = f", held={self.held!r}" if self.held else ""
         return f"SearchSpace({self._domains!r}, per_batch={sorted(self.per_batch)!r}{held})"
+
+
+def check_name(name: object) -> None:
+    """Raise ValueError unless a hyperparameter can be called so, in tables, files and the paths of a config."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    usable = isinstance(name, str) and name.isprintable() and "\\" not in name
+    if not usable or any(part != part.strip() or part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"the hyperparameter name {name!r}: accepted is a text such as 'dropout' or 'encoder/dropout', of "
+            "printable characters without a backslash, its parts between slashes neither empty nor '.' nor '..'"
+        )
 
 
 def check_tunable(name: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tune_stn.methods import Method, get_method, in_order
 
+MOST_SEEDS = 10_000
+
 
 def check_comparison(
     methods: Sequence[str], budget: float, seeds: int | Sequence[int]
@@ -32,6 +34,8 @@ def check_comparison(
         raise ValueError(f"methods={list(methods)}: a method is named twice")
     chosen = [get_method(name) for name in methods]
     in_order(chosen)
+    if (seeds if isinstance(seeds, int) else len(seeds)) > MOST_SEEDS:
+        raise ValueError(f"seeds={seeds}: accepted are at most {MOST_SEEDS} seeds, for each is a run of each method")
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not wanted or len(set(wanted)) < len(wanted) or min(wanted) < 0:
         raise ValueError(f"seeds={seeds}: accepted is a number of seeds, 1 or more, or different seeds of 0 or more")

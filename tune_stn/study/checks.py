@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
+from tune_stn.checked import read_json
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_directory
 from tune_stn.study.state import foreign_path
@@ -83,11 +83,9 @@ def check_same_study(out: Path, study: Mapping[str, Any], resume: bool) -> None:
     if path.exists():
         check_directory(out, resume=resume, retry_failed=False)
         try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another out=") from None
-        if not isinstance(before, dict):
-            raise ValueError(f"{path} describes no study; choose another out=")
+            before = read_json(path, {}, advice="choose another out=")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); choose another out=") from None
         before.setdefault("slots_per_run", study["slots_per_run"])  # which earlier versions do not say
         for key in ("task", "task_given", "budget", "trials", "settings", "method_settings", "slots_per_run"):
             if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings

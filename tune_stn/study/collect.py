@@ -21,6 +21,7 @@ from tune_stn.study.state import (
     state_folder,
 )
 from tune_stn.tasks.task import Task
+from tune_stn.training.schedule_sources import read_frame
 from tune_stn.training.tables import INCUMBENT, hp_names, read_table, reports_schema, write_table
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
 from tune_stn.tuning.directory import Labels, labelled
@@ -126,7 +127,7 @@ def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, di
         recorded, over = _recorded(folder)
         reports.append(labelled(report_rows(recorded, over=over), labels, schema))
         if (folder / SCHEDULE).exists():
-            schedules.append(labelled(pd.read_parquet(folder / SCHEDULE), labels, SCHEDULE_SCHEMA))
+            schedules.append(labelled(read_frame(folder / SCHEDULE), labels, SCHEDULE_SCHEMA))
         elif len(recorded.reports):  # what the reports say; of every hyper-step, checkpoints will say it at the end
             schedules.append(labelled(schedule_rows(recorded), labels, SCHEDULE_SCHEMA))
     frame, schedule = (pd.concat([one for one in each if len(one)] or each[:1]) for each in (reports, schedules))

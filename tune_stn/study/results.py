@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tune_stn.checked import COUNT, FINITE, FLAG, NOTHING, NUMBER, TEXT, Shape, mismatch, read_json
 from tune_stn.files import whole_file
 from tune_stn.study.collect import is_behind, is_damaged, not_sealed, read_state
 from tune_stn.study.controls import control_shares
 from tune_stn.study.incumbent import best_so_far
+from tune_stn.study.state import CLOCK
 from tune_stn.study.trained import Best, best_of
 from tune_stn.training.tables import (
     INCUMBENT,
@@ -26,6 +28,7 @@ from tune_stn.training.tables import (
     metric_names,
     read_table,
     reports_schema,
+    without_formulas,
     write_table,
 )
 
@@ -34,7 +37,18 @@ if TYPE_CHECKING:
 
 FORMATS = ("parquet", "csv", "tensorboard")
 MANY = 5  # seeds, and missing runs, that are named one by one
-_STUDY_KEYS = {"task": str, "methods": list, "seeds": list, "missing": list}
+_OF_RUN = {"method": TEXT, "seed": COUNT}
+_OF_TRIAL = {**_OF_RUN, "trial_id": TEXT, "reason": TEXT, "file": (TEXT, NOTHING)}
+STUDY: Shape = {
+    **{"task": TEXT, "methods": [TEXT], "seeds": [COUNT], "budget?": (FINITE, NOTHING)},
+    "missing": [{**_OF_RUN, "reason": TEXT, "no_result?": FLAG}],
+    **{"failures?": ([_OF_TRIAL], {"*": TEXT}), "restarts?": [{**_OF_TRIAL, "epoch": COUNT}]},
+    "clocks?": [{**_OF_RUN, **dict.fromkeys(CLOCK, (NUMBER, NOTHING))}],
+    **{"metrics?": [TEXT], "hyperparameters?": [TEXT], "remarks?": [TEXT], "settings?": {}, "recorder?": {}},
+    **{"versions?": {}, "machine?": {}, "method_settings?": {}, "peak_memory_mib?": {"*": NUMBER}},
+    "conversion?": {"*": {}},
+}
+"""Of `study.json`, as far as it is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,18 +182,14 @@ def load_results(directory: str | Path) -> Results:
 def _read_study(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"not a study directory: {path.parent} (it has no study.json)")
-    try:
-        study = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; restore it from a copy") from error
-    if not isinstance(study, dict) or "schema_version" not in study:
+    study: dict[str, Any] = read_json(path, {}, advice="restore it from a copy")
+    if "schema_version" not in study:
         raise ValueError(f"{path} describes no study: it has no schema_version")
     if study["schema_version"] != STUDY_SCHEMA_VERSION:
         advice = "use the version of tune_stn that wrote it, or run the study again"
         raise ValueError(f"{path} has schema version {study['schema_version']}, not {STUDY_SCHEMA_VERSION}; {advice}")
-    for key, kind in _STUDY_KEYS.items():
-        if not isinstance(study.get(key), kind):
-            raise ValueError(f"{path} is damaged: its {key!r} is no {kind.__name__}; restore it from a copy")
+    if problem := mismatch(study, STUDY):
+        raise ValueError(f"{path} is damaged ({problem}); restore it from a copy")
     return study
 
 
@@ -189,8 +199,9 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     Args:
         results: what `load_results` gave.
         out: a directory; files of these names in it are replaced.
-        format: `parquet` (types, schema and version kept), `csv` (full precision, NaN and null empty), or
-            `tensorboard` (see `study.tensorboard`: a folder for each trial, no tables).
+        format: `parquet` (types, schema and version kept), `csv` (full precision, NaN and null empty; a text that would
+            be a formula comes after an apostrophe), or `tensorboard` (see `study.tensorboard`: a
+            folder for each trial, no tables).
 
     Returns:
         The paths written; of `tensorboard`, the directory.
@@ -223,7 +234,7 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
                 write_table(frame, schema, path)
             else:
                 with whole_file(path) as temporary:
-                    frame.to_csv(temporary, index=False)
+                    without_formulas(frame).to_csv(temporary, index=False)
             written.append(path)
         with whole_file(directory / "study.json") as temporary:
             temporary.write_text(json.dumps(results.study, indent=2) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
+from tune_stn.training.tables import write_parquet
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
@@ -265,7 +266,7 @@ def _execute_alone(
     keep_own = tunes or "schedule" in plan.config  # of constants, reports know it all: no need to open 10,000 files
     schedule = schedule_rows(recorded, read_own_schedules(trials) if keep_own else None)
     with whole_file(run.folder / SCHEDULE) as path:
-        schedule.to_parquet(path, index=False, write_page_checksum=True)
+        write_parquet(schedule, path)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]
     seconds = recorder.seconds()
     busy_s, room_s = seconds.pop("busy_s"), seconds["wall_time_s"] * slots

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from tune_stn.checked import parse_json, read_whole
 from tune_stn.files import whole_file
 from tune_stn.training.tables import read_table
 from tune_stn.tuning.journal import REPORTS
@@ -99,7 +100,7 @@ def rows_of_tables(directory: Path, method: str, seed: int, folder: Path) -> dic
 def _read(path: Path) -> dict[str, Any] | str | None:
     """The record, or what is wrong with it; None where there is none."""
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(read_whole(path))
     except FileNotFoundError:
         return None
     except ValueError:

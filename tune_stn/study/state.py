@@ -54,7 +54,7 @@ def state_folder(directory: Path, method: str, seed: int) -> Path:
 def clock_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """The entry of a run that has ended in `clocks` of `study.json`; none of a run of an earlier version."""
     record = read_done(folder) or {}
-    if "startup_s" not in record:
+    if not {*CLOCK} <= {*record}:
         return []
     return [{"method": method, "seed": seed, **{name: record[name] for name in CLOCK}}]
 

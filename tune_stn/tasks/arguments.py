@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -83,7 +84,13 @@ def check_sizes(**sizes: object) -> None:
             raise ValueError(f"{name}={size!r}: accepted is an integer of 1 or more")
 
 
-_WORDS: Mapping[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_WORDS: Mapping[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+}
 
 
 def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

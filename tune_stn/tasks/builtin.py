@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def check_name(name: str) -> None:
     module = name.partition(":")[0]
     if not module or module.startswith("."):
         raise ValueError(f"task {name!r}: accepted is module:attribute with the full name of the module")
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names and not any(Path(own).exists() for own in (f"{top}.py", top)):
+        raise ValueError(
+            f"task {name!r}: {top!r} is a module of Python's own, which makes no task; accepted is module:attribute of "
+            "a module of yours"
+        )
 
 
 def task_descriptions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-_NOT_THEIRS = {"tune_stn", "torch", *sys.stdlib_module_names}
+_NOT_THEIRS = {"tune_stn", "torch", "numpy", "pandas", "sklearn", *sys.stdlib_module_names}
 
 
 class OwnCodeError(ValueError):

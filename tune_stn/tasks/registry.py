@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,20 @@ def get_task(name: str | Task, **settings: Any) -> Task:
         except (Exception, SystemExit) as error:
             if is_refusal(error):
                 raise
+            if name in TASKS:  # ours, so what it cannot do with is a setting
+                raise ValueError(f"{_named(given)} of task {name!r}: not accepted ({error})") from error
             raise OwnCodeError(f"the function of task {name!r}", error) from error
     if not isinstance(task, Task):
         raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
     overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
-    return replace(task, training=replace(task.training, **overrides)) if overrides else task
+    try:
+        return replace(task, training=replace(task.training, **overrides)) if overrides else task
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:  # a value of a kind nobody thought of
+        raise ValueError(f"{_named(overrides)}: not accepted ({error})") from error
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def setting_names(name: str) -> tuple[str, ...]:

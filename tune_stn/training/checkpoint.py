@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -15,7 +17,14 @@ from tune_stn.files import whole_file
 FORMAT = 6
 STATE_FILE = "state.pt"  # in the folder of a checkpoint
 # A SHA-256 of all bytes before it ends the file: torch checks none, and reads a flipped bit as a weight.
+_END_BYTES = 22  # what ends the list of a zip's entries
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+_UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, TypeError, AttributeError),
+    *(KeyError, IndexError, OSError, MemoryError, OverflowError),
+)
 
 
 class CheckpointError(ValueError):
@@ -39,17 +48,33 @@ def load_state(path: Path, *, device: torch.device | str = "cpu") -> dict[str, A
             format.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            _check_zip(file)
+            content = file.read()
         if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
             raise ValueError("its checksum does not match")
         state = torch.load(io.BytesIO(content[:-DIGEST_BYTES]), map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint of ours: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} is not of format {FORMAT}: written by another version or program")
     return state
+
+
+def _check_zip(file: BinaryIO) -> None:
+    """Refuse what `torch.save` did not write before any memory is taken for it: it ends a zip by a list of its entries,
+    none of them compressed. Raises ValueError or BadZipFile; leaves the file at its beginning.
+    """
+    size = file.seek(0, os.SEEK_END) - DIGEST_BYTES
+    file.seek(max(size - _END_BYTES, 0))
+    if size < _END_BYTES or not file.read(_END_BYTES).startswith(b"PK\x05\x06"):
+        raise ValueError("it does not end as one")
+    with zipfile.ZipFile(file) as entries:  # finds the end of the list although the digest follows it
+        if sum(entry.file_size for entry in entries.infolist()) > size:
+            raise ValueError("it would unpack to more than it has")
+    file.seek(0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tune_stn.checked import TEXT, mismatch
 from tune_stn.files import whole_file
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE
 from tune_stn.training.schedule_sources import policy_records, read_frame, records, trial_rows
+from tune_stn.training.tables import write_parquet
 
 UNITS = ("step", "epoch")
 INTERPOLATIONS = ("previous", "linear")
+MOST_TIME = 2**53  # what a float counts to
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "times", _integers("times", self.times))
-        object.__setattr__(self, "values", np.array(self.values, dtype=np.float64))
+        object.__setattr__(self, "values", _numbers("values", self.values))
         object.__setattr__(self, "integers", frozenset(self.integers) & {*self.names})
         if self.epochs is not None:
             object.__setattr__(self, "epochs", _integers("epochs", self.epochs))
@@ -72,8 +75,9 @@ class Schedule:
                 array.setflags(write=False)
 
     def _check(self) -> None:
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError(f"names {self.names!r} of a schedule: accepted is at least one, each once")
+        named = all(isinstance(name, str) and name for name in self.names)
+        if not self.names or not named or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names {self.names!r} of a schedule: accepted is at least one text, each once")
         if self.unit not in UNITS:
             raise ValueError(f"unit {self.unit!r} of a schedule: accepted are {', '.join(UNITS)}")
         if self.interpolation not in INTERPOLATIONS:
@@ -144,10 +148,13 @@ class Schedule:
             seed: of its run.
 
         Raises:
-            ValueError: the table holds no schedule, that of several trials, or not what a copy was made from.
+            ValueError: the table holds no schedule, that of several trials, or not what a copy was made from; or it has
+                a value that is no finite number, a time that is none, or a row without a name.
         """
         rows = trial_rows(frame, trial_id=trial_id, method=method, seed=seed)
         found = records(rows)
+        if problem := mismatch(frame.attrs, {"integers?": [TEXT], "interpolation?": TEXT}, "frame.attrs"):
+            raise ValueError(problem)
         integers = {*found.pop("integers", ()), *frame.attrs.get("integers", ())}
         interpolation = frame.attrs.get("interpolation", "previous")
         return cls(**found, integers=frozenset(integers), interpolation=interpolation)
@@ -180,7 +187,7 @@ class Schedule:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no policy file.
+            ValueError: it is no policy file, or a number of one of its configs is none in another.
         """
         return cls(**policy_records(Path(path).expanduser()))
 
@@ -288,10 +295,10 @@ class Schedule:
     def to_parquet(self, path: str | Path) -> None:
         """Write `to_frame()` to a file, which `from_parquet` reads."""
         if isinstance(path, str) and "://" in path:
-            self.to_frame().to_parquet(path, index=False)
+            write_parquet(self.to_frame(), str(path))
             return
         with whole_file(Path(path)) as temporary:
-            self.to_frame().to_parquet(temporary, index=False)
+            write_parquet(self.to_frame(), temporary)
 
     def _key(self) -> tuple[Any, ...]:
         arrays = (self.times, self.values, self.epochs)
@@ -309,9 +316,17 @@ class Schedule:
         return f"Schedule({', '.join(self.names)}; {len(self.times)} record(s), {self.unit} {first} to {last})"
 
 
+def _numbers(name: str, given: Any) -> NDArray[np.float64]:
+    try:
+        return np.array(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} of a schedule: accepted are numbers, with one row of as many for each time") from None
+
+
 def _integers(name: str, given: Any) -> NDArray[np.int64]:
-    array = np.array(given)
-    if array.ndim != 1 or (array.size and (array != np.floor(array)).any()):
+    array = _numbers(name, given)
+    whole = np.isfinite(array).all() and (array == np.floor(array)).all() and (np.abs(array) < MOST_TIME).all()
+    if array.ndim != 1 or not whole:
         raise ValueError(f"{name} {given!r} of a schedule: accepted are whole numbers, one for each record")
     return array.astype(np.int64)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from tune_stn.files import whole_file
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.space.tunable import Constants, Tunable
+from tune_stn.training.tables import write_parquet
 
 Source = Literal["start", "stn", "explore", "exploit", "fixed", "replay"]
 SOURCES: tuple[Source, ...] = ("start", "stn", "explore", "exploit", "fixed", "replay")
@@ -111,4 +111,4 @@ def write_schedule(
         metadata={UNTIL: str(until), TRIAL: trial_id},
     )
     with whole_file(path) as temporary:
-        pq.write_table(pa.table(buffer.columns(space, tuned=tuned), schema=schema), temporary)
+        write_parquet(pa.table(buffer.columns(space, tuned=tuned), schema=schema), temporary)

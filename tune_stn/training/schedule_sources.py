@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pandas.api.types import is_integer_dtype
+from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+from pyarrow.fs import FileSystem
+
+from tune_stn.checked import COUNT, FINITE, TEXT, Shape, parse_json, read_whole
+from tune_stn.training.tables import read_parquet, to_frame
 
 RUN = ["task", "method", "seed"]
 # A row of these sources took effect after a step of its epoch; those of others, when their epoch began.
 AFTER_A_STEP = ("stn", "replay")
 COPIED = ("explore", "exploit")
 LISTED = 6
+MOST_POLICY_BYTES = 2**26  # a hundred thousand changes
+_LINE: Shape = [(TEXT, COUNT, {})]  # texts, iterations and configs
+_CLOCKS = ("step", "epoch", "training_iteration")
+_LABELS = (*RUN, "trial_id")
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
@@ -24,12 +31,75 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     if "://" not in str(path) and Path(path).is_dir():
         raise ValueError(f"{path} is a directory; of a study, give the schedule.parquet in it")
     try:
-        return pd.read_parquet(path)
+        if "://" not in str(path):
+            return to_frame(read_parquet(path))
+        filesystem, place = FileSystem.from_uri(str(path))
+        with filesystem.open_input_file(place) as file:
+            return to_frame(read_parquet(file))
     except FileNotFoundError:
         raise FileNotFoundError(f"no schedule at {path}; a study has one in its schedule.parquet") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise ValueError(f"{path} is damaged, or no Parquet file ({reason})") from error
+
+
+def checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table, if what a schedule is read from in it is what it should be; other columns may hold anything.
+
+    Raises:
+        ValueError: a cell is of another kind; the message names its column and row.
+    """
+    names = [str(column) for column in frame.columns]
+    known = {*_LABELS, *_CLOCKS, "parent_trial_id", "source", "hp", "value"}
+    read = [name for name in names if name in known or name.startswith("hp/")]
+    if twice := [name for name in read if names.count(name) > 1]:
+        raise ValueError(f"the table has {names.count(twice[0])} columns {twice[0]!r}")
+    frame = frame.set_axis(names, axis=1)
+    categories = [name for name in read if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    frame = frame.astype({name: frame[name].cat.categories.dtype for name in categories})
+    long = {"hp", "value"} <= {*names}
+    for name in read:
+        column = frame[name]
+        if name in _CLOCKS:
+            _check_column(column, "whole numbers from 0 on", _is_whole(column))
+        elif name == "hp" or name in _LABELS:
+            numbers = name != "hp"
+            labels = [(isinstance(cell, str) and cell != "") or (numbers and _is_integer(cell)) for cell in column]
+            _check_column(column, "texts or whole numbers" if numbers else "texts", labels)
+        elif name == "parent_trial_id":
+            _check_column(column, "texts, or none", [isinstance(cell, str) or _is_none(cell) for cell in column])
+        elif name == "source":
+            _check_column(column, "texts", [isinstance(cell, str) for cell in column])
+        elif name == "value" or not long:
+            _check_column(column, "finite numbers", _is_finite(column))
+    return frame
+
+
+def _check_column(column: pd.Series, accepted: str, right: Any) -> None:
+    wrong = ~np.asarray(right, dtype=bool)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"column {column.name!r} has {column.iloc[row]!r} in row {row}: accepted are {accepted}")
+
+
+def _is_integer(cell: object) -> bool:
+    return isinstance(cell, (int, np.integer)) and not isinstance(cell, bool)
+
+
+def _is_none(cell: object) -> bool:
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and cell != cell)
+
+
+def _is_finite(column: pd.Series) -> Any:
+    if is_numeric_dtype(column) and not is_bool_dtype(column):
+        return np.isfinite(column.to_numpy(np.float64, na_value=np.nan))
+    return [FINITE.test(cell.item() if isinstance(cell, np.generic) else cell) for cell in column]
+
+
+def _is_whole(column: pd.Series) -> Any:
+    finite = np.asarray(_is_finite(column), dtype=bool)
+    numbers = column.astype(object).where(finite, -1).astype(np.float64).to_numpy()
+    return finite & (numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))
 
 
 def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
@@ -40,8 +110,9 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         wanted: column -> value that its rows have there; None for any.
 
     Raises:
-        ValueError: there are no such rows, or those of several trials.
+        ValueError: there are no such rows, or those of several trials; or a cell is not what it should be.
     """
+    frame = checked(frame)
     wanted = {column: value for column, value in wanted.items() if value is not None}
     if absent := [column for column in wanted if column not in frame]:
         raise ValueError(
@@ -61,6 +132,8 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         )
     if not {"trial_id", "parent_trial_id", "hp"} <= {*frame.columns}:
         return _unbroken(chosen)
+    if absent := [column for column in ("step", "source") if column not in frame]:
+        raise ValueError(f"the table has the column 'parent_trial_id', but no {absent[0]!r} to tell the copies by")
     run = [column for column in RUN if column in frame]
     of_run = (frame[run] == trials[run].iloc[0]).all(axis=1)
     return _lineage(frame[of_run].reset_index(drop=True), trials["trial_id"].iloc[0])
@@ -171,30 +244,39 @@ def policy_records(path: Path) -> dict[str, Any]:
     file of a trial begins as a copy of the copied trial's file, so the last line's ancestors are found backwards.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is none.
+        FileNotFoundError, ValueError: there is no such file, or it is none, or a line lacks what another has.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no policy file at {path}; Tune's PBT writes pbt_policy_<trial>.txt beside its trials")
+    try:
+        lines = read_whole(path, most=MOST_POLICY_BYTES).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} is no policy file of Tune's PBT: {error}") from None
     configs: dict[int, dict[str, float]] = {}
     heir = None
-    for number, line in reversed([*enumerate(path.read_text().splitlines(), start=1)]):
+    read: dict[str, dict[str, float]] = {}  # where a config stands, and its numbers
+    for number, line in reversed([*enumerate(lines, start=1)]):
         try:
-            trial, copied, _, iteration, old, new = json.loads(line)
-            old, new, iteration = dict(_numbers(old)), dict(_numbers(new)), int(iteration)
-        except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {number} is none of a policy file of Tune's PBT") from None
+            trial, copied, iteration, old, new = _policy_line(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is none of a policy file of Tune's PBT: {error}") from None
         if heir not in (None, trial):
             break  # a change of before the copy, which the copy has overwritten
         heir = copied
+        read |= {f"the new config of line {number}": new, f"the old config of line {number}": old}
         if not configs or iteration < min(configs):
             configs[iteration] = new
         first = old
     if not configs:
         raise ValueError(f"{path} is empty: the trial never changed its values; use Schedule.constant")
     configs.setdefault(0, first)
-    names = [name for name in first if all(name in config for config in configs.values())]
+    names = list(first)
+    anywhere = {name: place for place, config in read.items() for name in config}
+    for place, config in read.items():
+        if absent := [name for name in anywhere if name not in config]:
+            raise ValueError(f"{path}: {absent[0]!r} is a number in {anywhere[absent[0]]}, and not in {place}")
     if not names:
-        raise ValueError(f"{path}: no number is in all of its configs, so there is no schedule")
+        raise ValueError(f"{path}: no number is in its configs, so there is no schedule")
     times = sorted(configs)
     return {
         "names": tuple(names),
@@ -203,6 +285,23 @@ def policy_records(path: Path) -> dict[str, Any]:
         "unit": "epoch",
         "integers": frozenset(n for n in names if all(isinstance(one[n], int) for one in configs.values())),
     }
+
+
+def _policy_line(line: bytes) -> tuple[str, str, int, dict[str, float], dict[str, float]]:
+    """Trial, copied trial, its iteration, and the numbers of its config and of the new one. Raises ValueError."""
+    found = parse_json(line, _LINE)
+    if len(found) != 6:
+        raise ValueError(f"it has {len(found)} entries, not 6")
+    trial, copied, _, iteration, old, new = found
+    if not (TEXT.test(trial) and TEXT.test(copied) and COUNT.test(iteration)):
+        raise ValueError("its first entries are not the names of two trials and two iterations")
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        raise ValueError("its last entries are not two configs")
+    numbers = [dict(_numbers(config)) for config in (old, new)]
+    for name, value in [*numbers[0].items(), *numbers[1].items()]:
+        if not FINITE.test(value) or not name.strip("/ "):
+            raise ValueError(f"{name!r} is {value!r}: accepted are a name and a finite number")
+    return trial, copied, int(iteration), *numbers
 
 
 def _numbers(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import is_numeric_dtype
 
+from tune_stn.checked import parse_json
 from tune_stn.files import whole_file
 
 STUDY_SCHEMA_VERSION = 1
@@ -45,6 +48,10 @@ CHOICE = "choice/"
 RESERVED = frozenset({*_REPORTS, *_TEXT, *_INTEGER, "segment", "reason"})
 """Names that no column of a trainable's own can have."""
 _ATTRIBUTES = b"PANDAS_ATTRS"  # where pandas writes `DataFrame.attrs`
+MOST_CELLS = 2**30
+"""Of a Parquet file that is read: 8 GB of numbers, a hundred times the largest schedules."""
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError)
+_DIGEST = b"tune_stn.sha256"
 _KEY_NAME, _KEY_VERSION = b"tune_stn.table", b"tune_stn.schema_version"
 
 
@@ -132,7 +139,7 @@ def write_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], schema: pa.Sch
         table = pa.Table.from_arrays(arrays, schema=schema)
         if attributes := frame.attrs:
             table = table.replace_schema_metadata({**schema.metadata, _ATTRIBUTES: json.dumps(attributes)})
-        pq.write_table(table, temporary, write_page_checksum=True)
+        write_parquet(table, temporary)
 
 
 def _array(column: pd.Series, field: pa.Field, table: str) -> pa.Array:
@@ -160,26 +167,104 @@ def read_table(path: Path, name: str) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {name} table at {path}; `tune-stn compare --out DIR` writes one")
-    content = pa.BufferReader(path.read_bytes())
+    advice = "restore it from a copy, or delete it and run `tune-stn compare --resume`"
     try:
-        table = pq.read_table(content, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        advice = "restore it from a copy, or delete it and run `tune-stn compare --resume`"
-        raise ValueError(f"{path} is damaged or no Parquet file ({reason}); {advice}") from error
+        table = read_parquet(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no Parquet file ({error}); {advice}") from error
     metadata = table.schema.metadata or {}
     if metadata.get(_KEY_NAME) != name.encode():
         found = metadata.get(_KEY_NAME, b"no table of tune_stn").decode(errors="replace")
         raise ValueError(f"{path} should be the {name} table but is {found}; put the right file there")
     version = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
     if version != str(STUDY_SCHEMA_VERSION):
-        advice = "use the version of tune_stn that wrote it, or run the study again"
-        raise ValueError(f"{path} has schema version {version}, not {STUDY_SCHEMA_VERSION}; {advice}")
+        other = "use the version of tune_stn that wrote it, or run the study again"
+        raise ValueError(f"{path} has schema version {version}, not {STUDY_SCHEMA_VERSION}; {other}")
     names = table.schema.names
-    reports = reports_schema(metric_names(names), hp_names(names), choice_names(names))
+    try:
+        reports = reports_schema(metric_names(names), hp_names(names), choice_names(names))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from None
     expected = {"reports": reports, "schedule": SCHEDULE, "incumbent": INCUMBENT}[name]
     if not table.schema.equals(expected):
         raise ValueError(f"{path} lacks columns of the {name} table, or has others; run the study again")
-    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
-    frame.attrs = json.loads(metadata.get(_ATTRIBUTES, b"{}"))
+    try:
+        return to_frame(table)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from error
+
+
+def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """For a CSV file: texts that a spreadsheet would take for a formula (`=1+1`) come after an apostrophe."""
+
+    def escaped(cell: Any) -> Any:
+        if not isinstance(cell, str) or cell[:1] not in tuple("=+-@\t\r"):
+            return cell
+        try:
+            float(cell)
+        except ValueError:
+            return f"'{cell}"
+        return cell
+
+    texts = [str(name) for name in frame.columns if not is_numeric_dtype(frame[name])]
+    made: dict[str, Any] = {name: frame[name].map(escaped) for name in texts}
+    return frame.assign(**made)
+
+
+def write_parquet(data: pa.Table | pd.DataFrame, path: Path | str) -> None:
+    """Write a Parquet file in which `read_parquet` finds every damage: pages have checksums, the names and attributes
+    in the footer a digest. Of a frame, `attrs` are kept, and the index is not.
+    """
+    table: Any = data
+    if isinstance(data, pd.DataFrame):
+        table = pa.Table.from_pandas(data, preserve_index=False)
+        if data.attrs:
+            kept = {**(table.schema.metadata or {}), _ATTRIBUTES: json.dumps(data.attrs)}
+            table = table.replace_schema_metadata(kept)
+    metadata = {**(table.schema.metadata or {}), _DIGEST: _digest(table.schema)}
+    pq.write_table(table.replace_schema_metadata(metadata), path, write_page_checksum=True)
+
+
+def _digest(schema: pa.Schema) -> bytes:
+    """Of the names of columns, and of what else a schema says that is not in a page."""
+    entries = sorted((key, value) for key, value in (schema.metadata or {}).items() if key != _DIGEST)
+    return hashlib.sha256(repr((schema.names, entries)).encode()).hexdigest().encode()
+
+
+def read_parquet(source: str | Path | BinaryIO) -> pa.Table:
+    """A Parquet file, whose pages are held against their checksums, where it has them: all of ours do.
+
+    Args:
+        source: A path, or an open file of pyarrow's.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, no Parquet file, or far larger than any table of a study. The message does not name
+            it.
+    """
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            about = file.metadata
+            size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+            # Said in the file before any memory is taken: a few kilobytes can stand for terabytes of equal cells.
+            if about.num_rows * about.num_columns > MOST_CELLS or size > 8 * MOST_CELLS:
+                raise ValueError(f"{about.num_rows} rows of {about.num_columns} columns are too many")
+            table = file.read()
+        digest = (table.schema.metadata or {}).get(_DIGEST)
+        if digest not in (None, _digest(table.schema)):
+            raise ValueError("the checksum of its column names and attributes does not match")
+        return table
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A frame of the columns of a table, with the `attrs` that pandas has kept there. Raises ValueError."""
+    try:
+        frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    except _UNREADABLE as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    frame.attrs = parse_json((table.schema.metadata or {}).get(_ATTRIBUTES, b"{}"), {})
     return frame

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tune_stn.checked import COUNT, NOTHING, NUMBER, TEXT, Kind, mismatch, parse_json
 from tune_stn.files import whole_file
+from tune_stn.training.tables import ALLOWED, CHOICE
 
 REPORTS = "reports.jsonl"
 EVENT = "@event"  # the key that tells an event from a report; no trial reports a number by such a name
@@ -23,6 +25,26 @@ ERRORS = "errors"  # the folder of tracebacks beside the journal
 TOOK, STARTUP = "@took_s", "@startup_s"
 VERSION, JOURNAL_VERSION = "@version", 1  # in the first line; earlier journals have none
 FAILED, RESTARTED, FINISHED, COPIED = "failed", "restarted", "finished", "copied"
+
+
+_MOST_BYTES = 2**26  # of a line, which has a thousand or so
+_KNOWN = Kind("an event that is known", lambda event: event in _SHAPES)
+_FAILURE = {"trial_id": TEXT, "reason": TEXT, "epoch?": COUNT, "lines?": [TEXT], "file?": (TEXT, NOTHING)}
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "": {
+        **{"trial_id": TEXT, "epoch": COUNT, "val_loss": NUMBER, "segment?": TEXT, "parent_trial_id?": TEXT},
+        **{"status?": Kind("the status of a trial", lambda status: status in ALLOWED["status"]), "reason?": TEXT},
+        **{"step?": COUNT, "cost?": NUMBER, "cost_total?": NUMBER, "wall_time_s?": NUMBER, "device_time_s?": NUMBER},
+        "*": NUMBER,
+    },
+    FAILED: _FAILURE,
+    RESTARTED: {**_FAILURE, "epoch": COUNT, "file": (TEXT, NOTHING)},
+    FINISHED: {"trial_id": TEXT},
+    COPIED: {
+        **{"trial_id": TEXT, "segment": TEXT, "parent_trial_id": TEXT, "epoch": COUNT, "step": COUNT},
+        **{"values": {"*": NUMBER}, "sources": {"*": Kind("a source", lambda one: one in ALLOWED["source"])}},
+    },
+}
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -67,13 +89,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for number, data in enumerate(file, start=1):
+        for number, data in enumerate(iter(lambda: file.readline(_MOST_BYTES), b""), start=1):
+            if len(data) == _MOST_BYTES:
+                raise ValueError(
+                    f"{path}, line {number} is damaged (it is too long); delete its folder to run it again"
+                )
             if not data.endswith(b"\n"):
                 return
             try:
-                line = json.loads(data.decode())
-                line["trial_id"], line[EVENT] if EVENT in line else line["epoch"]
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+                line = parse_json(data, {EVENT + "?": TEXT})
+                words = {name: TEXT for name in line if name.startswith(CHOICE)}
+                if problem := mismatch(line, {**_SHAPES.get(line.get(EVENT, ""), {EVENT: _KNOWN}), **words}):
+                    raise ValueError(problem)
+            except ValueError as error:
                 advice = "delete its folder to run it again"
                 raise ValueError(f"{path}, line {number} is damaged ({error}); {advice}") from None
             if (version := line.pop(VERSION, JOURNAL_VERSION)) != JOURNAL_VERSION:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
-from tune_stn.training.tables import SCHEDULE, hp_names
+from tune_stn.training.tables import SCHEDULE, hp_names, read_parquet
 from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, read_lines
 
 _ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memory of columns
 _REPORT = ["trial_id", "segment", "epoch"]  # what names a report
 _PLACE = ["cost", "cost_total", "wall_time_s", "device_time_s"]  # when it was first made, and what had been spent then
+_NEEDED = ("segment", *_PLACE, "step", "status")
 _SCHEDULE = SCHEDULE.names[SCHEDULE.names.index("trial_id") :]
 _OWN = [name for name in _SCHEDULE if name not in ("trial_id", "parent_trial_id")]  # of a trial's own schedule
 
@@ -53,6 +52,8 @@ def read_recorded(path: Path) -> Recorded:
         if EVENT in line:
             events[line[EVENT]].append(line)
             continue
+        if absent := [name for name in _NEEDED if name not in line]:
+            raise ValueError(f"{path} is damaged (a report of trial {line['trial_id']} has no {absent[0]!r})")
         rows.append({name: value for name, value in line.items() if not name.startswith("@")})
         for name in hp_names(line):
             kinds.setdefault(name, set()).add(type(line[f"hp/{name}"]))
@@ -183,9 +184,9 @@ def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
         if filesystem.get_file_info(path).type == FileType.File:
             try:
                 with filesystem.open_input_file(path) as file:
-                    table = pq.read_table(file)
-            except pa.ArrowException:
-                continue  # some file of theirs
+                    table = read_parquet(file)
+            except ValueError:
+                continue  # some file of theirs, or damaged: the reports say what they know
             metadata = table.schema.metadata or {}
             if not len(table) or not {*_OWN} <= set(table.column_names):
                 continue

@@ -19,6 +19,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 # Random draws from a nested param_space, as Tune makes them; the public API has nothing for it.
 from ray.tune.search.variant_generator import generate_variants
 
+from tune_stn.checked import COUNT, FINITE, FLAG, NOTHING, TEXT, Shape, parse_json, read_whole
 from tune_stn.files import whole_file
 from tune_stn.training.seeds import derive_seed
 from tune_stn.tuning.param_space import from_json, split_domains, start_of_task, to_json
@@ -26,6 +27,17 @@ from tune_stn.tuning.signature import NoKey, NotSealed, is_signed, key_path, own
 from tune_stn.tuning.start_values import Report, StartDomains
 
 STATE_VERSION = 1
+_VALUES = {"*": FINITE}
+_STATE: Shape = {
+    **{"version": COUNT, "seed": COUNT, "inner": (TEXT, NOTHING)},
+    "space": (NOTHING, {"metric": TEXT, "mode": TEXT, "start": _VALUES, "hp": {}, "outside": {}}),
+    "trials": {
+        "*": {
+            **{"start": _VALUES, "ended": FLAG, "failed": FLAG},
+            "best": (NOTHING, {"loss": FINITE, "values": _VALUES, "scales": _VALUES}),
+        }
+    },
+}
 _INNER = "STNSearch.inner"
 # Of nine restarts, at least one draws from everywhere in 92 % of runs, and most still go where trials ended well.
 EXPLORE = 0.25
@@ -193,10 +205,16 @@ class STNSearch(Searcher):
             NotSealed: the state of the inner searcher is not signed with the user's key, so it is not looked at.
         """
         try:
-            state = json.loads(Path(checkpoint_path).read_bytes())
+            state = parse_json(read_whole(Path(checkpoint_path)), _STATE)
             version, seed, space, inner = (state[key] for key in ("version", "seed", "space", "inner"))
             trials = {trial_id: _trial(fields) for trial_id, fields in state["trials"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if space is not None:  # as `_take` does
+                domains, _ = StartDomains(from_json(space["hp"])), from_json(space["outside"])
+                domains.nearest(space["start"])
+                for trial in trials.values():
+                    for values in (trial.start, *((trial.best.values, trial.best.scales) if trial.best else ())):
+                        domains.nearest(values)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, IndexError) as error:
             raise ValueError(f"{checkpoint_path} is no state of STNSearch ({type(error).__name__}: {error})") from None
         if version != STATE_VERSION:
             raise ValueError(f"{checkpoint_path} is of version {version}, and this STNSearch reads {STATE_VERSION}")
