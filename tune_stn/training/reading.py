@@ -7,7 +7,7 @@ and each decision by it, a matter of chance.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -120,13 +120,12 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
     few, model, space = batch.part(0, FEW), forward.model, forward.task.space
     weights = model.base_parameters()
 
-    def loss_at(values: Mapping[str, Tensor]) -> Tensor:
-        with torch.enable_grad(), own_draws(few.device):
-            return training_loss(forward, few, Sample(values))
-
     def gradients(values: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-        loss = loss_at(values)
-        return torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else (None,) * len(weights)
+        with torch.enable_grad(), own_draws(few.device):
+            loss = training_loss(forward, few, Sample(values))
+            return (
+                torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else (None,) * len(weights)
+            )
 
     present = model.hyper.constant_sample().values
 
@@ -136,7 +135,7 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
     middle = {**present, **{name: value for each in space for name, value in at(0.0, each).items()}}
     frozen = any(not parameter.requires_grad for parameter in model.network.parameters())
     trains = not frozen and all(module.training for module in model.network.modules())
-    if trains and _reaches(loss_at(present), weights):
+    if trains and all(gradient is not None for gradient in gradients(present)):
         return None
     outside = {penalty.rate for penalty in forward.task.penalties if isinstance(penalty, OptimizerWeightDecay)}
     for name in space:
@@ -146,26 +145,6 @@ def _without_effect(forward: Forward, batch: Batch) -> str | None:
         ):
             return name
     return None
-
-
-def _reaches(loss: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether a loss has a gradient for each of the weights, by its graph alone: backward takes as long as a step.
-
-    Functions of the user's own may give no gradient to what they are computed from: where there is one, False.
-    """
-    found: set[Tensor] = set()
-    seen, nodes = set(), [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return False
-        if (variable := getattr(node, "variable", None)) is not None:
-            found.add(variable)
-        nodes.extend(before for before, _ in node.next_functions)
-    return found.issuperset(weights)
 
 
 def _differ(some: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...]) -> bool:
