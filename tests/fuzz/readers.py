@@ -212,7 +212,9 @@ def _schedule_frame(folder: Path) -> Reader:
         return frames[0] if rng is None else damage.damaged_frame(rng.choice(frames), rng)
 
     def read(frame: pd.DataFrame) -> object:
-        found = Schedule.from_frame(frame, trial_id="b" if {*map(str, frame.get("trial_id", ()))} >= {"a", "b"} else None)
+        found = Schedule.from_frame(
+            frame, trial_id="b" if {*map(str, frame.get("trial_id", ()))} >= {"a", "b"} else None
+        )
         assert all(isinstance(name, str) and name for name in found.names), found.names
         assert np.isfinite(found.values).all(), found.values
         assert (found.times >= 0).all(), found.times

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from tune_stn import compare
 from tune_stn.methods import get_method
@@ -258,14 +258,16 @@ def test_a_run_whose_process_dies_goes_on_in_another_one(
     """And is given up at the third death; the other run knows nothing of it."""
     runs = waiting(tmp_path, {"random": 2.0, "fixed": 9.0})
     ray = fake(runs)
-    ray.outcomes["random0"] = [ActorDiedError()] * deaths
+    words = "The actor died.\n\tWorker exit detail: out of memory. Some common causes include: (1) that."
+    ray.outcomes["random0"] = [RayActorError(error_msg=words)] * deaths
     assert pool(runs, 2, ray, said).work() == ""
     given_up = deaths == DEATHS
     assert ray.began.count("random0") == min(deaths + 1, DEATHS)
     assert ray.began.count("fixed0") == 1
     assert sum("its process died; the run goes on from there" in line for line in said) == min(deaths, DEATHS - 1)
     assert sorted(name for name, _ in ray.ended) == (["fixed0"] if given_up else ["fixed0", "random0"])
-    assert any(line.endswith("has no result: its process died 3 times") for line in said) == given_up
+    reason = "its process died 3 times, the last time: out of memory."
+    assert any(line.endswith(f"has no result: {reason}") for line in said) == given_up
 
 
 @pytest.mark.parametrize(

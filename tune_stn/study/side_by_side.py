@@ -80,6 +80,13 @@ class Runner:
         return replace(run, task=self.task, config={**run.config, "task": self.given}, followed=followed)
 
 
+def _how(error: RayActorError) -> str:
+    """How a process died, in what Ray says of it."""
+    text = " ".join(str(error).split())
+    detail = text.partition("Worker exit detail: ")[2] or text
+    return detail.partition(" Some common causes")[0].partition(" There are some")[0]
+
+
 def without_task(run: Run) -> Run:
     """A run as it is sent to a `Runner`, which has the task: that may be large, or cannot be sent at all."""
     followed = without_task(run.followed) if run.followed is not None else None
@@ -275,13 +282,13 @@ class Pool:
     def _end(self, reference: Any, runner: Any, run: Run) -> None:
         try:
             record = ray.get(reference)
-        except RayActorError:
+        except RayActorError as error:
             self.deaths[run.folder] += 1
             if self.deaths[run.folder] < DEATHS:
                 self.progress.died(run)
                 self._execute(run)
             else:
-                self.progress.without_result(run, f"its process died {DEATHS} times")
+                self.progress.without_result(run, f"its process died {DEATHS} times, the last time: {_how(error)}")
             return
         except RayTaskError as error:
             self.idle.append(runner)
