@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: install demo test fuzz lint clean
+.PHONY: install demo test fuzz lint docs clean
 
 install: $(READY)
 
@@ -36,5 +36,10 @@ test: lint
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz --inputs 1000 --out experiments/results/fuzz/readers.csv
 
+# The documentation, into site/index.html. Its packages are no part of what the tests need.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """The tables and the picture of the update rules, from what experiments/rules.py wrote.
 
-It reads experiments/results/rules/SETTING.parquet and writes README.md and curves.png beside them; the tables go to the
-terminal too. An arm that was not run is named as such.
+It reads experiments/results/rules/SETTING.parquet and writes README.md, curves.png and summary.md, the table of the
+project's README, beside them; the tables go to the terminal too. An arm that was not run is named as such.
 
     python experiments/rules_tables.py
     python experiments/rules_tables.py --smoke-test   # trains the smoke runs of rules.py first, in a new folder
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pages import Section
+from pages import Section, markdown
 from rules import ORACLE, OUTSIDE, RANDOM, RESULTS, RULES, SETTINGS
 from rules_verdicts import (
     COST,
@@ -45,6 +45,8 @@ from rules_verdicts import (
     spread,
     together,
 )
+
+from tune_stn.study.statistics import PairedDifference
 
 MARK = "†"
 SMOKE_ARMS = "plain,auto,auto/frozen,progress-ratio,random,lr,placebo"
@@ -116,6 +118,7 @@ def main() -> None:
         curves.savefig(results / "curves.png", dpi=110)
     parts = sections(tables)
     (results / "README.md").write_text(page(parts, tables, curves is not None))
+    (results / "summary.md").write_text(summary(tables) + "\n")
     print("\n\n".join(text(part) for part in parts))
 
 
@@ -139,6 +142,52 @@ def load(results: Path) -> dict[str, pd.DataFrame]:
             raise SystemExit(f"{found[name]}: {twice['arm'].iloc[0]}, seed {twice['seed'].iloc[0]} is there twice")
         tables[name] = table
     return tables
+
+
+# The short table
+
+
+def summary(tables: Tables) -> str:
+    """One row for each setting: `auto` beside the plain network and a search; then what the rows say, counted."""
+    header = ["task", "seeds", "plain", "`auto`", "its cost", "`auto` minus plain [95 %]"]
+    header += [f"`auto` minus best of {RANDOM} runs", "replay keeps", "last values keep"]
+    rows, gains, searches, progress, last = [], [], [], [], []
+    for name in every(tables):
+        verdict = judge(tables[name]) if name in tables else None
+        if verdict is None:
+            rows.append([name, "0", *[NOT_RUN] * (len(header) - 2)])
+            continue
+        plain, auto = together(by_seed(tables[name], "plain"), by_seed(tables[name], "auto"))
+        gain, search = difference(auto, plain), difference(auto, best_with_start(tables[name]))
+        cells = [name, str(len(auto)), f"{plain.mean():.3f}", f"{auto.mean():.3f}", f"{verdict.cost:.2f}"]
+        cells += [paired(gain), paired(search, len(auto))]
+        rows.append([*cells, *(percent(verdict.shares[control]) for control in ("replayed", "last"))])
+        gains.append(gain)
+        searches.append(search)
+        progress.append(verdict.progress)
+        last.append(verdict.shares["last"])
+    kept = [share for share in last if share is not None and not math.isnan(share)]
+    lower, sure = (sum(d is not None and getattr(d, end) < 0 for d in gains) for end in ("mean", "high"))
+    count = len(gains)
+    notes = [
+        f"The loss of `auto` is below that of plain training on {lower} of {count} tasks; the 95 % interval of the "
+        f"difference is below 0 on {sure} of them.",
+        f"`auto` differs from the search (p < {P}) on {told(searches)} of {count} tasks. It differs from "
+        f"`progress-ratio`, the control that moves all hyperparameters by the same step, on {told(progress)}: most of "
+        "the gain is one number, how much regularisation there is at each time.",
+    ]
+    if kept:
+        notes.append(
+            "The schedule matters: its last values alone, held from the start, keep at most "
+            f"{percent(max(kept))} of the gain; on {sum(share < 0 for share in kept)} tasks they are worse than plain "
+            "training."
+        )
+    return "\n".join([markdown(header, rows), "", *(f"- {note}" for note in notes)])
+
+
+def told(differences: Iterable[PairedDifference | None]) -> int:
+    """How many of the paired differences have a p-value below the bound."""
+    return sum(found is not None and found.p_value < P for found in differences)
 
 
 # Sections

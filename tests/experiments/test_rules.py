@@ -223,6 +223,12 @@ def test_every_section(tables: ModuleType, run_script: Callable[..., None], tmp_
     assert next(line for line in page if line.startswith("| cnn | 6 | 1.0250 (1.2250) | not run |"))
 
 
+def test_the_short_table_is_that_of_the_committed_runs(tables: ModuleType) -> None:
+    made = tables.summary(tables.load(tables.RESULTS))
+    assert (tables.RESULTS / "summary.md").read_text() == f"{made}\n"
+    assert made.count("\n| ") == 1 + len(tables.SETTINGS)
+
+
 def test_a_run_that_is_there_twice_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no"):
         tables.load(tmp_path)
