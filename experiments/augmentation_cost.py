@@ -6,7 +6,7 @@ training step of AlexNet on CIFAR-10 (task cifar10-alexnet). Steps and augmentat
 shared machine nothing else means anything. Prints median and quartiles of their time in percent of the step of the
 same round, and writes them to experiments/results/augmentation_cost/.
 
-    python experiments/augmentation_cost.py              # the figures of the README; about a minute
+    python experiments/augmentation_cost.py              # the figures of the results page; about a minute
     python experiments/augmentation_cost.py --smoke-test
 """
 

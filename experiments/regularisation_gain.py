@@ -4,7 +4,7 @@ Fashion-MNIST, 5,000 training and 5,000 validation images, 100 epochs, three see
 task says, against the same network, data and initial weights with every hyperparameter at zero. Prints the best
 validation loss of each and the ratio, seed by seed; results go to experiments/results/regularisation_gain.
 
-    python experiments/regularisation_gain.py              # the figures of the README; about 50 minutes on 2 cores
+    python experiments/regularisation_gain.py              # the figures of the results page; 50 minutes on 2 cores
     python experiments/regularisation_gain.py --smoke-test # the same in a minute, for tests
 """
 

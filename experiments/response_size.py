@@ -5,7 +5,7 @@ ten seeds), each from the task's start values. Every run is appended to experime
 it ends, and a run that is there is not run again; summary.csv holds means and, paired by seed, the differences to the
 full form of the same algorithm. The automatic choice of the response size rests on these (training/response_size.py).
 
-    python experiments/response_size.py              # the figures of the README; about an hour on 2 cores
+    python experiments/response_size.py              # the figures of the results page; about an hour on 2 cores
     python experiments/response_size.py --smoke-test
 """
 

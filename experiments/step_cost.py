@@ -6,7 +6,7 @@ response steps on a quarter of the batch. All of them take turns in one process,
 of two neighbours in time: on a shared machine nothing else means anything. Prints median and quartiles of the ratios
 beside those of floating-point operations and of peak memory, and writes them to experiments/results/step_cost/.
 
-    python experiments/step_cost.py              # the figures of the README; about 25 minutes
+    python experiments/step_cost.py              # the figures of the results page; about 25 minutes
     python experiments/step_cost.py --models cnn lstm-small
     python experiments/step_cost.py --smoke-test
 """

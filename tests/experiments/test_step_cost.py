@@ -1,4 +1,4 @@
-"""The step-cost script runs, and writes what the README's table is made from."""
+"""The step-cost script runs, and writes what the results page's table is made from."""
 
 from __future__ import annotations
 
