@@ -23,10 +23,22 @@ def test_domains_come_back_from_the_file_as_they_were() -> None:
     assert read_domains({}) == {}
 
 
-@pytest.mark.parametrize("entry", [{"kind": "Circle"}, {"kind": "Uniform", "low": 2, "high": 1}, {"low": 1}, 3])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "Circle"},
+        {"kind": "Uniform", "low": 2, "high": 1},
+        {"low": 1},
+        3,
+        {"kind": []},
+        {"kind": "Uniform", "low": 0, "high": 10**400},
+    ],
+)
 def test_a_damaged_entry_is_named(entry: object) -> None:
     with pytest.raises(ValueError, match=r"study\.json is damaged: the domain of 'a' is "):
         read_domains({"domains": {"a": entry}})
+    with pytest.raises(ValueError, match=r"study\.json is damaged: its domains are "):
+        read_domains({"domains": [entry]})
 
 
 @pytest.mark.parametrize("name", ["a", "b"])

@@ -37,12 +37,17 @@ def read_domains(study: Mapping[str, Any]) -> dict[str, Domain]:
         ValueError: An entry describes no domain.
     """
     domains = {}
-    for name, entry in study.get("domains", {}).items():
+    entries = study.get("domains", {})
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"study.json is damaged: its domains are {entries!r}; restore it from a copy")
+    for name, entry in entries.items():
         try:
             arguments = dict(entry)
             domains[name] = _KINDS[arguments.pop("kind")](**arguments)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"study.json is damaged: the domain of {name!r} is {entry!r}; restore it") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"study.json is damaged: the domain of {name!r} is {entry!r}; restore it from a copy"
+            ) from error
     return domains
 
 
