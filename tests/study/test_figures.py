@@ -30,6 +30,12 @@ def test_a_metric_is_that_of_the_report_with_the_best_loss(results: Results) -> 
         assert same["val_accuracy"].tolist() == [row["val_accuracy"]]
 
 
+def test_a_metric_with_the_name_of_a_column_is_left_out(results: Results) -> None:
+    named = results.reports.assign(best_val_loss=7.0)
+    again = with_metrics(replace(results, reports=named))
+    assert again.equals(with_metrics(results))
+
+
 def test_long_curves_are_thinned_but_keep_their_warm_up_and_their_end(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,11 +56,11 @@ def figures(results: Results) -> dict[str, Any]:
 
 def with_metrics(results: Results) -> pd.DataFrame:
     """The incumbent table with the task's metrics beside the loss: those of the report that had the best loss."""
-    metrics = [name for name in metric_names(results.reports.columns) if results.reports[name].dtype.kind in "fi"]
+    numeric = results.reports.select_dtypes("number").columns
+    # A trainable of one's own may report columns that have the names of the table's.
+    metrics = [name for name in metric_names(numeric) if name not in results.incumbent.columns]
     keys = [*RUN, "trial_id", "cost_total"]
     reports = results.reports.assign(best_val_loss=results.reports["val_loss"])[[*keys, "best_val_loss", *metrics]]
-    taken = set(results.incumbent.columns)
-    reports = reports.drop(columns=[name for name in metrics if name in taken])
     return results.incumbent.merge(
         reports.drop_duplicates([*keys, "best_val_loss"]), on=[*keys, "best_val_loss"], how="left"
     )
