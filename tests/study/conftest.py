@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tune_stn.space.domains import LogUniform, Uniform
+from tune_stn.study.domains import domains_entry
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results, load_results
 from tune_stn.training.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
@@ -104,6 +106,8 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
         write_table(schedule, SCHEDULE, path / "schedule.parquet")
         write_table(best_so_far(frame), INCUMBENT, path / "incumbent.parquet")
         study = {"schema_version": STUDY_SCHEMA_VERSION, "task": task, "methods": list(kinds)}
+        domains = (Uniform(0.0, 0.9), LogUniform(1e-6, 1.0))
+        study |= {"domains": domains_entry(dict(zip(hps, domains, strict=True)))}
         study |= {"seeds": list(seeds), "budget": 36.0, "settings": {"epochs": 8, "lr": {"base": 0.1}}}
         study |= {"versions": {"torch": "2.13.0", "ray": "2.40"}, "machine": {"cpus": 2, "gpu": None}}
         study |= {"git_commit": "abc123", "command": "tune-stn compare", "missing": list(missing)}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +32,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -42,18 +44,43 @@ class Page(HTMLParser):
 
 def test_one_page_that_needs_nothing_else(results: Results) -> None:
     path = write_report(results)
-    page = Page(path)
+    page, text = Page(path), path.read_text(encoding="utf-8")
     assert path == results.path / "report.html"
     assert page.open == []
-    pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
-    plots = sorted((results.path / "plots").iterdir())
-    embedded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in pictures]
-    assert sorted(embedded) == sorted(plot.read_bytes() for plot in plots)
-    assert len(plots) == 4
-    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe"}
-    assert not re.search(r"https?:|@import|url\(", path.read_text())
+    assert len(list((results.path / "plots").iterdir())) == 4
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object"}
+    assert not re.search(r"https?:|@import|url\(", text)
+    assert len(text) < 250_000
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_pages_policy_allows_its_own_script_and_no_other(results: Results) -> None:
+    text = write_report(results).read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval", script)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_metrics_stand_beside_the_loss_and_what_mattered_beside_optuna(make_study: Callable[..., Path]) -> None:
+    results = load_results(make_study(kinds={"stn": "self-tuned", "random": "constant", "auto": "self-tuned"}))
+    page = Page(write_report(results))
+    best = results.incumbent.groupby(["method", "seed"]).tail(1).merge(results.reports)
+    found = best[best["best_val_loss"] == best["val_loss"]].groupby("method")["val_accuracy"].mean()
+    assert all(f"{value:.4g}" in page.text for value in found)
+    for said in ("val_accuracy", "stn: movement", "random: Optuna's evaluators", "(12 trials)", "auto moves all"):
+        assert said in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_it_says_how_much_of_the_gain_the_replay_keeps(make_study: Callable[..., Path]) -> None:
+    kinds = {"fixed": "constant", "auto": "self-tuned", "replayed": "self-tuned"}
+    results = load_results(make_study(kinds=kinds))
+    share = results.controls.set_index("control").loc["replayed", "share"]
+    assert f"replayed keeps {100 * share:.0f} % of auto's gain" in Page(write_report(results)).text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -87,10 +114,16 @@ def test_everything_from_the_user_is_escaped(make_study: Callable[..., Path]) ->
     results = load_results(study)
     results.study["settings"][EVIL] = EVIL
     results.study["command"] = EVIL
-    page = Page(write_report(results))
+    path = write_report(results)
+    page = Page(path)
     assert page.open == []
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [dict(attributes) for tag, attributes in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "data"},
+        {},
+    ]
     assert page.text.count(EVIL) > 10
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), flags=re.DOTALL)
+    assert [one["name"] for one in json.loads(data)["methods"]] == [EVIL, "stn"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -17,6 +17,7 @@ from typing import Any
 import tune_stn
 from tune_stn.methods import Method
 from tune_stn.study.collect import metrics_of
+from tune_stn.study.domains import domains_entry
 from tune_stn.study.run import NothingToFollow, Run, read_followed
 from tune_stn.study.state import clock_of, failures_of, missing_of, restarts_of
 from tune_stn.tasks.task import Task
@@ -41,6 +42,7 @@ def describe(
         "task": task.name,
         "metrics": metrics_of(task),
         "hyperparameters": list(task.space),
+        "domains": domains_entry(task.space),
         "task_given": given,  # module:attribute of a user's own; None for a Task object
         "methods": [method.name for method in methods],
         "seeds": list(seeds),

@@ -14,8 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from tune_stn.files import whole_file
+from tune_stn.space.domains import Domain
+from tune_stn.study.domains import is_log, read_domains, values_of_raw
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
@@ -44,8 +47,9 @@ _COLOURS = {
     "last-values": "#DDCC77",
 }
 _SPARE = ["#CC6677", "#AA7744", "#B2B200", "#4B0092", "#F4A6C0"]
-_MANY_RUNS = 30  # more than that hide each other
-_AXIS_LABELS = {
+NOT_PERTURBED = ("auto", "progress-ratio", "frozen")  # methods that have a scale but train at the very values
+MANY_RUNS = 30  # more than that hide each other
+AXIS_LABELS = {
     "cost_total": "cost (plain-epoch equivalents)",
     "wall_time_s": "wall-clock time (seconds from the run's first trial)",
 }
@@ -70,21 +74,21 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     """Best validation loss so far against `x`, `cost_total` or `wall_time_s`.
 
-    Thin lines are single runs, each to a dot where it ended. The thick line is the mean and the band its 95 %
-    interval, from where every run has a value; a run that ended earlier holds its value. Of many runs only means and
-    bands are shown, and of these the part in which methods still differ when half is spent.
+    Thin lines are single runs, each to a dot where it ended. The thick line is the mean, from where every run has a
+    value; a run that ended earlier holds its value. From 5 runs of a method on, a band shows the middle 80 % of them.
+    Of many runs only means and bands are shown, and of these the part in which methods still differ when half is spent.
 
     Raises:
         ValueError: the study holds several tasks, or `x` is something else.
     """
-    if x not in _AXIS_LABELS:
-        raise ValueError(f"x={x!r} is not one of {', '.join(_AXIS_LABELS)}")
+    if x not in AXIS_LABELS:
+        raise ValueError(f"x={x!r} is not one of {', '.join(AXIS_LABELS)}")
     task = _only_task(results)
     figure = Picture(figsize=(8, 5), layout="constrained")
     axes = _plain(figure.add_subplot())
-    many = results.incumbent.groupby(RUN).ngroups > _MANY_RUNS
+    many = results.incumbent.groupby(RUN).ngroups > MANY_RUNS
     means, shade = {}, 0.06 if many else 0.12
-    for method, colour in _present(results).items():
+    for method, colour in present_methods(results).items():
         if not many:
             _draw_runs(axes, results, method, x, colour)
         runs = results.incumbent[results.incumbent["method"] == method]
@@ -96,10 +100,11 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
         _frame_second_half(axes, pd.concat(means.values()), results.reports[x].max() / 2, x)
     else:
         _limit(axes, results, x)
-    axes.set(xlabel=_AXIS_LABELS[x], ylabel="best validation loss so far")
+    axes.set(xlabel=AXIS_LABELS[x], ylabel="best validation loss so far")
     axes.set_title(_text(f"Best validation loss so far on {task}"), loc="left", fontweight="bold")
-    note = "thick: mean; band: its 95 % interval; thin: one run, to the dot where it ended"
-    _legend(figure, results, "mean and its 95 % interval" if many else note)
+    banded = any(curve["low"].notna().any() for curve in means.values())
+    notes = ["thick: mean", "band: the middle 80 % of the runs" if banded else "", "thin: one run, to its end"]
+    _legend(figure, results, "; ".join(filter(None, notes[:2] if many else notes)))
     return figure
 
 
@@ -143,9 +148,10 @@ def _limit(axes: Axes, results: Results, x: str) -> None:
 def plot_schedules(results: Results) -> Figure:
     """Each hyperparameter over training steps, a panel each, for the best trial of each run.
 
-    Thick lines are trials that changed their hyperparameters, as steps where the method changes them now and
-    then (PBT). All self-tuned trials of a run are drawn, those that are not its best thinly. Constant values
-    are thin too.
+    Thick lines are trials that changed their hyperparameters. A value holds until the next change, so a warm-up is
+    flat. All self-tuned trials of a run are drawn, those that are not its best thinly. Constant values are thin too. A
+    band is one scale of the perturbation on each side, of the best trials, where `study.json` says the domains. The
+    axis is logarithmic where the domain is.
 
     Raises:
         ValueError: the study holds several tasks.
@@ -153,9 +159,10 @@ def plot_schedules(results: Results) -> Figure:
     task = _only_task(results)
     names = hp_names(results.reports.columns)
     figure, panels = _panels(names, height=3.2)
-    colours = _present(results)
+    colours = present_methods(results)
     best = set(last_of_each_run(results.incumbent)[[*RUN, "trial_id"]].itertuples(index=False, name=None))
     last_step = results.reports.groupby([*RUN, "trial_id"])["step"].max()
+    domains = read_domains(results.study)
     drawn: dict[str, list[float]] = {name: [] for name in names}
     curves: Any = results.schedule.groupby([*RUN, "trial_id", "hp"], sort=False)
     for (*trial, name), rows in curves:
@@ -164,17 +171,24 @@ def plot_schedules(results: Results) -> Figure:
         if name not in panels or method not in colours or not (is_best or self_tuned):
             continue
         step, value = rows["step"].tolist(), rows["value"].tolist()
+        end = max(step[-1], last_step.get(key, 0))
+        if is_best and (band := scale_band(rows, domains.get(name))) is not None:
+            low, high = ([*edge, edge[-1]] for edge in band)
+            panels[name].fill_between(
+                [*step, end], low, high, step="post", color=colours[method], alpha=0.08, linewidth=0
+            )
         panels[name].plot(
-            [*step, max(step[-1], last_step.get(key, 0))],
+            [*step, end],
             [*value, value[-1]],
-            drawstyle="default" if self_tuned else "steps-post",
+            drawstyle="steps-post",
             color=colours[method],
             lw=1.8 if is_best and len(set(value)) > 1 else 0.9,
             alpha=0.9 if is_best else 0.4,
         )
         drawn[name].extend(value)
     for name, axes in panels.items():
-        _log_if_wide(axes, drawn[name])
+        if looks_log(domains.get(name), drawn[name]):
+            axes.set_yscale("log")
         axes.set(xlabel="training step (batches)", ylabel=_text(name))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.suptitle(_text(f"Hyperparameter schedules on {task}"), fontweight="bold", x=0.01, ha="left")
@@ -183,21 +197,23 @@ def plot_schedules(results: Results) -> Figure:
 
 
 def plot_final_values(results: Results) -> Figure:
-    """Hyperparameter values at the final incumbent, a panel each, a dot per run.
+    """Hyperparameter values at the final incumbent, a panel each, a dot per run; log axes where the domain is log.
 
     Raises:
         ValueError: the study holds several tasks.
     """
     task = _only_task(results)
     values = final_values(results)
-    colours = _present(results)
+    colours, domains = present_methods(results), read_domains(results.study)
     figure, panels = _panels(hp_names(results.reports.columns), height=1 + 0.45 * len(colours))
     for name, axes in panels.items():
         for row, (method, colour) in enumerate(colours.items()):
             value = values.loc[values["method"] == method, f"hp/{name}"].to_numpy(dtype=np.float64)
             spread = row + 0.12 * (np.arange(len(value)) - (len(value) - 1) / 2)
             axes.plot(value, spread, "o", color=colour, ms=7, alpha=0.8, mec="white")
-        _log_if_wide(axes, values[f"hp/{name}"].to_numpy(dtype=np.float64), along="x")
+        domain = domains.get(name)
+        if looks_log(domain, values[f"hp/{name}"].to_numpy(dtype=np.float64)):
+            axes.set_xscale("log")
         axes.set_yticks(range(len(colours)), [_text(method) for method in colours])
         axes.set_ylim(max(len(colours), 1) - 0.5, -0.5)
         axes.set_xlabel(_text(name))
@@ -237,7 +253,7 @@ def _only_task(results: Results) -> str:
     return str(tasks[0])
 
 
-def _present(results: Results) -> dict[str, str]:
+def present_methods(results: Results) -> dict[str, str]:
     """Colour of each method that found something, in the study's order of methods."""
     found = set(results.incumbent["method"])
     colours = method_colours(dict.fromkeys([*results.study["methods"], *results.reports["method"]]))
@@ -261,17 +277,38 @@ def _plain(axes: Axes) -> Axes:
     return axes
 
 
-def _log_if_wide(axes: Axes, values: Sequence[float] | np.ndarray, along: str = "y") -> None:
+def scale_band(rows: pd.DataFrame, domain: Domain | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The values one scale below and above a schedule's raw coordinates.
+
+    Args:
+        rows: Of the `schedule` table, of one hyperparameter of one trial; shape `(n, ...)`.
+        domain: Of that hyperparameter; None where it is not known.
+
+    Returns:
+        Two arrays of shape `(n,)`; None where the domain is not known, or the trial has no scale or does not draw by
+        it.
+    """
+    if rows["method"].isin(NOT_PERTURBED).any():
+        return None
+    raw, scale = (rows[name].to_numpy(dtype=np.float64) for name in ("raw", "scale"))
+    if domain is None or not np.isfinite(raw + scale).all():
+        return None
+    return values_of_raw(domain, raw - scale), values_of_raw(domain, raw + scale)
+
+
+def looks_log(domain: Domain | None, values: Sequence[float] | np.ndarray) -> bool:
+    """Whether the domain is logarithmic; of one that is not known, whether its values are spread as if it were."""
+    if domain is not None:
+        return is_log(domain)
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
-    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
-        axes.set(**{f"{along}scale": "log"})
+    return bool(finite.size and finite.min() > 0 and finite.max() > 30 * finite.min())
 
 
 def _legend(figure: Figure, results: Results, note: str) -> None:
     seeds = results.incumbent.groupby("method")["seed"].nunique()
     asked = len(results.study["seeds"])
-    colours = _present(results)
+    colours = present_methods(results)
     lines = [Line2D([], [], color=colour, lw=2.4) for colour in colours.values()]
     labels = [_text(f"{method} ({seeds[method]} of {asked} seeds)") for method in colours]
     fitting = int(15 * figure.get_figwidth() / (8 + max(map(len, labels), default=0)))  # 15 letters an inch

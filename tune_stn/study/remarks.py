@@ -13,6 +13,7 @@ from tune_stn.data.augment import ColourJitter
 from tune_stn.data.splits import Splits
 from tune_stn.nn.conversion import Conversion
 from tune_stn.space.search_space import SearchSpace
+from tune_stn.study.domains import bounds_of, place
 from tune_stn.study.incumbent import RUN
 from tune_stn.tasks.task import Task
 
@@ -95,28 +96,20 @@ def _of_bounds(space: SearchSpace, ends: Mapping[tuple[str, int], pd.DataFrame])
     found: dict[tuple[str, str, float], list[str]] = {}
     for (method, seed), reports in ends.items():
         for name, domain in space.items() if method not in HELD else ():
-            low, high = getattr(domain, "low", None), getattr(domain, "high", None)
-            if low is None or high is None or f"hp/{name}" not in reports:
+            bounds = bounds_of(domain)
+            if bounds is None or f"hp/{name}" not in reports:
                 continue
+            low, high = bounds
             value = float(reports[f"hp/{name}"].iloc[-1])
-            place = _place(domain, value)
-            if min(place, 1 - place) <= AT_THE_BOUND:
-                side, bound = ("lower", low) if place < 0.5 else ("upper", high)
+            where = place(domain, value)
+            if min(where, 1 - where) <= AT_THE_BOUND:
+                side, bound = ("lower", low) if where < 0.5 else ("upper", high)
                 found.setdefault((name, side, bound), []).append(f"{method}, seed {seed}")
     for (name, side, bound), runs in found.items():
         yield (
             f"{name} ends at the {side} bound of its domain, {bound:g}, in the best trial of {'; '.join(runs)}: "
             "what is beyond may be better, if it is allowed"
         )
-
-
-def _place(domain: Any, value: float) -> float:
-    """Where in its domain a value is, from 0 to 1, as the domain's own coordinate sees it."""
-    if type(domain).__name__.startswith("Log"):
-        low, high, value = (float(torch.tensor(one).log()) for one in (domain.low, domain.high, value))
-    else:
-        low, high = domain.low, domain.high
-    return (value - low) / (high - low)
 
 
 def _of_falling_losses(ends: Mapping[tuple[str, int], pd.DataFrame]) -> Iterator[str]:

@@ -1,49 +1,68 @@
-"""One self-contained HTML page about a study, with its pictures embedded."""
+"""One self-contained HTML page about a study: its tables, and figures that its own script draws."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from tune_stn.files import whole_file
 from tune_stn.study.controls import control_cells, control_words
+from tune_stn.study.domains import read_domains
+from tune_stn.study.importance import ONE_STEP_FOR_ALL, PARTS, SAMPLED, WHOLE
+from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.remarks import conversion_words
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import differences_to_best
 from tune_stn.study.summary import final_values, summary, summary_cells, with_interval
 
 # Elsewhere on the page, or of no interest.
-SHOWN = ("missing", "failures", "restarts", "clocks", "remarks", "conversion", "schema_version")
+SHOWN = ("missing", "failures", "restarts", "clocks", "remarks", "conversion", "schema_version", "hyperparameters")
 _LOSSES = {"validation loss": "best_val_loss", "test loss": "test_loss_at_best"}
 
 
 def write_report(results: Results) -> Path:
     """Write `report.html` and `plots/*.png` into the study's directory.
 
-    The page needs no other file, no network and no script. All names and texts in it are escaped.
+    The page needs no other file and no network. All names and texts in it are escaped, and its content security policy
+    lets a browser run the page's own script and no other.
+
+    Args:
+        results: A study of one task.
 
     Returns:
         The path of `report.html`.
 
     Raises:
-        ValueError: the study holds several tasks.
-        OSError: the directory cannot be written.
+        ValueError: The study holds several tasks.
+        OSError: The directory cannot be written.
     """
-    from tune_stn.study.plots import write_plots  # half a second of imports, which a refused command need not wait for
+    from tune_stn.study.figures import figures  # half a second of imports, which a refused command need not wait for
+    from tune_stn.study.plots import write_plots
 
-    plots = write_plots(results, results.path / "plots")
+    write_plots(results, results.path / "plots")
+    folder = files("tune_stn.study")
+    script = folder.joinpath("report.js").read_text("utf-8")
     page = _template().render(
         study=results.study,
-        pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
-        summary=summary_cells(summary(results)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(folder.joinpath("report.css").read_text("utf-8")),
+        data=figures(results),
+        headline=_headline(results),
+        summary=_summary(results),
         controls=control_cells(results.controls),
+        control_bars=_control_bars(results),
         control_words=control_words(results.study, results.incumbent),
+        importance=_importance(results.importance),
         missing=_missing(results),
         trouble=_trouble(results),
         restarts=[{name: str(cell) for name, cell in one.items()} for one in results.study.get("restarts", ())],
@@ -62,6 +81,76 @@ def write_report(results: Results) -> Path:
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(files("tune_stn.study").joinpath("report.html").read_text("utf-8"))
+
+
+def _headline(results: Results) -> list[str]:
+    """What came out, in a sentence or two."""
+    means = last_of_each_run(results.incumbent).groupby("method")["best_val_loss"].agg(["mean", "count"])
+    if means.empty:
+        return ["No run has a finite validation loss."]
+    ordered = means.sort_values("mean", kind="stable")
+    best = ordered.iloc[0]
+    seeds = f"{best['count']:.0f} seed" + ("" if best["count"] == 1 else "s")
+    sentences = [f"{ordered.index[0]} has the lowest mean best validation loss: {best['mean']:.4g} over {seeds}."]
+    if len(ordered) > 1:
+        sentences.append(f"Next is {ordered.index[1]} with {ordered['mean'].iloc[1]:.4g}.")
+    kept = results.controls.set_index("control")["share"].get("replayed", float("nan"))
+    if kept == kept:
+        sentences.append(f"A plain network with the schedule of auto replayed keeps {100 * kept:.0f} % of auto's gain.")
+    return sentences
+
+
+def _summary(results: Results) -> list[dict[str, str]]:
+    """The summary as in the terminal, with the task's metrics at the best validation loss beside the losses."""
+    from tune_stn.study.figures import with_metrics
+
+    found = with_metrics(results)
+    metrics = [name for name in found.columns if name not in results.incumbent.columns]
+    means = last_of_each_run(found).groupby("method")[metrics].mean()
+    rows = []
+    for row in summary_cells(summary(results)):
+        cells = list(row.items())
+        place = 1 + list(row).index("its test loss")
+        of_method: Any = means.loc[row["method"]] if row["method"] in means.index else {}
+        beside = [(name, f"{of_method[name]:.4g}" if name in of_method else "-") for name in metrics]
+        rows.append(dict([*cells[:place], *beside, *cells[place:]]))
+    return rows
+
+
+def _control_bars(results: Results) -> list[tuple[str, float, str]]:
+    """Control, its share of the gain in percent between 0 and 100, and the share as text."""
+    there = results.controls.dropna(subset=["share"]).to_dict("records")
+    return [(row["control"], 100 * min(max(row["share"], 0), 1), f"{100 * row['share']:.0f} %") for row in there]
+
+
+def _importance(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A block for each method and measure, one for both of Optuna's: a title, headings, and rows of (percent, text)."""
+    blocks = []
+    for method, of_method in frame.groupby("method", sort=False):
+        sampled = method == SAMPLED
+        measures = [("Optuna's evaluators", of_method)] if sampled else list(of_method.groupby("measure", sort=False))
+        for measure, rows in measures:
+            table = rows.pivot_table(
+                index="hp", columns="measure" if sampled else "part", values="importance", sort=False
+            )
+            if not sampled and WHOLE not in table:
+                continue
+            order = table[table.columns[0] if sampled else WHOLE].sort_values(ascending=False, kind="stable")
+            table = table.loc[order.index]
+            kept = list(table) if sampled else [part for part in range(PARTS + 1) if part in table]
+            block: dict[str, Any] = {
+                "title": f"{method}: {measure}",
+                "together": method if method in ONE_STEP_FOR_ALL else "",
+            }
+            block["counted"] = f"{rows['n'].max()} " + ("trials" if sampled else "runs")
+            block["headings"] = kept if sampled else ["whole" if part == WHOLE else f"Q{part}" for part in kept]
+            block["rows"] = list(zip(table.index, map(_percents, table[kept].to_numpy()), strict=True))
+            blocks.append(block)
+    return blocks
+
+
+def _percents(shares: Iterable[float]) -> list[tuple[float, str]]:
+    return [(100 * share, f"{100 * share:.0f} %") if share == share else (0.0, "-") for share in shares]
 
 
 def _missing(results: Results) -> list[dict[str, str]]:
@@ -125,8 +214,11 @@ def _differences(incumbent: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
 def _made(study: dict[str, Any]) -> dict[str, str]:
     """Everything else that study.json says: a row per key, a line per entry of a nested value."""
     rows = {}
+    domains = read_domains(study)
     for key, value in study.items():
-        if isinstance(value, dict) and key not in SHOWN:
+        if key == "domains":
+            rows[key] = "\n".join(f"{name}: {domain.describe()}" for name, domain in domains.items())
+        elif isinstance(value, dict) and key not in SHOWN:
             rows[key] = "\n".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
         elif key not in SHOWN:
             rows[key] = _plain(value)

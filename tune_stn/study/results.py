@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from tune_stn.checked import COUNT, FINITE, FLAG, NOTHING, NUMBER, TEXT, Shape, 
 from tune_stn.files import whole_file
 from tune_stn.study.collect import is_behind, is_damaged, not_sealed, read_state
 from tune_stn.study.controls import control_shares
+from tune_stn.study.importance import importance
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.state import CLOCK
 from tune_stn.study.trained import Best, best_of
@@ -127,6 +129,11 @@ class Results:
     def controls(self) -> pd.DataFrame:
         """How much of the gain of `auto` over the start values each of its controls has: see `control_shares`."""
         return control_shares(self.incumbent)
+
+    @cached_property
+    def importance(self) -> pd.DataFrame:
+        """Which hyperparameters mattered, and when, by what the study recorded: see `study.importance.importance`."""
+        return importance(self)
 
     def best(self, method: str | None = None, seed: int | None = None) -> Best:
         """The best epoch, by validation loss: trial, hyperparameters, metrics and checkpoint.

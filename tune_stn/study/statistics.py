@@ -14,6 +14,8 @@ from tune_stn.study.incumbent import RUN, last_of_each_run, value_at
 
 _EXACT_UP_TO = 16  # pairs; 2^16 sign patterns are enumerated, above that as many are drawn
 _RESAMPLES = 10_000
+LEAST_FOR_A_BAND = 5
+"""Runs of which a curve has a band; of fewer, each is shown."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,35 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), n)
 
 
-def mean_curve(incumbent: pd.DataFrame, at: ArrayLike, axis: str = "cost_total") -> pd.DataFrame:
-    """Mean best validation loss of one method over its runs, as a function of cost or time.
+def mean_curve(
+    incumbent: pd.DataFrame, at: ArrayLike, axis: str = "cost_total", column: str = "best_val_loss"
+) -> pd.DataFrame:
+    """Mean of one method's best-so-far over its runs, as a function of cost or time, and the band of most runs.
+
+    The band holds the middle 80 % of the runs and not an interval of the mean: at few seeds that is wider than all
+    there is to see, and it reaches below zero, where no loss is. With less than 5 runs there is no band; show the runs.
 
     Args:
-        incumbent: rows of one method, as `best_so_far` gives them.
-        at: where to evaluate, of shape `(n,)`, in the unit of `axis`.
+        incumbent: Rows of one method, as `best_so_far` gives them.
+        at: Where to evaluate, of shape `(n,)`, in the unit of `axis`.
         axis: `cost_total` (plain-epoch equivalents) or `wall_time_s` (seconds).
+        column: The column of `incumbent` to average. Default `best_val_loss`.
 
     Returns:
-        A frame with the columns `<axis>, mean, low, high`, one row per entry of `at`. NaN where one of the
-        runs has no value yet: a mean over changing sets of runs would jump for no reason. A run holds its
-        value after its last improvement, so no run is cut to the shortest.
+        A frame with the columns `<axis>, mean, low, high`, one row per entry of `at`; `low` and `high` are the
+        quantiles of 10 and 90 % of the runs, NaN at less than 5. NaN where one of the runs has no value yet: a mean
+        over changing sets of runs would jump for no reason. A run holds its value after its last improvement, so no run
+        is cut to the shortest.
     """
     points = np.asarray(at, dtype=np.float64)
-    runs = [value_at(run, points, axis=axis) for _, run in incumbent.groupby(RUN)]
-    intervals = [mean_interval(column) for column in np.array(runs).reshape(len(runs), points.size).T]
-    ends = {name: [getattr(one, name) for one in intervals] for name in ("mean", "low", "high")}
-    return pd.DataFrame({axis: points, **ends})
+    runs = [value_at(run, points, column, axis=axis) for _, run in incumbent.groupby(RUN)]
+    table = np.array(runs).reshape(len(runs), points.size)
+    if len(runs) < LEAST_FOR_A_BAND:
+        low = high = np.full(points.size, nan)
+    else:
+        low, high = np.quantile(table, [0.1, 0.9], axis=0)
+    mean = table.mean(axis=0) if runs else np.full(points.size, nan)
+    return pd.DataFrame({axis: points, "mean": mean, "low": low, "high": high})
 
 
 def paired_difference(
