@@ -128,9 +128,9 @@ def tuner_command(folder: Path, *, smoke: bool, resume: bool) -> list[str]:
 
 def drive_tuner(folder: Path, *, smoke: bool) -> None:
     """What somebody with a `Tuner` would write, begun or restored."""
-    from tune_stn.tuning.token import require_token
+    from tune_stn.tuning.token import protect
 
-    require_token()
+    protect()
     from ray import tune
     from ray.tune.search import BasicVariantGenerator
 
