@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driver_kills import same, tables
+from faults import same, tables
 from provenance import provenance
 
 if TYPE_CHECKING:

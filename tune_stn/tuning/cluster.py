@@ -205,16 +205,17 @@ class Cluster:
 
         with ExitStack() as stack:
             stack.enter_context(self.surroundings())
+            stack.enter_context(terminated_like_interrupted())  # restores what was there, which Ray's end does not
             if not ray.is_initialized():
-                folder = stack.enter_context(_own_folder()) if self.address is None else None
+                folder = stack.enter_context(_own_folder())
                 stack.callback(ray.shutdown)  # after the server, so that no worker waits for it in vain
-                if folder is not None:
+                if self.address is None:
                     _start_local(python=stack.enter_context(fork_server()) if is_possible() else None, folder=folder)
                 else:
                     _connect(self.address, self.working_dir)
             elif self.working_dir is not None:
                 raise ValueError("Ray is connected already: give working_dir to ray.init, in its runtime_env")
-            stack.enter_context(terminated_like_interrupted())
+            stack.enter_context(terminated_like_interrupted())  # in place of the handlers that Ray has come with
             stack.enter_context(standing_on(_servers()))
             yield
 
