@@ -103,7 +103,7 @@ def test_a_consequence_is_said_by_its_cause_and_another_error_is_not(server: soc
         fail()
     with pytest.raises(GroundLost) as caught:
         lose(server, fail)
-    assert isinstance(caught.value.__context__, KeyError)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_block_that_ends_by_itself_after_a_loss_says_so(server: socket.socket) -> None:

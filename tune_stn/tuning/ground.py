@@ -94,22 +94,18 @@ def standing_on(servers: Servers) -> Iterator[None]:
     watch = _Watch(servers)
     before = signal.signal(LOST_SIGNAL, watch.raise_lost)
     watch.thread.start()
-    ended = False
     try:
         yield
-        ended = True
     except GroundLost:
         raise
     except Exception as error:
-        ended = True
+        watch.end()
         watch.wait_for_answers(error)  # or it is only a consequence
         raise
     finally:
-        watch.over.set()
-        watch.thread.join()
+        watch.end()
         signal.signal(LOST_SIGNAL, before)
-    if ended:
-        watch.wait_for_answers(None)
+    watch.wait_for_answers(None)
 
 
 class _Watch:
@@ -118,6 +114,11 @@ class _Watch:
         self.answered = dict.fromkeys(servers, time.monotonic())
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._work, args=(threading.get_ident(),), daemon=True)
+
+    def end(self) -> None:
+        """Nothing is raised any more."""
+        self.over.set()
+        self.thread.join()
 
     def _work(self, main: int) -> None:
         while not self.lost:
