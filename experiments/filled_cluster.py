@@ -285,9 +285,9 @@ def compare(out: str, slots: int, seeds: int, methods: str) -> None:
 
     from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment, _start_local
     from tune_stn.tuning.fork_server import fork_server
-    from tune_stn.tuning.token import require_token
+    from tune_stn.tuning.token import protect
 
-    require_token()
+    protect()
     with fork_server() as python, _environment(_ENVIRONMENT):
         _start_local(cpus=slots, python=python)
         tune_stn.compare(

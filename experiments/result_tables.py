@@ -125,15 +125,16 @@ def export_scale() -> str:
     return markdown(["", "s", "s of CPU", "peak memory so far, MB"], rows)
 
 
-def driver_kills() -> str:
-    table = pd.read_csv(RESULTS / "driver_kills" / "kills.csv")
+def faults() -> str:
+    table = pd.read_csv(RESULTS / "faults" / "rounds.csv")
     rows = []
-    for what, name in (("cli", "`tune-stn compare --resume`"), ("tuner", "`Tuner.restore`")):
-        kills = table[table["what"] == what]
-        counts = [str(kills[column].sum()) for column in ("lost", "doubled")]
-        rows.append([name, str(len(kills)), f"{kills['reports'].iloc[0]}", *counts, f"{kills['equal'].sum()}"])
-    header = ["gone on by", "kills", "reports of a run", "reports lost", "doubled"]
-    return markdown([*header, "runs that ended with the undisturbed run's tables"], rows)
+    for kind in dict.fromkeys(table["kind"]):
+        rounds = table[table["kind"] == kind]
+        counts = [str((rounds["outcome"] == outcome).sum()) for outcome in ("equal", "refused")]
+        other = ", ".join(rounds.loc[~rounds["outcome"].isin(["equal", "refused"]), "outcome"])
+        rows.append([kind, str(len(rounds)), *counts, other, f"{rounds['seconds'].max():.0f}"])
+    header = ["fault", "rounds", "ended with the undisturbed tables", "refused by a line that says why", "other"]
+    return markdown([*header, "s at most"], rows)
 
 
 def regularisation_gain() -> str:
@@ -403,7 +404,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vision-epochs": vision_epochs,
     "lstm-cost": lstm_cost,
     "augmentation-cost": augmentation_cost,
-    "driver-kills": driver_kills,
+    "faults": faults,
     "tune-overhead": tune_overhead,
     "export-scale": export_scale,
 }

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driver_kills import same, tables
+from faults import same, tables
 from provenance import provenance
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def study(out: str, nodes: list[int], lanes: int, methods: str, budget: int, see
     """Run the study on a cluster of such nodes."""
     from tune_stn.tuning.cluster import _ENVIRONMENT, Cluster, _environment
     from tune_stn.tuning.fork_server import fork_server
-    from tune_stn.tuning.token import require_token
+    from tune_stn.tuning.token import protect
 
-    require_token()  # before Ray is imported, which reads it then
+    protect()  # before Ray is imported, which reads it then
     import ray
     from ray.cluster_utils import Cluster as Nodes
 

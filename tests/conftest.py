@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from tune_stn.tuning.token import require_token
+from tune_stn.tuning.token import protect
 
 # Tests work on tiny tensors: where processes share the cores, waiting for a second thread made them ten times as slow.
 torch.set_num_threads(1)
 # Ray's own is 15: workers would get no time where another process of these tests computes.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
 # Before any test module imports Ray, which reads the token then.
-require_token()
+protect()
 # Not the key of whoever runs the tests.
 _keys = tempfile.mkdtemp(prefix="tune_stn-test-")
 atexit.register(shutil.rmtree, _keys, ignore_errors=True)

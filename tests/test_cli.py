@@ -134,12 +134,24 @@ def test_a_full_disk_is_one_line_and_exit_code_1(here: Path, monkeypatch: pytest
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("tune-stn: No space left on device for out ")
-    assert line.endswith("make room, then resume the study")
+    assert line.endswith("make room, then --resume goes on from there")
 
 
-def test_ctrl_c_while_data_is_fetched_does_not_advise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda: os.kill(os.getpid(), signal.SIGINT),
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+        lambda: sys.exit(signal.SIGTERM),  # as Ray's handler of SIGTERM, before a session has begun
+    ],
+)
+def test_ctrl_c_or_sigterm_while_data_is_fetched_does_not_advise_to_resume(
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]
+) -> None:
     def interrupted(folder: Path | None, *, progress: bool) -> Path:
-        raise KeyboardInterrupt
+        end()
+        time.sleep(60)
+        raise AssertionError
 
     monkeypatch.setattr("tune_stn.data.fashion_mnist.fetch", interrupted)
     done = tune_stn("data", "fashion-mnist")

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -30,8 +31,11 @@ class Command(click.Command):
             _fail(error.format_message())
 
     def invoke(self, ctx: click.Context) -> Any:
+        from tune_stn.tuning.ground import GroundLost, terminated_like_interrupted
+
         try:
-            return super().invoke(ctx)
+            with terminated_like_interrupted():
+                return super().invoke(ctx)
         except click.UsageError as error:
             _fail(error.format_message())
         except (ValueError, OSError) as error:
@@ -45,18 +49,15 @@ class Command(click.Command):
                 click.echo(error.trace, err=True, nl=False)
                 _fail(str(error))
             _fail(_in_options(ctx, str(error)))
-        except RuntimeError as error:
-            from tune_stn.study.state import DiskFull
-
-            if not isinstance(error, DiskFull):
-                raise
-            click.echo(f"tune-stn: {error}", err=True)
+        except GroundLost as error:
+            click.echo(f"tune-stn: {_in_options(ctx, str(error))}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            resumes = "resume" in ctx.params
-            advice = "; the same command with --resume goes on from here" if resumes else ", and can be started again"
-            click.echo(f"tune-stn: interrupted{advice}", err=True)
-            sys.exit(130)
+            _end_interrupted(ctx)
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:  # as Ray's own handler ends the process, from its import to its start
+                raise
+            _end_interrupted(ctx)
 
 
 class Group(click.Group):
@@ -69,6 +70,13 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             _fail(f"{error.format_message()} Accepted are {', '.join(self.list_commands(ctx))}")
+
+
+def _end_interrupted(ctx: click.Context) -> NoReturn:
+    resumes = "resume" in ctx.params
+    advice = "; the same command with --resume goes on from here" if resumes else ", and can be started again"
+    click.echo(f"tune-stn: interrupted{advice}", err=True)
+    sys.exit(130)
 
 
 def _fail(message: str) -> NoReturn:
@@ -306,10 +314,10 @@ def data(name: str, folder: Path | None, quiet: bool) -> None:
 
 def _protect(options: dict[str, Any]) -> None:
     """Before Ray is imported: a local one is nobody else's; a cluster has its own rules."""
-    from tune_stn.tuning.token import require_token
+    from tune_stn.tuning.token import protect
 
     if options["address"] is None:
-        require_token()
+        protect()
 
 
 def _run(study: dict[str, Any], methods: list[Any], budget: float, trials: int | None, quiet: bool) -> None:

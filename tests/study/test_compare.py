@@ -27,12 +27,12 @@ from tune_stn.space import Normal, SearchSpace
 from tune_stn.study.compare import _from_here, run_study
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results
-from tune_stn.study.state import DiskFull
 from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.own_code import OwnCodeError
 from tune_stn.training import Trainer
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.ground import GroundLost
 
 EPOCHS, BUDGET, SEED = 4, 10.0, 5
 METHODS = ("stn", "random", "fixed")
@@ -382,7 +382,7 @@ def test_on_a_full_disk_the_study_still_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Cluster, "slots", lambda _: 1)
     monkeypatch.setattr("tune_stn.study.side_by_side.execute", full)
     monkeypatch.setattr(Path, "write_text", write_text)
-    with pytest.raises(DiskFull, match=r"No space left on device for .*; what was done is kept"):
+    with pytest.raises(GroundLost, match=r"No space left on device for .*; what was done is kept"):
         compare("ridge", ["fixed"], budget=2, seeds=2, out=out, rehearsal=False)
     reasons = [entry["reason"] for entry in json.loads((out / "study.json").read_text())["missing"]]
     assert len(reasons) == 2

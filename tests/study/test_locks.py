@@ -213,3 +213,16 @@ def test_a_lock_that_its_holder_has_just_removed_is_made_anew(tmp_path: Path, mo
         assert len(calls) == 2
         with pytest.raises(Held), only_study(tmp_path):
             pass
+
+
+def test_on_a_disk_that_is_read_only_by_now_the_error_of_the_study_comes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, **_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(KeyError), only_study(tmp_path):
+        raise KeyError
+    with only_study(tmp_path):  # the lock is free, though its file is there
+        pass

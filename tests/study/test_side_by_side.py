@@ -23,9 +23,9 @@ from tune_stn.study.progress import Progress
 from tune_stn.study.results import Results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run
 from tune_stn.study.side_by_side import DEATHS, Pool, Waiting, begin, run_side_by_side, without_task
-from tune_stn.study.state import DiskFull
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.ground import GroundLost
 from tune_stn.tuning.nodes import NodesLost
 
 RECORD = {"trials": 1, "cost_total": 2.0, "failures": {}, "hopeless": False, "peak_memory_bytes": None}
@@ -274,7 +274,7 @@ def test_a_run_whose_process_dies_goes_on_in_another_one(
     ("error", "raised"),
     [
         (task_error(NodesLost("no node")), None),
-        (task_error(DiskFull("no room")), DiskFull),
+        (task_error(GroundLost("no room")), GroundLost),
         (task_error(ZeroDivisionError("a bug")), ZeroDivisionError),
         (KeyboardInterrupt(), Interrupted),
     ],

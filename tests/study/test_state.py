@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -14,10 +13,8 @@ import pytest
 
 from tune_stn.study.seal import DONE, read_done
 from tune_stn.study.state import (
-    DiskFull,
     foreign_path,
     has_result,
-    naming_a_full_disk,
     restarts_of,
     state_folder,
     why_incomplete,
@@ -144,25 +141,3 @@ def test_what_belongs_to_another_user_is_found(study: Path, monkeypatch: pytest.
     expected = None if theirs == "storage/of somebody else" else root / theirs
     assert foreign_path(study, root / "storage") == expected
     assert foreign_path(study) == (None if theirs.startswith("storage") else expected)
-
-
-# No room on the disk --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("raised", "named"),
-    [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), True),
-        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"), True),
-        (RuntimeError("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'"), True),  # as Tune raises it
-        (OSError(errno.EACCES, os.strerror(errno.EACCES), "x"), False),
-        (RuntimeError("something else"), False),
-    ],
-)
-def test_a_full_disk_is_named(tmp_path: Path, raised: Exception, named: bool) -> None:
-    with pytest.raises(DiskFull if named else type(raised)) as caught, naming_a_full_disk(tmp_path):
-        raise raised
-    assert (caught.value is raised) != named
-    if named:
-        assert f"No space left on device for {tmp_path}" in str(caught.value)
-        assert "\n" not in str(caught.value)

@@ -126,6 +126,38 @@ def test_a_session_of_its_own_starts_and_stops_ray() -> None:
     assert own_session().stdout.split() == ["True", "0", "False", "None"]
 
 
+ALONE = """
+import os
+from tune_stn.tuning.token import protect
+protect()
+import psutil
+import ray
+from tune_stn.tuning.cluster import Cluster
+
+with Cluster().session():
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1  # so there is a worker
+    own = psutil.Process()
+    addresses = {one.laddr.ip for process in (own, *own.children(recursive=True))
+                 for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    print(sorted(addresses))
+    node = ray.nodes()[0]
+    folder = os.path.dirname(node["ObjectStoreSocketName"])
+    while os.stat(folder).st_mode & 0o077 and folder != "/tmp":
+        folder = os.path.dirname(folder)
+    print(oct(os.stat(folder).st_mode & 0o777))
+print(os.path.exists(folder))
+"""
+
+
+@pytest.mark.own_ray
+def test_a_local_ray_is_reached_by_nobody_else() -> None:
+    """None of its sockets listens beyond loopback, and its session's folder is closed, and gone afterwards."""
+    environment = {name: value for name, value in os.environ.items() if name not in _ENVIRONMENT}
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.splitlines() == ["['127.0.0.1', '::ffff:127.0.0.1']", "0o700", "False"]
+
+
 def test_an_address_where_nobody_answers_is_refused_at_once() -> None:
     """Ray itself tries for two minutes and then ends the process."""
     began = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,3 +63,32 @@ def test_the_last_lines_of_the_last_traceback(tmp_path: Path, text: str | None, 
     assert (kept.read_text() if kept.exists() else None) == text
     keep_traceback(SimpleNamespace(trial_id="a", error_file=None), kept.parent)  # its process died, the next time
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize(
+    ("call", "words", "code"),
+    [
+        ("save", "OSError: [Errno 28] Error writing. Detail: [errno 28] No space left on device", errno.ENOSPC),
+        ("save", "OSError: [Errno 30] Cannot create 'x'. Detail: [errno 30] Read-only file system", errno.EROFS),
+        ("save", "KeyError: 1", None),
+        ("train", "OSError: [Errno 28] No space left on device: 'of their own'", None),
+    ],
+)  # fmt: skip
+def test_a_run_ends_when_a_checkpoint_cannot_be_saved(
+    tmp_path: Path, call: str, words: str, code: int | None, again: bool
+) -> None:
+    """Other trials could not be saved either, and this one would train its epochs again in vain."""
+    path = tmp_path / "error.txt"
+    path.write_text(f"Failure # 1 (occurred at noon)\nray::STNTrainable.{call}() (pid=1)\n  File 'x'\n{words}\n")
+    trial = SimpleNamespace(trial_id="a", max_failures=3, num_failures=1, error_file=str(path), last_result={})
+    said: list[object] = []
+    failures = Failures(3, tmp_path / "errors", lambda *what: said.append(what))
+    hook = failures.on_trial_recover if again else failures.on_trial_error
+    if code is None:
+        hook(0, [], trial)
+        assert said
+        return
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        hook(0, [], trial)
+    assert caught.value.errno == code

@@ -10,17 +10,19 @@ from pathlib import Path
 SCRIPT = """
 import os, stat, sys
 {before}
-from tune_stn.tuning.token import require_token
+from tune_stn.tuning.token import protect
 assert "ray" not in sys.modules or {before!r}
-require_token()
+protect()
 path = os.environ.get("RAY_AUTH_TOKEN_PATH")
 print(os.environ.get("RAY_AUTH_MODE"))
 print(path)
 if path:
+    from ray.util import get_node_ip_address
+    print(get_node_ip_address())
     print(oct(stat.S_IMODE(os.stat(path).st_mode)))
     print(len(open(path).read()))
     first = open(path).read()
-    require_token()
+    protect()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == path and open(path).read() == first
 """
 
@@ -35,8 +37,9 @@ def run(before: str = "", **more: str) -> list[str]:
 
 
 def test_a_fresh_secret_for_the_owner_alone_that_does_not_outlive_the_process() -> None:
-    mode, path, permissions, length = run()
+    mode, path, address, permissions, length = run()
     assert mode == "token"
+    assert address == "127.0.0.1"  # where Ray's servers listen then, and nowhere else
     assert permissions == "0o600"
     assert int(length) == 64
     assert not Path(path).parent.exists()

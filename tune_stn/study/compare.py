@@ -24,11 +24,12 @@ from tune_stn.study.report import write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, Run, unfit_state
 from tune_stn.study.side_by_side import Waiting, run_side_by_side
-from tune_stn.study.state import SPARE_FILE, DiskFull, naming_a_full_disk, state_folder
+from tune_stn.study.state import SPARE_FILE, state_folder
 from tune_stn.study.trust import check_sealed, goes_on
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.directory import write_study
+from tune_stn.tuning.ground import GroundLost, naming_a_lost_disk
 from tune_stn.tuning.signature import NoKey, own_key
 
 Say = Callable[[str], None]
@@ -86,8 +87,8 @@ def compare(
     Raises:
         ValueError: an argument is not accepted, or the rehearsal failed; nothing was started. Of an exception that code
             of the task's own raised, it is an `OwnCodeError`, with that exception as its cause.
-        DiskFull: there was no room for the study's files; the directory can be resumed.
-        KeyboardInterrupt: Ctrl-C; the directory can be resumed.
+        GroundLost: the study's files could not be written, or Ray is gone; the directory can be resumed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the directory can be resumed.
     """
     chosen, wanted = check_comparison(methods, budget, seeds)
     return run_study(
@@ -151,9 +152,7 @@ def run_prepared(prepared: Prepared, say: Say, show: Callable[[Progress], None] 
     No other study may run in its directory.
     """
     make_directory(prepared.out)
-    with ExitStack() as stack:
-        with naming_a_full_disk(prepared.out):
-            stack.enter_context(only_study(prepared.out))
+    with naming_a_lost_disk(prepared.out), only_study(prepared.out):
         return _run_alone(prepared, say, show)
 
 
@@ -195,40 +194,41 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
             say(f"note: {remark}")
     if not ray.is_initialized():
         say("starting Ray" if cluster.address is None else f"connecting to Ray at {cluster.address}")
-    with naming_a_full_disk(out), cluster.session():
+    with ExitStack() as session:
+        session.enter_context(cluster.session())
         study["cluster"] = describe_cluster(cluster)
         cluster.check(storage, task, of_trials, seed=seeds[0])
         study["missing"] = missing(runs)  # so it says should this process be killed
         write_study(out, study)
         stopped = ""
         try:
-            stopped = _run_all(
-                runs,
-                out,
-                cluster,
-                Progress(say, total=len(runs), show=show),
-                slots=prepared.slots_per_run,
-                settings=of_trials,
-                costs=prepared.costs,
-                retry_failed=retry_failed,
-                key=key,
-            )
+            with session.pop_all():  # Ray ends before the tables are written, which does not need it
+                stopped = _run_all(
+                    runs,
+                    out,
+                    cluster,
+                    Progress(say, total=len(runs), show=show),
+                    slots=prepared.slots_per_run,
+                    settings=of_trials,
+                    costs=prepared.costs,
+                    retry_failed=retry_failed,
+                    key=key,
+                )
         except Interrupted:
             raise KeyboardInterrupt from None
-        except DiskFull as error:
+        except GroundLost as error:
             stopped = f"{error}; "
             raise
         finally:
             study |= outcome(runs, stopped)
             write_study(out, study)
             write_tables(resolved, runs, out)
-    with naming_a_full_disk(out):
-        results = load_results(out)
-        for remark in after(resolved.space, results.reports, results.incumbent):
-            say(f"note: {remark}")
-            results.study["remarks"].append(remark)
-        write_study(out, results.study)
-        write_report(results)
+    results = load_results(out)
+    for remark in after(resolved.space, results.reports, results.incumbent):
+        say(f"note: {remark}")
+        results.study["remarks"].append(remark)
+    write_study(out, results.study)
+    write_report(results)
     return results
 
 
@@ -249,7 +249,7 @@ def _run_all(
     spare = out / SPARE_FILE
     spare.write_bytes(bytes(SPARE))
     try:
-        with naming_a_full_disk(out):
+        with naming_a_lost_disk(out):
             return run_side_by_side(
                 waiting,
                 cluster=cluster,

@@ -72,8 +72,9 @@ def _held(path: Path, what: str, advice: str, *, wait_s: float = 0.0) -> Iterato
     finally:
         over.set()
         beats.join()
-        if _content(descriptor) == mine:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only by now, say; the lock is what counts
+            if _content(descriptor) == mine:
+                path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

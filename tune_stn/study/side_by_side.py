@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tune_stn.study.mend import Mending
 from tune_stn.study.progress import Progress
 from tune_stn.study.run import Interrupted, NothingToFollow, Run, execute
-from tune_stn.study.state import naming_a_full_disk
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
+from tune_stn.tuning.ground import naming_a_lost_disk
 from tune_stn.tuning.nodes import NodesLost
 from tune_stn.tuning.shared_task import SharedTask, share
 
@@ -72,7 +72,7 @@ class Runner:
         self, run: Run, cluster: Cluster, *, slots: int, retry_failed: bool, key: bytes | None
     ) -> dict[str, Any]:
         """As `run.execute`, of a run without its task."""
-        with cluster.surroundings(), naming_a_full_disk(run.folder.parents[1]):
+        with cluster.surroundings(), naming_a_lost_disk(run.folder.parents[1]):
             return execute(self._with_task(run), cluster, slots=slots, retry_failed=retry_failed, key=key)
 
     def _with_task(self, run: Run) -> Run:
@@ -122,7 +122,7 @@ def run_side_by_side(
 
     Raises:
         Interrupted: Somebody pressed Ctrl-C; what was done is kept.
-        DiskFull: There is no room for the study's files.
+        GroundLost: The study's files cannot be written, or Ray is gone.
         ValueError: The cluster has no room for one run's slots.
     """
     if not waiting:

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tune_stn.study.seal import read_done, rows_of_tables, why_unfit
 from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
 CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`
 UNFINISHED = "resume the study to go on"
-
-
-class DiskFull(RuntimeError):
-    """There is no room for a study's files; what was done is kept."""
-
-
-@contextmanager
-def naming_a_full_disk(directory: Path) -> Iterator[None]:
-    """Say in one line what would else be a traceback of Ray Tune's.
-
-    Args:
-        directory: Of the study.
-
-    Raises:
-        DiskFull: Something inside could not be written because there was no room for it.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Tune raises an error of its own, with the traceback of what a callback raised as its text.
-        of_system = isinstance(error, OSError) and error.errno in FULL
-        if not of_system and not any(os.strerror(code) in str(error) for code in FULL):
-            raise
-        raise DiskFull(
-            f"{os.strerror(errno.ENOSPC)} for {directory} or what Ray Tune keeps for it; what was done is kept: make "
-            "room, then resume the study"
-        ) from error
 
 
 def state_folder(directory: Path, method: str, seed: int) -> Path:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import FileSystem
 
 from tune_stn.tuning.fork_server import fork_server, is_possible
+from tune_stn.tuning.ground import Servers, standing_on, terminated_like_interrupted
 from tune_stn.tuning.resources import UNIT, is_local
 from tune_stn.tuning.storage import Storage, open_storage
+from tune_stn.tuning.token import LOOPBACK
 
 if TYPE_CHECKING:
     from ray import tune
@@ -41,6 +45,7 @@ _ENVIRONMENT = {
 
 LAST_PORT = 65_535
 KNOCK_S = 10.0
+LONGEST_FOLDER = 30  # characters; a socket's path has about a hundred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,22 +194,29 @@ class Cluster:
     def session(self) -> Iterator[None]:
         """Ray, connected inside the block; shut down afterwards if it was started here.
 
+        SIGTERM is like Ctrl-C inside the block.
+
         Raises:
             ValueError: there is no cluster at `address`, or Ray is connected already and so cannot be given the
                 working directory any more.
+            GroundLost: Ray has gone while the block went on.
         """
         import ray
 
         with ExitStack() as stack:
             stack.enter_context(self.surroundings())
+            stack.enter_context(terminated_like_interrupted())  # restores what was there, which Ray's end does not
             if not ray.is_initialized():
+                folder = stack.enter_context(_own_folder())
                 stack.callback(ray.shutdown)  # after the server, so that no worker waits for it in vain
                 if self.address is None:
-                    _start_local(python=stack.enter_context(fork_server()) if is_possible() else None)
+                    _start_local(python=stack.enter_context(fork_server()) if is_possible() else None, folder=folder)
                 else:
                     _connect(self.address, self.working_dir)
             elif self.working_dir is not None:
                 raise ValueError("Ray is connected already: give working_dir to ray.init, in its runtime_env")
+            stack.enter_context(terminated_like_interrupted())  # in place of the handlers that Ray has come with
+            stack.enter_context(standing_on(_servers()))
             yield
 
 
@@ -219,20 +231,58 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _start_local(cpus: int | None = None, *, python: str | None = None) -> None:
-    """Ray on this machine alone, with all of its CPUs or `cpus`; its node gets a second loopback address, if any.
+def _start_local(cpus: int | None = None, *, python: str | None = None, folder: str | None = None) -> None:
+    """Ray on this machine alone, with all of its CPUs or `cpus`, and a loopback address for its node.
 
-    Workers are started by the command `python`, default this process's own. Ray's servers listen on every interface
-    all the same: see `tuning.token`.
+    Workers are started by the command `python`, default this process's own; its session is kept in `folder`, default
+    Ray's own. Ray's servers listen on loopback alone after `token.protect`, else on every interface.
     """
     import ray
+    from ray.util import get_node_ip_address
 
-    # Ray rewrites 127.0.0.1 to the machine's outer address, but takes 127.0.0.2.
-    how: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    how: dict[str, Any] = {}
+    if get_node_ip_address() == LOOPBACK:  # type: ignore[no-untyped-call]
+        how["_node_ip_address"] = LOOPBACK
+    elif sys.platform == "linux":
+        how["_node_ip_address"] = "127.0.0.2"  # Ray would rewrite 127.0.0.1 to the machine's outer address
+    if folder is not None:
+        how["_temp_dir"] = folder
     if python is not None:
         how["runtime_env"] = {"py_executable": python}
     # "local", for without an address Ray joins a cluster that it finds on this machine.
     ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **how)
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """A folder for a session of Ray's, which others can neither read nor write to: Ray's own are open to all.
+
+    It is removed afterwards, but kept where an error passes, for Ray's logs are in it.
+    """
+    # The paths of Ray's sockets are in it, and must not be long.
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
+    outer = tempfile.mkdtemp(prefix="tune_stn-", dir=short)
+    try:
+        yield os.path.join(outer, "ray")  # which Ray opens to all, inside one that is closed
+    except Exception:
+        raise
+    except BaseException:
+        shutil.rmtree(outer, ignore_errors=True)
+        raise
+    shutil.rmtree(outer, ignore_errors=True)
+
+
+def _servers() -> Servers:
+    """The servers of Ray without which nothing goes on here. Needs a session."""
+    import ray
+
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    servers = {"the head of the Ray cluster (its gcs_server)": (host.strip("[]"), int(port))}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["NodeID"] == context.get_node_id():
+            servers["the raylet of this machine"] = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    return servers
 
 
 def _connect(address: str, working_dir: str | Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from ray import tune
 
 from tune_stn.files import whole_file
+from tune_stn.tuning.ground import disk_error
 
 LINES = 6  # of a traceback, as a person is shown it
+_SAVING = ".save()"  # the call of a trial, in the line that Ray begins its traceback with
 _HEADING = "Failure # "  # before each traceback in the file that Tune writes for a trial
 
 OnFailure = Callable[[str, Sequence[str], str | None, bool], None]
@@ -59,6 +62,8 @@ class Failures(tune.Callback):
         self._say(trial, again=True)
 
     def _say(self, trial: Any, *, again: bool) -> None:
+        if (code := _unsaved_for(trial)) is not None:
+            raise OSError(code, os.strerror(code))
         path = traceback_file(self.folder, trial.trial_id)
         if self.on_failure is not None:
             self.on_failure(trial.trial_id, last_lines(trial), str(path) if path.exists() else None, again)
@@ -92,6 +97,16 @@ def last_lines(trial: Any) -> list[str]:
 def _raised(trial: Any) -> bool:
     """Whether its last failure was an exception of code that the trial ran, not the end of its process."""
     return any(line.lstrip().startswith('File "') for line in _last_failure(trial))
+
+
+def _unsaved_for(trial: Any) -> int | None:
+    """The code of the disk's error for which its last checkpoint could not be saved; None where it failed otherwise.
+
+    Neither would those of other trials be, nor its own after the same epochs once more.
+    """
+    lines = _last_failure(trial)
+    saving = any(_SAVING in line for line in lines)
+    return disk_error("\n".join(lines[-LINES:])) if saving else None
 
 
 def _last_failure(trial: Any) -> list[str]:

@@ -1,0 +1,165 @@
+"""What is said when a study loses its disk or its Ray, and that it is noticed; SIGTERM is Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_stn.tuning import ground
+from tune_stn.tuning.ground import GroundLost, naming_a_lost_disk, standing_on, terminated_like_interrupted
+
+
+def os_error(code: int) -> OSError:
+    return OSError(code, os.strerror(code), "x")
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (os_error(errno.ENOSPC), "No space left on device for {}"),
+        (os_error(errno.EDQUOT), "Disk quota exceeded for {}"),
+        (os_error(errno.EROFS), "Read-only file system for {}"),
+        (os_error(errno.EFBIG), "File too large for {}"),
+        (os_error(errno.EIO), "Input/output error for {}"),
+        # As Tune raises what a callback raised.
+        (RuntimeError("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'"), "No space left on device"),
+        (RuntimeError("Traceback ...\nOSError: [Errno 30] Read-only file system: 'x'"), "Read-only file system"),
+        (os_error(errno.EACCES), None),
+        (RuntimeError("something else"), None),
+        (GroundLost("said already"), None),
+    ],
+)
+def test_a_lost_disk_is_named(tmp_path: Path, raised: Exception, words: str | None) -> None:
+    with pytest.raises(GroundLost if words else type(raised)) as caught, naming_a_lost_disk(tmp_path):
+        raise raised
+    assert (caught.value is raised) == (words is None)
+    if words:
+        assert words.format(tmp_path) in str(caught.value)
+        assert str(caught.value).endswith("then resume=True goes on from there")
+        assert "\n" not in str(caught.value)
+
+
+# Ray ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(ground, "PATIENCE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def lose(server: socket.socket, then: Callable[[], None]) -> None:
+    with standing_on({"the head": server.getsockname()}):
+        server.close()
+        then()
+
+
+def wait() -> None:
+    time.sleep(60)
+
+
+def test_a_block_ends_when_a_server_has_not_answered_for_some_time(server: socket.socket) -> None:
+    """Though it waits inside a call."""
+    before, began = signal.getsignal(ground.LOST_SIGNAL), time.monotonic()
+    with pytest.raises(GroundLost, match=r"the head did not answer for 0\.3 s: killed, or .* kept: resume=True goes"):
+        lose(server, wait)
+    assert 0.2 < time.monotonic() - began < 30
+    assert signal.getsignal(ground.LOST_SIGNAL) is before
+
+
+def test_what_catches_the_exception_is_told_again(server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ground, "LEAVE_S", 0.3)
+    caught = []
+
+    def catch() -> None:
+        try:
+            wait()
+        except GroundLost as error:
+            caught.append(error)
+            wait()
+
+    with pytest.raises(GroundLost):
+        lose(server, catch)
+    assert len(caught) == 1
+
+
+def test_a_consequence_is_said_by_its_cause_and_another_error_is_not(server: socket.socket) -> None:
+    def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError), standing_on({"the head": server.getsockname()}):
+        fail()
+    with pytest.raises(GroundLost) as caught:
+        lose(server, fail)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_block_that_ends_by_itself_after_a_loss_says_so(server: socket.socket) -> None:
+    with pytest.raises(GroundLost):
+        lose(server, lambda: None)
+
+
+def test_while_servers_answer_nothing_happens(server: socket.socket) -> None:
+    with standing_on({"the head": server.getsockname(), "a raylet": server.getsockname()}):
+        time.sleep(0.5)
+
+
+STUCK = """
+import ctypes, time
+from tune_stn.tuning import ground
+ground.LOOK_EVERY_S, ground.PATIENCE_S, ground.LEAVE_S = .02, .2, .2
+until = time.time() + 60
+end = ctypes.CDLL(None).poll
+with ground.standing_on({"the head": ("127.0.0.1", 1)}):
+    sum(map(end, [None] * 9, [0] * 9, [9000] * 9))  # in C all the time: no handler of Python's runs in between
+"""
+
+
+def test_a_process_that_waits_where_no_exception_reaches_it_is_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tune-stn: the head did not answer for 0.2 s")
+
+
+# SIGTERM ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_sigint", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_ctrl_c_inside_the_block(of_sigint: Any) -> None:
+    """Where Ctrl-C is ignored, too, as by a job that a shell has put into the background."""
+
+    def terminate() -> None:
+        with terminated_like_interrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait()
+
+    before, of_before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, of_sigint)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            terminate()
+    finally:
+        signal.signal(signal.SIGINT, of_before)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_of_the_users_own_stays() -> None:
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with terminated_like_interrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM]
