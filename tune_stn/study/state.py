@@ -28,7 +28,7 @@ def naming_a_full_disk(directory: Path) -> Iterator[None]:
     """Say in one line what would else be a traceback of Ray Tune's.
 
     Args:
-        directory: Of the study.
+        directory: Directory of the study.
 
     Raises:
         DiskFull: Something inside could not be written because there was no room for it.
@@ -119,7 +119,7 @@ def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
     """What of a study belongs to another user, of all that Ray Tune may unpickle to resume it; None if nothing does.
 
     Args:
-        directory: Of the study.
+        directory: Directory of the study.
         storage: The folder in which Ray Tune keeps its state, where that is another one on this machine.
     """
     if not hasattr(os, "geteuid"):  # Windows

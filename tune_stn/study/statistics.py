@@ -45,8 +45,8 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     95 %. Where values are skewed both fall short, the t interval by less.
 
     Args:
-        values: one per seed, of shape `(n,)`.
-        confidence: between 0 and 1.
+        values: One value per seed, shape `(n,)`.
+        confidence: Coverage of the interval, between 0 and 1. Default 0.95.
 
     Returns:
         Ends are NaN at n < 2 and where a value is not finite; the mean is NaN at n = 0.
@@ -63,8 +63,8 @@ def mean_curve(incumbent: pd.DataFrame, at: ArrayLike, axis: str = "cost_total")
     """Mean best validation loss of one method over its runs, as a function of cost or time.
 
     Args:
-        incumbent: rows of one method, as `best_so_far` gives them.
-        at: where to evaluate, of shape `(n,)`, in the unit of `axis`.
+        incumbent: Rows of one method, as `best_so_far` gives them.
+        at: Where to evaluate, of shape `(n,)`, in the unit of `axis`.
         axis: `cost_total` (plain-epoch equivalents) or `wall_time_s` (seconds).
 
     Returns:
@@ -91,10 +91,10 @@ def paired_difference(
     pairs. With n pairs p is never below `2 / 2^n`: 0.25 at three seeds, 0.06 at five.
 
     Args:
-        a: one value per seed, of shape `(n,)`.
-        b: those of the other method, in the same order of seeds.
-        confidence: between 0 and 1.
-        rng: for the resamples; by default one with a fixed seed, so the same values give the same figures.
+        a: One value per seed, of shape `(n,)`.
+        b: Values of the other method, of the same shape and in the same order of seeds.
+        confidence: Coverage of the interval, between 0 and 1. Default 0.95.
+        rng: Random generator of the resamples. Default one with a fixed seed, so the same values give the same figures.
 
     Raises:
         ValueError: the shapes differ, or a value is not finite.
@@ -135,8 +135,9 @@ def differences_to_best(incumbent: pd.DataFrame, column: str = "best_val_loss") 
     """Every method against the one of the lowest mean final validation loss, paired by seed.
 
     Args:
-        incumbent: the `incumbent` table of one task.
-        column: what to compare, `best_val_loss` or `test_loss_at_best`; the best is chosen on the former.
+        incumbent: The `incumbent` table of one task.
+        column: Name of the column to compare, `best_val_loss` or `test_loss_at_best`; the best is chosen on the former.
+            Default `best_val_loss`.
 
     Returns:
         A frame with the columns `method, best, mean, low, high, p_value, n`, by increasing mean validation
