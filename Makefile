@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: install demo test fuzz lint clean
+.PHONY: install demo test check fuzz wheel minimum lint clean
 
 install: $(READY)
 
@@ -36,5 +36,29 @@ test: lint
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz --inputs 1000 --out experiments/results/fuzz/readers.csv
 
+# What to run all day: lint, types and the quick tests, without Ray.
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not ray and not own_ray and not slow"
+
+# The wheel, in an empty environment and away from the sources: its commands, its data, and a run.
+wheel:
+	rm -rf build dist .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd .venv-wheel && bin/tune-stn --help && bin/tune-stn methods && bin/python -m tune_stn --version
+	cd .venv-wheel && bin/python -c 'from importlib.resources import files; root = files("tune_stn"); \
+	  missing = [one for one in ("py.typed", "study/report.html") if not root.joinpath(one).is_file()]; \
+	  texts = [one.name for one in root.joinpath("data/texts").iterdir() if one.name.endswith(".txt")]; \
+	  assert not missing and texts, (missing, texts)'
+	cd .venv-wheel && bin/tune-stn run --task ridge --algorithm stn --epochs 1 --out run
+
+# The lowest versions that pyproject.toml allows. Those of torch carry CUDA libraries: several GB.
+minimum:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet uv
+	.venv-minimum/bin/uv pip install --python .venv-minimum/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-minimum/bin/python -m pytest -n 2 -m "not ray and not own_ray and not slow"
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-wheel .venv-minimum build dist runs .pytest_cache .mypy_cache .ruff_cache

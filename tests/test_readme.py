@@ -37,6 +37,7 @@ def test_the_own_model_is_about_twenty_lines_and_trains(tmp_path: Path, monkeypa
     assert len(code) <= 20
 
 
+@pytest.mark.slow
 def test_the_language_model_carries_its_state_and_trains() -> None:
     names: dict[str, Any] = {}
     exec(compile(block("recurrent=True"), "README.md", "exec"), names)
@@ -73,6 +74,7 @@ def test_lightning_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["module"].net.hyperparameters()["dropout"] != pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers_tunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for needed in ("transformers", "accelerate"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'tune_stn[transformers]'")

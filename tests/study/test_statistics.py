@@ -24,6 +24,7 @@ def test_interval_by_hand() -> None:
     assert got.mean - got.low == pytest.approx(got.high - got.mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_intervals_are_as_wide_as_they_say(n: int) -> None:
     rng = np.random.default_rng(n)
