@@ -53,12 +53,13 @@ wheel:
 	  assert not missing and texts, (missing, texts)'
 	cd .venv-wheel && bin/tune-stn run --task ridge --algorithm stn --epochs 1 --out run
 
-# The lowest versions that pyproject.toml allows. Those of torch carry CUDA libraries: several GB.
+# The lowest versions that pyproject.toml allows: old releases warn, so that is no error here. Those of torch carry CUDA
+# libraries: several GB.
 minimum:
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet uv
 	.venv-minimum/bin/uv pip install --python .venv-minimum/bin/python --resolution lowest-direct --editable '.[dev]'
-	.venv-minimum/bin/python -m pytest -n 2 -m "not ray and not own_ray and not slow"
+	.venv-minimum/bin/python -m pytest -n 2 -W default -m "not ray and not own_ray and not slow"
 
 clean:
 	rm -rf $(VENV) .venv-wheel .venv-minimum build dist runs .pytest_cache .mypy_cache .ruff_cache
