@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: install demo test fuzz lint docs clean
+.PHONY: install demo test check fuzz wheel minimum lint docs clean
 
 install: $(READY)
 
@@ -41,5 +41,30 @@ docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+# What to run all day: lint, types and the quick tests, without Ray.
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not ray and not own_ray and not slow"
+
+# The wheel, in an empty environment and away from the sources: its commands, its data, and a run.
+wheel:
+	rm -rf build dist .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd .venv-wheel && bin/tune-stn --help && bin/tune-stn methods && bin/python -m tune_stn --version
+	cd .venv-wheel && bin/python -c 'from importlib.resources import files; root = files("tune_stn"); \
+	  missing = [one for one in ("py.typed", "study/report.html") if not root.joinpath(one).is_file()]; \
+	  texts = [one.name for one in root.joinpath("data/texts").iterdir() if one.name.endswith(".txt")]; \
+	  assert not missing and texts, (missing, texts)'
+	cd .venv-wheel && bin/tune-stn run --task ridge --algorithm stn --epochs 1 --out run
+
+# The lowest versions that pyproject.toml allows: old releases warn, so that is no error here. Those of torch carry CUDA
+# libraries: several GB.
+minimum:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet uv
+	.venv-minimum/bin/uv pip install --python .venv-minimum/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-minimum/bin/python -m pytest -n 2 -W default -m "not ray and not own_ray and not slow"
+
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-wheel .venv-minimum build dist runs site .pytest_cache .mypy_cache .ruff_cache

@@ -31,8 +31,14 @@ os.environ["TUNE_STN_KEY_FILE"] = f"{_keys}/key"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that use Ray come first: all that has to wait for its processes has begun when the rest is shared out."""
+    """Tests that use Ray come first: all that has to wait for its processes has begun when the rest is shared out.
+
+    Whole scripts and the loops of other libraries are `slow`, as single tests are that say so.
+    """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        if {"experiments", "integrations"} & set(item.path.relative_to(item.config.rootpath).parts):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -30,6 +30,7 @@ LAYERS = (
     "study",
     "command_words",
     "cli",
+    "__main__",
 )
 BINDING = (
     *("SearchSpace", "self_tuning", "Task", "get_task", "STNTrainable", "STNSearch", "STNScheduler", "ScheduleReplay"),
@@ -65,6 +66,7 @@ REFUSED = {  # each with what is not loaded before it is
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["--help", "tasks", "methods", *REFUSED])
 def test_the_command_line_answers_before_anything_heavy_is_loaded(command: str, tmp_path: Path) -> None:
     """A list within a second of CPU, a refusal well within five: `experiments/refusals.py` has a table of more."""
@@ -87,6 +89,7 @@ except SystemExit as end:
     assert spent < (1 if "torch" in unloaded else 5)
 
 
+@pytest.mark.slow
 def test_the_core_works_where_ray_is_absent_and_loads_no_compiler() -> None:
     out = python(
         WITHOUT_RAY
@@ -124,7 +127,14 @@ def test_all_names_resolve_and_others_do_not() -> None:
 def test_version_is_the_metadatas() -> None:
     from importlib import metadata
 
-    assert metadata.version("tune_stn") == "0.1.0"
+    assert metadata.version("tune_stn") == tune_stn.__version__ == "0.1.0"
+    assert "__version__" in dir(tune_stn)
+    assert "\nversion: 0.1.0\n" in (ROOT.parent / "CITATION.cff").read_text()
+
+
+def test_the_package_is_run_as_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert subprocess.run([sys.executable, "-m", "tune_stn", "--version"], check=False, timeout=100).returncode == 0
+    assert capfd.readouterr().out == "python -m tune_stn, version 0.1.0\n"
 
 
 # Layers -------------------------------------------------------------------------------------------------------------
@@ -175,6 +185,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 def test_imports_point_downward() -> None:
     assert {layer_of(module) for module in MODULES} == set(LAYERS)
     assert [wrong for module, path in MODULES.items() for wrong in wrong_imports(module, path.read_text())] == []

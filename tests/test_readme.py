@@ -107,6 +107,7 @@ def test_the_frames_of_a_study_are_there(folder: Path) -> None:
     assert len(run("docs/how-to/frames.md")["results"].reports)
 
 
+@pytest.mark.slow
 def test_the_language_model_carries_its_state_and_trains(folder: Path) -> None:
     names = run("docs/how-to/language-model.md")
     trainer = Trainer(get_task(names["task"], epochs=2, warmup_epochs=1, batch_size=40), algorithm="stn")
@@ -132,12 +133,14 @@ def test_the_loop_of_ones_own_tunes_and_is_short(folder: Path, capsys: pytest.Ca
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+@pytest.mark.slow
 def test_lightning_tunes(folder: Path) -> None:
     pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'tune_stn[lightning]'")
     names = run("docs/how-to/lightning.md", **{"max_epochs=40": "max_epochs=10"})
     assert names["module"].net.hyperparameters()["dropout"] != pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers_tunes(folder: Path) -> None:
     for needed in ("transformers", "accelerate"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'tune_stn[transformers]'")

@@ -408,6 +408,7 @@ def test_each_mistake_fails_a_test(broken: type[Responding], test: str) -> None:
     pytest.fail(f"{test} passes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", TESTS)
 def test_without_a_mistake_they_pass(test: str) -> None:
     for run in runs(RunsOfLinear(), test):

@@ -6,11 +6,12 @@ data, tasks, training) works where Ray is absent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tune_stn.lazy import names_of
 
 if TYPE_CHECKING:
+    __version__: str
     from tune_stn.nn.self_tuning import self_tuning
     from tune_stn.space.domains import Integer, LogUniform, Normal, Uniform
     from tune_stn.space.search_space import SearchSpace
@@ -79,8 +80,16 @@ __all__ = [
 ]
 
 
-__getattr__ = names_of(__name__, _HOMES)
+_load = names_of(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    return _load(name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "__version__"])

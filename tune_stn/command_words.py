@@ -17,7 +17,7 @@ def in_options(text: str, options: Mapping[str, str], flags: Collection[str], se
     (`Splits(train=...)`) and names that are none stay as they are.
 
     Args:
-        text: With arguments in Python's words, `budget=0` with a value or `budget=` without.
+        text: Text with arguments in Python's words, `budget=0` with a value or `budget=` without.
         options: Name of an argument -> its option ("budget" -> "--budget").
         flags: Names among them whose option takes no value.
         settings: Names of settings of the task, which `--set` takes.

@@ -11,8 +11,8 @@ def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package, which Python calls for a name that it does not have yet (PEP 562).
 
     Args:
-        package: Its name.
-        homes: Name -> the module that it is in.
+        package: Name of the package.
+        homes: Name -> the module that defines it.
     """
 
     def load(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -47,7 +47,14 @@ def test_the_graph_ends_between_batches() -> None:
     assert not carry.before().requires_grad
 
 
-@pytest.mark.parametrize("container", [lambda x: x, lambda x: [x], lambda x: (x, -x), lambda x: {"h": x}])
+class Cell(NamedTuple):
+    hidden: torch.Tensor
+    cell: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "container", [lambda x: x, lambda x: [x], lambda x: (x, -x), lambda x: {"h": x}, lambda x: [Cell(x, -x)]]
+)
 def test_parts_of_a_batch_are_put_together_and_taken_apart(container: Any) -> None:
     whole = torch.randn(2, 5, 3)
     carry = Carry()

@@ -23,6 +23,7 @@ def searched(method: str, context: Context) -> Any:
     return plan.search_alg
 
 
+@pytest.mark.slow
 def test_start_point_first_then_seeded_draws_of_the_space(make_context: Any, method: str) -> None:
     task = get_task("fashion-mnist-cnn")
     runs = []
@@ -78,6 +79,7 @@ def test_what_it_cannot_search_is_refused_by_name(make_context: Any, method: str
     assert "accepted are uniform, integer and unstepped log domains" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", [Uniform(0, 1, 0.25), Integer(0, 9), Integer(0, 9, 3), Integer(1, 64, log=True)])
 def test_what_it_can_search_is_inside_the_domain(make_context: Any, method: str, domain: Any) -> None:
     task = get_task("digits-mlp")

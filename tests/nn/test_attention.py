@@ -204,6 +204,7 @@ def plain(layer: nn.Module, row: Tensor) -> nn.MultiheadAttention:
 # Against torch -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each_use
 @each_size
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -249,6 +249,7 @@ def test_each_branch_is_dropped_at_its_own_rate(module: nn.Module, rescales: boo
         assert float((rows == 0).double().mean()) == pytest.approx(rate, abs=5 * (rate * (1 - rate) / 4000) ** 0.5)
 
 
+@pytest.mark.slow
 def test_the_batch_is_dropped_together_where_torchvision_says_so() -> None:
     """Of examples with equal rates all are dropped or none, and each as often as its rate says."""
     kept = torch.stack(

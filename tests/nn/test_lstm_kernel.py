@@ -77,6 +77,7 @@ def test_values_and_gradients_are_those_of_the_reference(
         assert torch.equal(leaf, value)
 
 
+@pytest.mark.slow
 @each_pair
 def test_gradients_are_those_of_finite_differences(forms: tuple[str, str]) -> None:
     """All entries of the Jacobian, for hidden states and the last cell state."""

@@ -250,6 +250,7 @@ def task(model: Any, dropout: dict[str, str], space: SearchSpace, **training: An
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "space"), [("auto", SPACE), ("fixed", SPACE), ("stn", SHARED)])
 @pytest.mark.parametrize(("model", "path"), [(Net, "attn.attn_drop"), (Functional, "p")])
 def test_it_trains_where_the_batch_has_one_rate(algorithm: str, space: SearchSpace, model: Any, path: str) -> None:

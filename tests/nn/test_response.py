@@ -140,6 +140,7 @@ def make_case(
     return Case(base, layer, inputs, noise(BATCH, INPUTS, seed=4, dtype=dtype))
 
 
+@pytest.mark.slow
 @each_family
 @each_size
 @with_and_without_bias
@@ -227,6 +228,7 @@ def test_channels_last_stays_so(name: str, size: ResponseSize, drop: bool) -> No
         assert case(rows, inputs=inputs).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["per example", "merged"])
 @each_size
 def test_all_entries_of_the_jacobian(size: ResponseSize, mode: str) -> None:

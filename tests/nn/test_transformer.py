@@ -235,6 +235,7 @@ def mode(model: nn.Module, name: str) -> Iterator[None]:
 each_mode = pytest.mark.parametrize("name", ["train", "eval", "eval without gradients"])
 
 
+@pytest.mark.slow
 @each_network
 @each_mode
 @pytest.mark.parametrize("norms", [True, False])
@@ -306,6 +307,7 @@ def test_padding_is_left_out_of_inference_only_without_a_response() -> None:
 # Linearised --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each_network
 @pytest.mark.parametrize(
     ("size", "dtype"), [("full", torch.float64), (2, torch.float64), ("gate", torch.float64), ("gate", torch.float32)]
@@ -375,6 +377,7 @@ def sequences(seed: int) -> Splits:
     return Splits(train=split(24), valid=split(8), test=split(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "algorithm"),
     [*((name, algorithm) for name in NETWORKS for algorithm in ("stn", "delta-stn")), ("encoder", "fixed")],

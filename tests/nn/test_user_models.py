@@ -468,6 +468,7 @@ def test_untrained_or_at_zero_response_it_is_the_plain_network(user: UserModel, 
             assert torch.allclose(model(inputs), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "algorithm", "size"),
     # Each model with each size and each algorithm, each algorithm with each size.
@@ -555,6 +556,7 @@ def shifts_of_all_keys(model: nn.Module) -> dict[str, Shift]:
     return found
 
 
+@pytest.mark.slow
 @each_model
 @each_algorithm
 def test_it_trains_in_lower_precision(user: UserModel, algorithm: str) -> None:
@@ -574,6 +576,7 @@ def test_a_fixed_run_trains_the_plain_network_with_the_same_regularisers(user: U
     assert trainer.model.conversion.bound == converted(user, seeded(user)).conversion.bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nested", "residual", "transformer", "u-net"])
 @each_algorithm
 def test_norms_respond_where_asked_for(name: str, algorithm: str) -> None:
@@ -589,6 +592,7 @@ def test_norms_respond_where_asked_for(name: str, algorithm: str) -> None:
         assert all(bool(parameter.any()) for parameter in responds)
 
 
+@pytest.mark.slow
 @each_model
 @each_algorithm
 def test_saved_it_loads_into_a_fresh_conversion(user: UserModel, algorithm: str) -> None:
@@ -607,6 +611,7 @@ def test_saved_it_loads_into_a_fresh_conversion(user: UserModel, algorithm: str)
         assert torch.equal(other.model.eval()(inputs), trainer.model.eval()(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"data-dependent"}))  # which goes by the whole batch
 def test_examples_respond_to_their_own_hyperparameters_alone(name: str) -> None:
     user = MODELS[name]
@@ -624,6 +629,7 @@ def test_examples_respond_to_their_own_hyperparameters_alone(name: str) -> None:
             assert torch.allclose(part, alone.flatten(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.usefixtures("double")
 def test_tangents_pass_through_all_that_lies_between_the_layers(user: UserModel) -> None:

@@ -166,6 +166,7 @@ def test_a_study_that_runs_is_read_and_says_what_is_missing(tmp_path: Path, earl
     assert not (tmp_path / "reports.parquet").exists()  # which are the study's own to write
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_of_which_nothing_has_begun_is_read(tmp_path: Path) -> None:
     half_finished(tmp_path)

@@ -28,6 +28,7 @@ def test_a_row_at_each_strict_improvement() -> None:
     assert best["test_loss_at_best"].tolist() == [-3, -2, -1]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(LOSSES, st.randoms(use_true_random=False))
 def test_finite_decreasing_minimal_and_blind_to_row_order(losses: list[float], random: object) -> None:

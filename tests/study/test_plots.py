@@ -140,6 +140,7 @@ def test_names_are_shown_as_they_are(make_study: Callable[..., Path], tmp_path: 
     assert len(list((tmp_path / "plots").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_a_study_that_found_nothing_still_plots(results: Results, tmp_path: Path) -> None:
     reports = results.reports.assign(val_loss=np.nan)
     for rows in (reports, reports.iloc[:0]):

@@ -42,6 +42,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_one_page_that_needs_nothing_else(results: Results) -> None:
     path = write_report(results)
     page, text = Page(path), path.read_text(encoding="utf-8")

@@ -109,6 +109,7 @@ def test_what_is_whole_fits(study: Path) -> None:
     assert load_results(study).study["missing"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_that_does_not_fit_is_named_and_its_results_are_those_of_the_tables(study: Path, damage: str) -> None:
     """Without a word, 84 rows were 24, and a best loss of .184 was nan."""

@@ -32,6 +32,7 @@ def read(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["stn", "random"])
 def test_every_trial_has_its_losses_and_its_schedule_by_step(results: Results, tmp_path: Path, method: str) -> None:
     for _ in range(2):  # a second export replaces the first

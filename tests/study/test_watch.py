@@ -16,6 +16,7 @@ from tune_stn.training.tables import hp_names, metric_names, reports_schema, wri
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
+@pytest.mark.slow
 def test_pages_are_written_until_the_study_has_ended_and_once_more(make_study: Callable[..., Path]) -> None:
     study = make_study()
     (study / SPARE_FILE).write_text("")

@@ -50,6 +50,7 @@ def test_weight_decay_is_drawn_once_a_batch() -> None:
     assert task.space.per_batch == {"weight_decay"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
 def test_an_epoch_runs(algorithm: str) -> None:
     split = Split(torch.randn(12, 3, 32, 32), torch.arange(12) % 10)

@@ -34,6 +34,7 @@ def small(name: str) -> Task:
     return get_task(name, train_images=300, valid_images=200, test_images=100, hidden=16)
 
 
+@pytest.mark.slow
 @each_task
 @needs_data
 def test_images_are_normalised_and_split_by_the_seed(name: str) -> None:

@@ -158,6 +158,7 @@ def test_more_tokens_than_there_are_are_refused(tokens: int) -> None:
         encoded({"train": ["a"] * 4}, {"train": tokens}, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_one_trains(name: str, algorithm: str) -> None:

@@ -112,6 +112,7 @@ def test_accuracy_is_the_share_of_hits() -> None:
 STAYS = ("weight shared with embedding", "norms=False", "no response layer for LanguageTransformer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_built_in_task_is_one_for_every_method(name: str) -> None:
     """What holds for each: bindings meet dropout modules, the model is drawn by the global seed alone."""

@@ -181,6 +181,7 @@ def test_one_dimensional_ridge_at_a_small_scale_is_the_truth(algorithm: str, sta
     assert found == pytest.approx(exact_fixed_point(algorithm, start, 0.1), abs=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
 def test_fresh_draws_have_the_same_fixed_point(algorithm: str) -> None:
     """The rules' own random draws in place of the nodes: within 1e-2, an average over the last steps."""
@@ -217,6 +218,7 @@ def test_fresh_draws_have_the_same_fixed_point(algorithm: str) -> None:
 # Quadratic training loss w'Aw/2 + w'B lambda + c'w ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 def test_quadratic_training_loss_has_an_exact_affine_response(algorithm: str, scale: float) -> None:
@@ -351,6 +353,7 @@ def shallow_task(log_penalty: float, scale: float, nodes: int) -> Task:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "log_penalty"), [("stn", 1.0), ("delta-stn", -1.0)])
 def test_gate_only_response_learns_the_best_response(algorithm: str, log_penalty: float) -> None:
     """From random weights, at a small scale: beta and its slope within 2e-3 (STN, scale 0.1) or 1e-3 (Delta-STN, 0.05).

@@ -34,6 +34,7 @@ def gradients(stepper: Stepper) -> dict[str, Tensor]:
 # bfloat16 -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_bfloat16_trains_and_all_that_is_kept_is_float32(make_task: Any, algorithm: str, network: str) -> None:
@@ -147,6 +148,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 traces = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+@pytest.mark.slow
 @traces
 @pytest.mark.parametrize(
     ("network", "algorithm"), [*(("mlp", algorithm) for algorithm in ALGORITHMS), ("batch-norm", "delta-stn")]
@@ -169,6 +171,7 @@ def test_compiled_run_is_the_uncompiled_one(
     assert traced["unique_graphs"] == {"fixed": 2, "stn": 3, "delta-stn": 3 + of_responses}[algorithm]
 
 
+@pytest.mark.slow
 @traces
 def test_compiled_bfloat16_in_parts(make_task: Any, traced: dict[str, int]) -> None:
     """All of it together still trains."""

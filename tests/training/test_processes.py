@@ -90,6 +90,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dic
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["auto", "stn"])
 def test_all_processes_hold_the_same_to_the_last_bit(of_processes: Any, algorithm: str) -> None:
     first, second = (states[algorithm] for states in of_processes)

@@ -114,6 +114,7 @@ def test_a_loss_that_takes_each_output_with_every_target_is_remarked(loss: Any, 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ridge", "digits-mlp", "text-lstm", "text-transformer"])
 def test_built_in_tasks_of_default_size_take_few_seconds(name: str) -> None:
     began = time.process_time()
@@ -122,6 +123,7 @@ def test_built_in_tasks_of_default_size_take_few_seconds(name: str) -> None:
     assert time.process_time() - began < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion-mnist-cnn", "cifar10-resnet18"])
 def test_of_many_images_few_are_looked_at(name: str) -> None:
     """Here a quarter as wide, on images that are noise; all of a split would take minutes."""

@@ -113,6 +113,7 @@ def by_hand(task: Task, algorithm: str, *, told: bool) -> SelfTuner:
     return tuner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "told"),
     [

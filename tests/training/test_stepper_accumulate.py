@@ -83,6 +83,7 @@ def compare(one: list[nn.Parameter], other: list[nn.Parameter]) -> None:
             assert (p.grad - q.grad).norm() <= 1e-12 * p.grad.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "network", "per_batch"),
     # Each rule with each way to share values, each of both with either network.
@@ -114,6 +115,7 @@ def test_weights_learn_as_from_the_whole_batch(
             assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "tune_scales", "per_batch"),
     # Each rule with each way to share values, each of both with and without tuned scales.

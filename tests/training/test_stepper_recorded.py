@@ -32,6 +32,7 @@ VISION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "algorithm", "settings"),
     # Each rule on each network, each of both with either settings.
@@ -133,6 +134,7 @@ def on_meta(task: Task, shape: tuple[int, ...], algorithm: str) -> Trainer:
     return Trainer(task, algorithm=algorithm, device="meta", splits=Splits(split(8), split(8), split(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "algorithm"),
     # The rules' steps by all that a step has; then the layers of each network in two of its three ways.

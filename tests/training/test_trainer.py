@@ -93,6 +93,7 @@ def test_no_hyper_step_in_warm_up(make_task: Any, algorithm: str) -> None:
     assert trainer.schedule.steps == [0, 7, 8, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("train_steps", "valid_steps"), [(1, 1), (2, 1), (2, 3), (5, 1), (7, 2)])
 @pytest.mark.parametrize("warmup_epochs", [0, 1])
 def test_cycle_is_honoured_across_epochs(

@@ -21,6 +21,7 @@ def hyper_of(trainer: Trainer) -> Tunable:
     return trainer.model.hyper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "cnn", "batch-norm"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("restarts", [0, 1])

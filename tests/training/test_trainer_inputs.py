@@ -74,6 +74,7 @@ def runs() -> dict[str, Trainer]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn", "auto"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_is_that_on_plain_tensors_to_the_last_bit(

@@ -169,6 +169,7 @@ def test_hyper_steps_have_a_state_of_their_own() -> None:
     assert not train & hyper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_parts_of_a_batch_give_the_same_epoch(algorithm: str) -> None:
     """Nothing is drawn, so only the order of additions differs."""
@@ -181,6 +182,7 @@ def test_parts_of_a_batch_give_the_same_epoch(algorithm: str) -> None:
     assert trainer.run_epoch()["train_loss"] < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"lr_schedule": "NonMonotone", "lr_schedule_args": {"window": 1}}])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resumed_bit_for_bit(
@@ -199,6 +201,7 @@ def test_resumed_bit_for_bit(
     assert differences(whole, resumed) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_it_learns(algorithm: str) -> None:
     trainer = Trainer(task(lr=2.0, epochs=12), algorithm=algorithm)

@@ -48,6 +48,7 @@ def two_dropouts(times: list[int], unit: Any = "step", interpolation: Any = "pre
     return Schedule(("dropout", "decay"), np.array(times), values, unit, interpolation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["stn", "delta-stn"])
 @pytest.mark.parametrize("settings", [{}, {"train_steps": 1, "warmup_epochs": 1}, {"train_steps": 3}])
 def test_a_replay_sets_the_means_of_every_step_of_the_run(

@@ -54,6 +54,7 @@ EXPLODING = {(1, 0): 1e4, (2, 0): math.nan}
 # Going back ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_reports_go_on_as_if_nothing_had_happened_but_the_cost(make_task: Any, algorithm: str, network: str) -> None:
@@ -119,6 +120,7 @@ def test_few_epochs_are_trained_anew_within_a_report(
     assert len(trained) <= MOST_LOST + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_all_that_was_learned_is_taken_back(
@@ -136,6 +138,7 @@ def test_all_that_was_learned_is_taken_back(
     assert differences(trainer, expected) == ["/cost/spent_flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "algorithm"),
     # What a restart adds to a state is none of the rule's: one goes through all, each other through a kept-back state.
@@ -274,6 +277,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "algorithm"), [*((name, "delta-stn") for name in SCHEDULES), ("StepLR", "fixed")])
 def test_each_restart_halves_the_learning_rate_under_any_schedule(make_task: Any, algorithm: str, name: str) -> None:
     """Of weights and response; that of the hyperparameters stays. From the last state, and from one kept back."""

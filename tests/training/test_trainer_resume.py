@@ -39,6 +39,7 @@ def hyper_of(trainer: Trainer) -> Tunable:
 # Pairing and determinism ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "cnn", "batch-norm"])
 def test_methods_are_paired_at_a_seed(make_task: Any, network: str) -> None:
     """The same initial base weights, splits and data order, whatever else a method draws."""
@@ -83,6 +84,7 @@ def test_seed_actually_matters(make_task: Any) -> None:
     assert reports[0]["val_loss"] != reports[1]["val_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("network", ["mlp", "cnn", "batch-norm"])
 def test_two_runs_are_identical_bit_for_bit(
@@ -120,6 +122,7 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "algorithm"),
     # Each setting with three rules, each rule with four settings or more.

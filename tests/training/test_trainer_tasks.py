@@ -24,6 +24,7 @@ def run_ridge(algorithm: str, seed: int) -> tuple[float, float, float]:
     return report["val_loss"], best, validation_loss(trainer.splits, trainer.task.start["penalty"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_delta_stn_ends_within_one_percent_of_the_best_penalty(seed: int) -> None:
     found, best, at_start = run_ridge("delta-stn", seed)
@@ -31,6 +32,7 @@ def test_delta_stn_ends_within_one_percent_of_the_best_penalty(seed: int) -> Non
     assert best * 0.99 < found < best * 1.01
 
 
+@pytest.mark.slow
 def test_stn_ends_near_the_best_penalty() -> None:
     """Its weights are an average over the perturbation, so they stay a little off the exact minimiser."""
     found, best, at_start = run_ridge("stn", 0)
@@ -67,6 +69,7 @@ STARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "algorithm"),
     # The ends with both rules, what lies between by turns.

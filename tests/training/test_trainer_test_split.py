@@ -37,6 +37,7 @@ def looked_at(reports: Sequence[dict[str, float]]) -> list[int]:
     return [int(report["epoch"]) for report in reports if not math.isnan(report["test_loss"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("losses", "settings", "expected"),
     [
@@ -72,6 +73,7 @@ def noise(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.rand(())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("network", ["mlp", "batch-norm"])
 def test_training_and_the_best_so_far_are_those_of_a_run_that_always_looks(

@@ -25,6 +25,7 @@ def test_without_a_gpu_none_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claim(0) == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_memory_of_the_process_grows_by_what_it_takes() -> None:
     before = peak_memory(torch.device("cpu"))
     assert 2**25 < before < 2**40  # bytes, not a multiple of them

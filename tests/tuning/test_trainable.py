@@ -185,6 +185,7 @@ def test_a_wrong_config_is_refused(config: dict[str, Any], message: str) -> None
 # Restore ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fixed", "stn", "delta-stn"])
 def test_a_restored_trial_goes_on_bit_for_bit(tmp_path: Path, algorithm: str) -> None:
     whole, part = trial(algorithm=algorithm), trial(algorithm=algorithm)
@@ -372,6 +373,7 @@ def test_a_schedule_begun_by_another_trial_is_nobodys(tmp_path: Path) -> None:
 # Reuse of a process -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{}, {"algorithm": "fixed", "hp": {"dropout_1": 0.5}}, {"seed": 4}, {"train_images": 120}, {"lr": 0.01}],

@@ -29,8 +29,8 @@ class Batch:
     Attributes:
         inputs: The prepared inputs: a tensor of shape `(n, ...)`, or a dict, tuple or list of such tensors.
         targets: The targets: a tensor of shape `(n, ...)`, or a container of such tensors.
-        carry: What a recurrent network remembers, if the batch goes on where the batch before it ended; else None.
-        rows: Which rows of the whole batch these are; all of them, unless this is a part of it.
+        carry: The state of a recurrent network, if the batch goes on where the batch before it ended. Default None.
+        rows: The rows of the whole batch that this one holds. Default all of them: it is not a part.
 
     Raises:
         ValueError: There are no examples, or not as many targets as inputs.
@@ -131,10 +131,12 @@ def epoch_batches(
     `n < batch_size` there is one batch of all `n`.
 
     Args:
-        n: number of examples.
-        batch_size: examples per batch.
-        generator: on the CPU, so that the order is the same on every device; one permutation is drawn in this call.
-        device: of the batches. The permutation is copied there once, for a copy at every step would wait for it.
+        n: Number of examples.
+        batch_size: Number of examples per batch.
+        generator: Random generator on the CPU, so that the order is the same on every device; this call draws one
+            permutation.
+        device: Device of the batches. The permutation is copied there once, since every step would wait for a copy of
+            its own. Default the CPU.
 
     Returns:
         Iterator over `steps_per_epoch(n, batch_size)` int64 tensors of shape `(min(n, batch_size),)`.

@@ -45,7 +45,7 @@ def load(folder: str | Path | None = None) -> tuple[Split, Split]:
     """The official training and test examples.
 
     Args:
-        folder: see `find`.
+        folder: Folder of the files; default the first place that `find` looks at and that has them.
 
     Returns:
         `(train, test)`; inputs are uint8 of shape `(n, 3, 32, 32)`, targets int64 of shape `(n,)` in `0 … 9`.
@@ -87,9 +87,9 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, url: str =
     """Download the official binary version and unpack its six files; nothing is fetched where they are already.
 
     Args:
-        folder: where to; None for `$TUNE_STN_DATA/cifar10` if that is set, else the user's cache.
-        progress: whether to draw a bar on stderr.
-        url: of a mirror's copy of the archive, if not the official one.
+        folder: Folder to write to; default `$TUNE_STN_DATA/cifar10` if that is set, else the user's cache.
+        progress: Whether to draw a progress bar on stderr. Default True.
+        url: Address of the archive, for a mirror. Default the official one.
 
     Returns:
         The folder, which `find` finds.

@@ -66,9 +66,9 @@ class Vocabulary:
         """The most frequent words, the more frequent first; of equals, the one that comes first in the text.
 
         Args:
-            words: of the training text; those of other splits would tell the network about them.
-            size: at most so many, `<eos>` and `<unk>` among them; None for all.
-            least: occurrences that a word must have.
+            words: Words of the training text; those of other splits would tell the network about them.
+            size: Largest number of words, `<eos>` and `<unk>` among them. Default None: no limit.
+            least: Smallest number of occurrences that a word must have. Default 1.
 
         Raises:
             ValueError: `size` below 2.

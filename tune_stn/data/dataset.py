@@ -35,7 +35,7 @@ class DatasetSplit:
         collate: A function that makes a batch, a pair of inputs and targets or a mapping, from a list of examples.
             Default that of torch.
         workers: The number of processes that load; 0 for none. Default 0.
-        device: Where batches are put. Default the CPU.
+        device: Device of the batches. Default the CPU.
 
     Raises:
         ValueError: The data set is a stream, has no length, or is empty.
@@ -63,7 +63,7 @@ class DatasetSplit:
 
         Args:
             given: A `Dataset` or a `DataLoader` of torch.
-            name: What the caller calls it.
+            name: Name of the data set in errors. Default "dataset".
 
         Raises:
             ValueError: It is a stream, or the loader draws its batches by a rule of its own.

@@ -35,7 +35,7 @@ def load(folder: str | Path | None = None) -> tuple[Split, Split]:
     """The official training and test examples.
 
     Args:
-        folder: with the four idx files, gzipped or not; None for the first place of `find` that has them.
+        folder: Folder with the four idx files, gzipped or not; default the first place of `find` that has them.
 
     Returns:
         `(train, test)`; inputs are uint8 of shape `(n, 28, 28)`, targets int64 of shape `(n,)` in `0 … 9`.
@@ -78,9 +78,9 @@ def fetch(folder: str | Path | None = None, *, progress: bool = True, base_url: 
     Each is kept only if its SHA-256 is right, so nothing is left of a download that fails half-way.
 
     Args:
-        folder: where to; None for `$TUNE_STN_DATA/fashion-mnist` if that is set, else the user's cache.
-        progress: whether to draw a bar on stderr for each file.
-        base_url: of a mirror, if not the official one.
+        folder: Folder to write to; default `$TUNE_STN_DATA/fashion-mnist` if that is set, else the user's cache.
+        progress: Whether to draw a progress bar on stderr for each file. Default True.
+        base_url: Address of the folder that holds the files, for a mirror. Default the official one.
 
     Returns:
         The folder, which `find` finds.

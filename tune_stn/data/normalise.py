@@ -16,8 +16,8 @@ class Normalise:
     The call takes uint8 images of shape `(batch, channels, height, width)` and gives float32 ones.
 
     Attributes:
-        mean: of each channel, in units of the full range.
-        std: likewise.
+        mean: Mean of each channel, in units of the full range.
+        std: Standard deviation of each channel, in units of the full range.
     """
 
     mean: tuple[float, ...]

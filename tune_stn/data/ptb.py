@@ -32,7 +32,7 @@ def load(folder: str | Path | None = None) -> dict[str, list[str]]:
     """Words of each split, `train`, `valid` and `test`, with `<eos>` at the end of every line.
 
     Args:
-        folder: see `find`.
+        folder: Folder of the files; default the first place that `find` looks at and that has them.
 
     Raises:
         DataError: the files are not found, or their content is not the official one.

@@ -179,11 +179,11 @@ def random_splits(inputs: Tensor, targets: Tensor, *, sizes: Sequence[int], seed
     all methods compared at a seed see the same splits.
 
     Args:
-        inputs: shape `(n, ...)`.
-        targets: shape `(n, ...)`.
-        sizes: examples in each split: `(train, valid)` beside an official test set, `(train, valid, test)`
+        inputs: Inputs of all examples, shape `(n, ...)`.
+        targets: Targets of all examples, shape `(n, ...)`.
+        sizes: Number of examples in each split: `(train, valid)` beside an official test set, `(train, valid, test)`
             for `Splits(*random_splits(...))`.
-        seed: of a generator made for this draw.
+        seed: Seed of a generator that this call makes for its draw.
 
     Raises:
         ValueError: a size below 1, or more examples asked for than there are.
@@ -210,13 +210,13 @@ def official_splits(
     """Training and validation examples drawn from an official training set by `seed`, test examples in order.
 
     Args:
-        training_set: the official one.
-        test_set: the official one.
-        train_images: in the training split.
-        valid_images: in the validation split.
-        test_images: in the test split, the first of the official ones.
-        prepare: of all three (`Split.prepare`).
-        seed: as in `random_splits`.
+        training_set: The official training set.
+        test_set: The official test set.
+        train_images: Number of images in the training split.
+        valid_images: Number of images in the validation split.
+        test_images: Number of images in the test split, which are the first of the official ones.
+        prepare: Function of the inputs that `Split.prepare` applies to the batches of all three splits.
+        seed: Seed of the draw, as in `random_splits`.
 
     Raises:
         ValueError: there are fewer examples than asked for, or none of a split is.

@@ -22,8 +22,8 @@ class Text:
     `(batch, time)`, int64, the targets one token ahead.
 
     Attributes:
-        tokens: shape `(n,)`, int64, at least two.
-        window: time steps of a batch; truncated backpropagation goes back no further.
+        tokens: Numbers of the tokens, int64 of shape `(n,)`, at least two.
+        window: Number of time steps of a batch; truncated backpropagation goes back no further.
 
     Raises:
         ValueError: fewer than two tokens, another shape or type, or a window below 1.
@@ -104,10 +104,10 @@ def passages(tokens: Tensor, window: int, *, full: bool = False) -> Split:
     Every token but the first is a target once; what fills the last passage up is `IGNORED`.
 
     Args:
-        tokens: shape `(n,)`, int64, at least two.
-        window: tokens of a passage.
-        full: whether to leave a last passage out that has to be filled up: where targets turn
-            into probabilities, there is nothing to ignore.
+        tokens: Numbers of the tokens, int64 of shape `(n,)`, at least two.
+        window: Number of tokens of a passage.
+        full: Whether to leave out a last passage that has to be filled up: where targets turn into probabilities, no
+            target can be ignored. Default False.
 
     Raises:
         ValueError: as from `Text`, or `full` and not one passage is.

@@ -23,12 +23,12 @@ class Context:
     """What a method may use to plan a run.
 
     Attributes:
-        task: what is tuned.
-        budget: cost of the whole run, in plain-epoch equivalents; may be infinite where `trials` is given.
-        seed: of the run; the method's own draws derive from it.
-        slots: trials that run at a time.
-        trials: number of trials asked for, or None for as many as the budget pays.
-        followed: schedule of the best trial of the run that a method follows; None of a method that follows none.
+        task: The task to be tuned.
+        budget: Cost of the whole run, in plain-epoch equivalents; may be infinite where `trials` is given.
+        seed: Seed of the run; the method's own draws derive from it.
+        slots: Number of trials that run at a time.
+        trials: Number of trials asked for. Default None: as many as the budget pays.
+        followed: Schedule of the best trial of the run that the method follows. Default None: it follows none.
     """
 
     task: Task
@@ -64,13 +64,13 @@ class Plan:
     """Arguments of `tune.run` that make the method.
 
     Attributes:
-        search_alg: proposes the trials' hyperparameters, under `config["hp"]`.
-        samples: number of trials at most; the budget usually ends the run before.
-        scheduler: stops, pauses or clones trials.
-        kept_checkpoints: of a trial: the newest, and one more in case that one is damaged; more where other trials may
-            still want them.
+        search_alg: Searcher that proposes the trials' hyperparameters, under `config["hp"]`.
+        samples: Largest number of trials; the budget usually ends the run before.
+        scheduler: Scheduler that stops, pauses or clones trials. Default first come, first served.
+        kept_checkpoints: Number of checkpoints kept of a trial. Default 2: the newest, and one more in case that one is
+            damaged; more where other trials may still want them.
         hp: `config["hp"]`: constants, or Tune domains for `search_alg` to sample.
-        config: further entries of each trial's config.
+        config: Further entries of each trial's config. Default none.
     """
 
     search_alg: Searcher | SearchAlgorithm
@@ -86,18 +86,21 @@ class Method:
     """A way to spend a budget on a task.
 
     Attributes:
-        name: as in tables and on the command line.
-        description: one sentence.
-        algorithm: update rule of its trials.
-        plan: makes the plan of one run. Raises ValueError where the method cannot search the task's space.
-        follows: name of the method whose finished run at the same seed this one is made from; default None. Such a run
-            comes after that one, gets the schedule of its best trial as `Context.followed`, and is charged with what
-            it has spent: its `cost_total` and `wall_time_s` go on from there.
-        restores: whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves
-            no scheduler, so a method whose scheduler has a memory starts the run again.
-        settings: what else tells it from others of its name, as `study.json` keeps it and `--resume` compares it.
-        schedule: that its trials replay, where the method is made of one; default None.
-        hyper_steps: whether its trials do the hyper-steps of their algorithm; False of a control without any.
+        name: Name in tables and on the command line.
+        description: One sentence that says what the method does.
+        algorithm: Name of the update rule of its trials.
+        plan: Function that makes the plan of one run. It raises ValueError where the method cannot search the task's
+            space.
+        follows: Name of the method whose finished run at the same seed this one is made from. Such a run comes after
+            that one, gets the schedule of its best trial as `Context.followed`, and is charged with what it has spent:
+            its `cost_total` and `wall_time_s` go on from there. Default None.
+        restores: Whether a run cut off by a crash of the driver goes on from its trials' checkpoints; Ray Tune saves no
+            scheduler, so a method whose scheduler has a memory starts the run again. Default True.
+        settings: Settings that tell it from other methods of its name; `study.json` keeps them and `--resume` compares
+            them. Default none.
+        schedule: Schedule that its trials replay, where the method is made of one. Default None.
+        hyper_steps: Whether its trials do the hyper-steps of their algorithm. Default True; False for a control without
+            any.
     """
 
     name: str

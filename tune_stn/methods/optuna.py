@@ -25,9 +25,10 @@ def optuna_plan(context: Context, method: str, make_sampler: Callable[..., optun
     """A plan of full trials, the start values first, then what a seeded sampler proposes; log domains in log space.
 
     Args:
-        context: of the run.
-        method: its name, for errors.
-        make_sampler: called with `seed` and `n_startup_trials`, the number of random trials before the first modelled.
+        context: Context of the run.
+        method: Name of the method, for errors.
+        make_sampler: Factory called with `seed` and `n_startup_trials`, the number of random trials before the first
+            modelled.
 
     Raises:
         ValueError: the space has a domain that Optuna does not know.

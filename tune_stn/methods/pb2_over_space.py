@@ -25,8 +25,8 @@ class PB2OverSpace(RayPB2):
     PB2 knows what a member reports after exploring by the exact numbers.
 
     Args:
-        space: that is searched.
-        settings: of Ray's `PB2`.
+        space: The space to be searched.
+        settings: Keyword arguments of Ray's `PB2`.
     """
 
     def __init__(self, space: SearchSpace, **settings: Any) -> None:

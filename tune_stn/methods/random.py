@@ -13,8 +13,8 @@ class Draws(BasicVariantGenerator):
     """Random draws from the space after the task's start values, which every method tries first.
 
     Args:
-        context: of the run.
-        concurrent: trials alive at a time, paused ones included; 0 for no limit.
+        context: Context of the run.
+        concurrent: Number of trials alive at a time, paused ones included; 0 for no limit.
     """
 
     def __init__(self, context: Context, *, concurrent: int = 0) -> None:

@@ -22,8 +22,8 @@ class PopulationFirst(Draws):
     The comparisons stop members so that the budget lasts the others to their end; what is left then is for these.
 
     Args:
-        size: members of the population.
-        context: of the run.
+        size: Number of members of the population.
+        context: Context of the run.
     """
 
     def __init__(self, size: int, context: Context) -> None:

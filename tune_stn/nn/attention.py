@@ -31,10 +31,10 @@ class ResponseMultiheadAttention(Responding, nn.MultiheadAttention):
     query are masked, its attention weights are 0, also where `need_weights` makes them NaN in torch.
 
     Attributes:
-        projections: the responses of query, key and value projection, in this order. Their base parameters keep their
-            names (`in_proj_weight` and so on) and stay here.
-        dropout_rate: hyperparameter at whose rate attention weights are dropped, for each example its own; None for
-            the fixed rate of the plain module.
+        projections: Responses of query, key and value projection, in this order. Their base parameters keep their names
+            (`in_proj_weight` and so on) and stay here.
+        dropout_rate: Hyperparameter that is the rate at which attention weights are dropped, for each example its own.
+            Default None: the fixed rate of the plain module.
     """
 
     dropout_rate: str | None = None

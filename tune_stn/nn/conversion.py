@@ -24,10 +24,10 @@ class Conversion:
     """What `self_tuning` did to each module, by path.
 
     Attributes:
-        responding: path -> response size in words.
-        bound: path of a module that drops activations, or of a number that is a rate, or `path (weights)` of a module
+        responding: Path -> response size in words.
+        bound: Path of a module that drops activations, or of a number that is a rate, or `path (weights)` of a module
             whose weights are dropped, -> the hyperparameter that is the rate.
-        plain: path of a module with parameters that was left as it was -> why.
+        plain: Path of a module with parameters that was left as it was -> the reason.
     """
 
     responding: dict[str, str] = field(default_factory=dict)

@@ -24,8 +24,8 @@ class Recorded:
     calls alone.
 
     Args:
-        function: gives tensors, or None where there is none, in a tuple.
-        copies: whether results are copied. A graph writes to fixed memory, so without copies each call overwrites what
+        function: Function that gives a tuple of tensors, with None where there is none.
+        copies: Whether results are copied. A graph writes to fixed memory, so without copies each call overwrites what
             an earlier one gave.
     """
 

@@ -37,11 +37,11 @@ class ResponseLSTM(Responding, nn.LSTM):
     sequence. A low-rank response then costs the full one there.
 
     Attributes:
-        projections: the responses, by the names of the base weights: `ih_l0`, `hh_l0`, `ih_l0_reverse` and so on. The
-            base parameters keep their names (`weight_ih_l0` and so on) and stay here.
-        dropout_rate: hyperparameter at whose rate units between the layers are dropped, for each example its own; None
-            for the fixed rate of the plain module.
-        recurrence: what goes through time where examples differ.
+        projections: Responses by the names of the base weights: `ih_l0`, `hh_l0`, `ih_l0_reverse` and so on. The base
+            parameters keep their names (`weight_ih_l0` and so on) and stay here.
+        dropout_rate: Hyperparameter that is the rate at which units between the layers are dropped, for each example
+            its own. Default None: the fixed rate of the plain module.
+        recurrence: Implementation of the loop over time where examples differ. Default one that works in place.
     """
 
     dropout_rate: str | None = None
@@ -202,10 +202,10 @@ class _Side:
 
     Attributes:
         weight: W, some entries perhaps dropped.
-        bias: b, or None.
-        unit: u, of shape `(rows, 4 * hidden)`, or None for no response.
+        bias: The vector b, shape `(4 * hidden,)`, or None.
+        unit: The factors u, shape `(rows, 4 * hidden)`. Default None: no response.
         offset: `c * b'`, of the same shape, or None.
-        factors: of V, the innermost first; empty where V is W.
+        factors: Factors of the matrix V, the innermost first. Default empty: V is W.
     """
 
     weight: Tensor

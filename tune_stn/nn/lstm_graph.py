@@ -21,7 +21,8 @@ class Graphed:
     """A `Recurrence` of recorded loops.
 
     Args:
-        fuse: makes one kernel of a function of element-wise operations, as `torch.compile` does; None leaves them.
+        fuse: Function that makes one kernel of a function of element-wise operations, as `torch.compile` does; None
+            leaves them separate.
     """
 
     def __init__(self, fuse: Callable[..., Any] | None = None) -> None:

@@ -29,12 +29,12 @@ class Run(NamedTuple):
     """All that a run over a sequence leaves behind.
 
     Attributes:
-        gates: after their sigmoid or tanh.
-        hidden: hidden states from the initial one on, `(time + 1, batch, hidden)`.
-        cell: cell states, likewise.
-        squashed: tanh of all cell states but the initial one.
-        input_chain: the inputs, and what each factor of their projection made of it.
-        hidden_chain: hidden states but the last, likewise.
+        gates: Gates after their sigmoid or tanh, shape `(time, batch, 4 * hidden)`.
+        hidden: Hidden states from the initial one on, shape `(time + 1, batch, hidden)`.
+        cell: Cell states from the initial one on, shape `(time + 1, batch, hidden)`.
+        squashed: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
+        input_chain: The inputs, and what each factor of their projection made of them.
+        hidden_chain: The hidden states but the last, and what each factor of their projection made of them.
     """
 
     gates: Tensor
@@ -59,12 +59,12 @@ def run(
 
     Args:
         inputs: `(time, batch, in)`.
-        hidden: initial hidden state, `(batch, hidden)`.
-        cell: initial cell state, `(batch, hidden)`.
-        offset: what is added to the gates at every step, `(batch, 4 * hidden)` or broadcast to it.
-        from_inputs: the projection of the inputs.
-        from_hidden: the projection of the hidden state.
-        recurrence: what goes through time.
+        hidden: Initial hidden state, shape `(batch, hidden)`.
+        cell: Initial cell state, shape `(batch, hidden)`.
+        offset: Term added to the gates at every step, shape `(batch, 4 * hidden)` or broadcast to it.
+        from_inputs: The projection of the inputs.
+        from_hidden: The projection of the hidden state.
+        recurrence: Implementation of the loop over time. Default one that works in place.
     """
     gates = inputs.new_empty(*inputs.shape[:2], 4 * hidden.shape[-1])
     input_chain = [inputs]
@@ -184,12 +184,13 @@ def tangents(
     Gradients go to the three changes that cause it; the run and `weight` are constants.
 
     Args:
-        result: the run.
-        weight: of the hidden state, `(4 * hidden, hidden)`.
-        entering: change of the gates at every step, but for what comes through the hidden state.
-        hidden: change of the initial hidden state.
-        cell: change of the initial cell state.
-        recurrence: what goes through time.
+        result: The run to differentiate.
+        weight: Weight of the hidden state, shape `(4 * hidden, hidden)`.
+        entering: Change of the gates at every step, without what comes through the hidden state, shape `(time, batch, 4
+            * hidden)`.
+        hidden: Change of the initial hidden state, shape `(batch, hidden)`.
+        cell: Change of the initial cell state, shape `(batch, hidden)`.
+        recurrence: Implementation of the loop over time. Default one that works in place.
     """
     slopes = _slopes(result.gates, result.cell, result.squashed)
     outputs = _Tangents.apply(recurrence, *slopes, weight, entering, hidden, cell)  # type: ignore[no-untyped-call]

@@ -17,9 +17,9 @@ class Projection:
     """What an input, or the hidden state, gives to the gates: `weight x + unit * (M_k ... M_1 x)`.
 
     Attributes:
-        weight: of shape `(4 * hidden, in)`, or None for no such term.
+        weight: Matrix of shape `(4 * hidden, in)`, or None for no such term.
         factors: M_1 to M_k, the last with `4 * hidden` rows; empty for no such term.
-        unit: of shape `(batch, 4 * hidden)`, or broadcast to it; with factors only.
+        unit: Factors of shape `(batch, 4 * hidden)`, or broadcast to it; given with `factors` only. Default None.
     """
 
     weight: Tensor | None
@@ -31,11 +31,11 @@ class States(NamedTuple):
     """What the way forward leaves behind.
 
     Attributes:
-        gates: after their sigmoid or tanh.
-        hidden: hidden states from the initial one on, `(time + 1, batch, hidden)`.
-        cell: cell states, likewise.
-        squashed: tanh of all cell states but the initial one.
-        chain: what each factor of the hidden state's projection made of all hidden states but the last.
+        gates: Gates after their sigmoid or tanh, shape `(time, batch, 4 * hidden)`.
+        hidden: Hidden states from the initial one on, shape `(time + 1, batch, hidden)`.
+        cell: Cell states from the initial one on, shape `(time + 1, batch, hidden)`.
+        squashed: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
+        chain: What each factor of the hidden state's projection made of all hidden states but the last.
     """
 
     gates: Tensor
@@ -49,10 +49,10 @@ class Slopes(NamedTuple):
     """First derivatives of a run.
 
     Attributes:
-        gates: what a change of a gate, before its sigmoid or tanh, does: the first three to the cell state, the last to
+        gates: What a change of a gate, before its sigmoid or tanh, does: the first three to the cell state, the last to
             the hidden state.
-        kept: what a change of a cell state does to the next one: the forget gates.
-        shown: what it does to the hidden state of its own step.
+        kept: What a change of a cell state does to the next one: the forget gates.
+        shown: What a change of a cell state does to the hidden state of its own step.
     """
 
     gates: Tensor
@@ -64,10 +64,10 @@ class Gradients(NamedTuple):
     """What the way back gives.
 
     Attributes:
-        gates: of the gates before their sigmoid or tanh.
-        chain: of each factor's output.
-        hidden: of the initial hidden state.
-        cell: of the initial cell state.
+        gates: Gradient with respect to the gates before their sigmoid or tanh.
+        chain: Gradient with respect to each factor's output.
+        hidden: Gradient with respect to the initial hidden state.
+        cell: Gradient with respect to the initial cell state.
     """
 
     gates: Tensor
@@ -83,10 +83,11 @@ class Recurrence(Protocol):
         """Run over a sequence.
 
         Args:
-            gates: all that they get but from the hidden state, `(time, batch, 4 * hidden)`; may be overwritten.
-            hidden: initial hidden state, `(batch, hidden)`.
-            cell: initial cell state, `(batch, hidden)`.
-            from_hidden: the projection of the hidden state.
+            gates: Gates without what the hidden state gives them, shape `(time, batch, 4 * hidden)`; may be
+                overwritten.
+            hidden: Initial hidden state, shape `(batch, hidden)`.
+            cell: Initial cell state, shape `(batch, hidden)`.
+            from_hidden: The projection of the hidden state.
         """
         ...
 
@@ -94,10 +95,10 @@ class Recurrence(Protocol):
         """Carry gradients back through time.
 
         Args:
-            slopes: of the run; those of the gates may be overwritten.
-            of_hidden: gradient of all hidden states, `(time, batch, hidden)`.
-            of_cell: gradient of the last cell state.
-            from_hidden: the projection of the hidden state.
+            slopes: First derivatives of the run; those of the gates may be overwritten.
+            of_hidden: Gradient with respect to all hidden states, shape `(time, batch, hidden)`.
+            of_cell: Gradient with respect to the last cell state, shape `(batch, hidden)`.
+            from_hidden: The projection of the hidden state.
         """
         ...
 
@@ -107,11 +108,12 @@ class Recurrence(Protocol):
         """First-order change of all hidden states and of the last cell state.
 
         Args:
-            slopes: of the run.
-            weight: of the hidden state, `(4 * hidden, hidden)`.
-            entering: change of the gates at every step, but for what comes through the hidden state.
-            hidden: change of the initial hidden state.
-            cell: change of the initial cell state.
+            slopes: First derivatives of the run.
+            weight: Weight of the hidden state, shape `(4 * hidden, hidden)`.
+            entering: Change of the gates at every step, without what comes through the hidden state, shape `(time,
+                batch, 4 * hidden)`.
+            hidden: Change of the initial hidden state, shape `(batch, hidden)`.
+            cell: Change of the initial cell state, shape `(batch, hidden)`.
         """
         ...
 

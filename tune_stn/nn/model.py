@@ -70,17 +70,17 @@ class SelfTuningModel(nn.Module):
     for those who want another one. What it has not itself, such as `config`, is that of the user's network.
 
     Attributes:
-        network: the converted copy of the user's network.
-        hyper: the tunable state, or constants where nothing is tuned inside the run.
-        conversion: what was converted, bound and left plain.
-        centred: whether the response input is the offset from the mean (Delta-STN) or the raw coordinate, counted
-            from the start (STN).
-        response_origin: the response input of STN at the start values; None where it is the raw coordinate itself.
-        shrink: what the response input of STN is divided by.
-        draws: whether a call in training mode, outside `using`, draws a sample for its batch, or is at the mean: at
-            first, where the response is that of STN.
-        tuned_by: what tunes the hyperparameters in a loop of one's own: the name of the algorithm of its `SelfTuner`,
-            "" before there is one.
+        network: The converted copy of the user's network.
+        hyper: The tunable state, or constants where nothing is tuned inside the run.
+        conversion: Record of what was converted, bound and left plain.
+        centred: Whether the response input is the offset from the mean (Delta-STN) or the raw coordinate, counted from
+            the start (STN).
+        response_origin: The response input of STN at the start values; None where it is the raw coordinate itself.
+        shrink: Divisor of STN's response input.
+        draws: Whether a call in training mode, outside `using`, draws a sample for its batch instead of using the mean.
+            Default: it draws where the response is that of STN.
+        tuned_by: Name of the algorithm of the `SelfTuner` that tunes the hyperparameters in a loop of one's own, ""
+            before there is one.
     """
 
     def __init__(

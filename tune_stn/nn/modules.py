@@ -15,8 +15,8 @@ class LockedDropout(nn.Dropout):
     Inputs and outputs `(time, batch, ...)`, or `(batch, time, ...)` if `batch_first`, with at least one axis more.
 
     Args:
-        p: probability of a zero.
-        batch_first: as in `nn.LSTM`.
+        p: Probability of a zero.
+        batch_first: Whether the batch is the first axis of the input, as in `nn.LSTM`; otherwise it is the second.
 
     Raises:
         ValueError: `p` is outside [0, 1], or an input has fewer than three axes.
@@ -45,7 +45,7 @@ class StochasticDepth(nn.Dropout):
     mode.
 
     Args:
-        p: probability that a branch is dropped.
+        p: Probability that a branch is dropped.
 
     Raises:
         ValueError: `p` is outside [0, 1].

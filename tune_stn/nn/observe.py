@@ -19,9 +19,10 @@ def observing(
     """Collect the outputs of the modules at `paths` inside the block; of a tuple, as an LSTM gives, the first entry.
 
     Args:
-        network: whose modules they are.
-        paths: of the modules.
-        seen_as: what is collected of an output, if not itself; called when the module has given it.
+        network: The network that holds the modules.
+        paths: Paths of the modules to observe.
+        seen_as: Function of an output that gives what is collected; it is called when the module has given the output.
+            Default None: the output itself is collected.
 
     Raises:
         ValueError: the network has no module at a path, did not call it inside the block, or it gave no tensor.

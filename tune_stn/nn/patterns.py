@@ -13,8 +13,8 @@ class Patterns(Generic[T]):
     """Module path, or a pattern such as `"encoder.*"`, -> something; the first that matches counts.
 
     Args:
-        entries: in the order in which they are tried.
-        keyword: the argument that they were given as, for messages.
+        entries: Path or pattern -> something, in the order in which they are tried.
+        keyword: Name of the argument that they were given as, for errors.
     """
 
     def __init__(self, entries: Mapping[str, T], keyword: str) -> None:

@@ -37,9 +37,9 @@ class WeightDecay:
     A response layer counts with the effective weight W + diag(u) V of each example, without forming it.
 
     Attributes:
-        rate: name of the strength.
-        only: path of a module or a parameter, or pattern such as `"encoder.*"`, of the parameters it is for; with
-            several penalties each group of parameters has a strength of its own.
+        rate: Name of the hyperparameter that is the strength.
+        only: Path of a module or a parameter, or a pattern such as `"encoder.*"`, that selects the parameters; with
+            several penalties each group of parameters has a strength of its own. Default all.
 
     Raises:
         ValueError: when called, no weight matches `only`; the message lists those that there are.
@@ -154,9 +154,9 @@ class ActivationNorm:
     """Activation regularisation: `strength` times the mean square of a module's output (arXiv 1708.01009, section 4.3).
 
     Attributes:
-        strength: name of alpha.
-        path: of the module; in the paper, the dropout after the last LSTM layer.
-        batch_axis: of the output; the others are averaged over for each example.
+        strength: Name of the hyperparameter that is alpha.
+        path: Path of the module; in the paper, the dropout after the last LSTM layer.
+        batch_axis: Axis of the output that is the batch; the mean is over the others, for each example. Default 0.
     """
 
     strength: str
@@ -182,9 +182,9 @@ class TemporalActivationNorm:
     output (arXiv 1708.01009, section 4.3).
 
     Attributes:
-        strength: name of beta.
-        path: of the module; in the paper, the LSTM itself.
-        batch_axis, time_axis: of the output.
+        strength: Name of the hyperparameter that is beta.
+        path: Path of the module; in the paper, the LSTM itself.
+        batch_axis, time_axis: Axes of the output that are the batch and time.
     """
 
     strength: str

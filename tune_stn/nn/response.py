@@ -57,13 +57,13 @@ class Responding(nn.Module):
     """What `self_tuning`, optimizers and penalties ask of a module with a response.
 
     Attributes:
-        slot: where the current sample is read.
-        size: of its response; None if it has none.
-        weight_rate: hyperparameter at whose rate entries of the weights are dropped (DropConnect) in training mode,
-            one draw for the whole batch; None if none are.
-        dropout_rate: hyperparameter at whose rate activations inside the layer are dropped, or None. Only a class that
-            can do so has the attribute.
-        path: where the module is in its network, for messages.
+        slot: Where the current sample is read.
+        size: Size of its response; None if it has none.
+        weight_rate: Hyperparameter that is the rate at which entries of the weights are dropped (DropConnect) in
+            training mode, one draw for the whole batch. Default None: none are.
+        dropout_rate: Hyperparameter that is the rate at which activations inside the layer are dropped, or None. Only a
+            class that can do so has the attribute.
+        path: Where the module is in its network, for messages.
     """
 
     slot: Slot
@@ -128,11 +128,12 @@ class ResponseLayer(Responding):
     that holds them keeps them.
 
     Args:
-        base: the layer to respond, with `weight` of any shape and `bias` of shape `(out,)` or None.
-        inputs: number n of response inputs.
+        base: The layer to respond, with `weight` of any shape and `bias` of shape `(out,)` or None.
+        inputs: Number n of response inputs.
         size: "full", "gate", a rank, or None for no response and no response parameters.
-        slot: where the current sample is read.
-        generator: draws the response parameters, so that they never shift the draws of the base parameters.
+        slot: Where the current sample is read.
+        generator: Random generator of the response parameters, so that they never shift the draws of the base
+            parameters.
     """
 
     weight: nn.Parameter

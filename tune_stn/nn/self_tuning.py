@@ -46,30 +46,33 @@ def self_tuning(
     is listed, with the reason, in `result.conversion.plain`.
 
     Args:
-        model: any network whose layers take `(batch, ...)`.
-        space: the hyperparameters.
-        start: start value of each hyperparameter.
-        dropout: path of a dropout module, or of a layer with a dropout of its own, or of a number that the model's
-            code reads (`"block.p"` for `F.dropout(x, self.p)`), or a pattern such as `"encoder.*"`, -> hyperparameter
-            that is its rate. The first matching entry counts; of numbers, patterns mean those with "drop" in their
-            name. What matches none keeps its own fixed rate. A rate that code reads as a number, `self.drop.p`
-            included, is one for the batch: it follows a rule without response (auto), or one that `space.per_batch`
-            names.
-        weight_dropout: path or pattern of a layer -> hyperparameter at whose rate its weights are dropped
+        model: Any network whose layers take `(batch, ...)`.
+        space: The hyperparameters.
+        start: Name -> start value of each hyperparameter.
+        dropout: Path of a dropout module, or of a layer with a dropout of its own, or of a number that the model's code
+            reads (`"block.p"` for `F.dropout(x, self.p)`), or a pattern such as `"encoder.*"`, -> hyperparameter that
+            is its rate. The first matching entry counts; of numbers, patterns mean those with "drop" in their name.
+            What matches none keeps its own fixed rate. A rate that code reads as a number, `self.drop.p` included, is
+            one for the batch: it follows a rule without response (auto), or one that `space.per_batch` names. Default
+            none.
+        weight_dropout: Path or pattern of a layer -> hyperparameter that is the rate at which its weights are dropped
             (DropConnect; whole rows of an embedding). The batch shares the weights, so `space.per_batch` must name it.
-        response: size of the responses: "full", a rank, "gate" or None (no response), or a mapping from path or
-            pattern to size, of which the first match counts (no match: no response).
-        norms: whether the affine parts of normalisation layers respond.
-        why: why this size of response, where that was chosen for the user; for `result.conversion.responding`.
-        scale: start value of the perturbation scales, in raw units.
-        tuned: whether the hyperparameters are a tunable state or constants.
-        centred: whether responses see the offset from the mean (Delta-STN) instead of the raw coordinate (STN).
+            Default none.
+        response: Size of the responses: "full", a rank, "gate" or None (no response), or a mapping from path or pattern
+            to size, of which the first match counts (no match: no response). Default "gate".
+        norms: Whether the affine parts of normalisation layers respond. Default False.
+        why: Reason for this size of response, where it was chosen for the user; `result.conversion.responding` shows
+            it. Default none.
+        scale: Start value of the perturbation scales, in raw units. Default 1.
+        tuned: Whether the hyperparameters are a tunable state or constants. Default True.
+        centred: Whether responses see the offset from the mean (Delta-STN) instead of the raw coordinate (STN). Default
+            False.
         response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has
             this value there. None is the form of the papers, the raw coordinate itself. With `centred` it has no
             effect.
         shrink_gates: Whether the response input of STN is divided by the square root of the number of hyperparameters
             if all responses are gates. False is the form of the papers. With `centred` it has no effect.
-        seed: seeds the response parameters alone; the base parameters are those of `model`.
+        seed: Seed of the response parameters alone; the base parameters are those of `model`. Default 0.
         inputs: A batch as the model is called with, of any number of examples, on the model's device: a tensor, a tuple
             for `model(*inputs)`, or a mapping for `model(**inputs)`. With it, small batches go through the model, and
             layers whose first axis is not the batch (a table of positions), or whose weights are read by other code

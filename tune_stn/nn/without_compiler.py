@@ -25,7 +25,7 @@ def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch below its decorators for as long as the compiler is not loaded, the function itself then.
 
     Args:
-        function: Of torch's own; it is given back as it is where the version of torch is not a known one.
+        function: One of torch's own functions; it is given back as it is where the version of torch is not a known one.
     """
     return _without(function, inspect.unwrap(function)) if _is_known() else function
 

@@ -14,8 +14,8 @@ def quantile(domain: Domain, share: float) -> float:
     """The member of the domain that `share` of random draws lie below; the middle of [1, 100] on a log scale is 10.
 
     Args:
-        domain: of one hyperparameter.
-        share: strictly between 0 and 1.
+        domain: Domain of one hyperparameter.
+        share: Share of the draws, strictly between 0 and 1.
     """
     raw = NormalDist(domain.mean, domain.sd).inv_cdf(share) if isinstance(domain, Normal) else _logit(share)
     return float(domain.transform(torch.tensor(raw, dtype=torch.float64)))

@@ -13,12 +13,12 @@ class Sample:
     """Values of all hyperparameters for one batch.
 
     Attributes:
-        values: name -> value inside the domain (floored where discrete), detached, of shape `(rows,)`.
-            `rows` is the batch size where each example has a draw of its own and 1 where the batch shares it.
-        response_input: the input `h` of the response layers, of shape `(rows, n)` with `n` hyperparameters, or
-            None for a zero response: then a response layer is exactly its base layer.
-        linearise: whether response layers carry `J_h f(x; 0) h` as a tangent beside the base value instead of
-            evaluating `f(x; h)` (Delta-STN, arXiv 2010.13514, section 3.2).
+        values: Name -> value inside the domain (floored where discrete), detached, of shape `(rows,)`. `rows` is the
+            batch size where each example has a draw of its own and 1 where the batch shares it.
+        response_input: Input `h` of the response layers, of shape `(rows, n)` with `n` hyperparameters. Default None,
+            for a zero response: then a response layer is exactly its base layer.
+        linearise: Whether response layers carry `J_h f(x; 0) h` as a tangent beside the base value instead of
+            evaluating `f(x; h)` (Delta-STN, arXiv 2010.13514, section 3.2). Default False.
     """
 
     values: Mapping[str, Tensor]
@@ -44,7 +44,8 @@ class Draw:
 
     Attributes:
         make: Draws a sample for so many examples.
-        drawn: What was drawn, by the number of examples. So augmentation, network and penalties read the same sample.
+        drawn: The samples drawn so far, by number of examples. So augmentation, network and penalties read the same
+            sample.
     """
 
     make: Callable[[int], Sample]

@@ -34,11 +34,11 @@ class SearchSpace(Mapping[str, Domain]):
     """An immutable mapping from hyperparameter name to domain.
 
     Args:
-        domains: name -> domain, in the order in which the tunable state holds them.
-        per_batch: names whose draw is shared by the examples of a batch, because the batch shares the thing they
-            regulate (DropConnect, say); all others are drawn for each example.
-        held: name -> value of hyperparameters that are read, but not tuned by any method; they are not among the
-            domains. See `hold`.
+        domains: Name -> domain, in the order in which the tunable state holds them.
+        per_batch: Names whose draw is shared by the examples of a batch, because the batch shares the thing they
+            regulate (DropConnect, say). Default none: each example has draws of its own.
+        held: Name -> value of hyperparameters that are read, but not tuned by any method (see `hold`); they are not
+            among the domains. Default none.
 
     Raises:
         ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and

@@ -26,12 +26,12 @@ class Tunable(nn.Module):
     """Raw coordinates `raw` (lambda, shape `(n,)`) and `rho` (shape `(n,)`) with `scale = softplus(rho)`.
 
     Args:
-        space: the hyperparameters.
-        start: start value of each, inside its domain.
-        scale: start value of every perturbation scale sigma, in raw units, > 0.
+        space: The hyperparameters to be tuned.
+        start: Name -> start value, inside its domain.
+        scale: Start value of every perturbation scale sigma, in raw units, above 0.
 
     Attributes:
-        origin: raw coordinates of the start values, shape `(n,)`; the response input of STN is the distance from it.
+        origin: Raw coordinates of the start values, shape `(n,)`; the response input of STN is the distance from it.
 
     Raises:
         ValueError: a start value is missing or outside its domain, or `scale` is not positive.

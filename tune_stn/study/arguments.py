@@ -17,9 +17,9 @@ def check_comparison(
     """The methods and seeds of a comparison.
 
     Args:
-        methods: Names.
+        methods: Names of the methods.
         budget: Cost of each run, in plain-epoch equivalents.
-        seeds: How many, or which.
+        seeds: Number of seeds (0, 1, ...), or the seeds themselves.
 
     Raises:
         ValueError: One of them is not accepted.
@@ -46,7 +46,7 @@ def check_directory(out: Path, *, resume: bool, retry_failed: bool) -> None:
     """Refuse a directory that holds a study already, or cannot be one; nothing is made.
 
     Args:
-        out: Of the study.
+        out: Directory of the study.
         resume: Whether a study that is there is gone on with.
         retry_failed: Whether its failed trials are run again.
 

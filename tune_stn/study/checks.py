@@ -49,7 +49,7 @@ def check_later_data(task: Task, seeds: Sequence[int], first_s: float) -> None:
     """Load the data of further seeds as well, unless that takes long: what is not looked at, a trial finds out.
 
     Args:
-        task: With its data.
+        task: The task, with its data.
         seeds: But for the one whose data were loaded.
         first_s: Seconds that those took.
 

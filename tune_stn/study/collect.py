@@ -83,7 +83,7 @@ def read_state(study: Mapping[str, Any], directory: Path) -> tuple[dict[str, pd.
 
     Args:
         study: Its `study.json`.
-        directory: Of the study; nothing is written there.
+        directory: Directory of the study; nothing is written there.
 
     Returns:
         The tables by name, and what `study.json` would say now: `missing`, `failures`, `restarts` and `clocks`.

@@ -62,24 +62,24 @@ def compare(
     first, and is cut off when its trials together have spent the budget.
 
     Args:
-        task: a built-in name, `module:attribute`, or a `Task`.
-        methods: names of methods; each is run at each seed. Runs go side by side, as many as the cluster has room for:
+        task: A built-in name, `module:attribute`, or a `Task`.
+        methods: Names of methods; each is run at each seed. Runs go side by side, as many as the cluster has room for:
             all methods at a seed before the next seed, and near the end the longest first. Those that are made from the
             run of another method (`replayed`, `last-values`) begin when that has ended.
-        budget: cost of each run, in plain-epoch equivalents.
-        seeds: how many (0, 1, ...), or which.
-        out: directory of the study; must be new, or hold this study if `resume`.
-        resume: skip finished runs and go on with the one that was cut off; a run that ended without a result, or was
-            given up, is run again.
-        retry_failed: with `resume`, run the failed trials of other runs again, too, from their last checkpoints, where
-            there is budget left.
-        settings: of the task and its training.
-        cluster: where to run; default a local Ray.
-        slots_per_run: trials at a time of each run, on any cluster: part of the study, for the results of methods
-            whose trials compete depend on it. Default 1, with which they are the same each time.
-        rehearsal: whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
-            False for a task that needs a GPU or more memory than is here.
-        say: called with lines of progress; None for silence. Default: they are printed.
+        budget: Cost of each run, in plain-epoch equivalents.
+        seeds: Number of seeds (0, 1, ...), or the seeds themselves.
+        out: Directory of the study; must be new, or hold this study if `resume`.
+        resume: Whether to skip finished runs and go on with the one that was cut off; a run that ended without a
+            result, or was given up, is run again. Default False.
+        retry_failed: Whether `resume` also runs the failed trials of other runs again, from their last checkpoints,
+            where there is budget left. Default False.
+        settings: Settings of the task and its training, by name. Default none.
+        cluster: Where to run. Default a local Ray.
+        slots_per_run: Number of trials at a time of each run, on any cluster: part of the study, for the results of
+            methods whose trials compete depend on it. Default 1, with which they are the same each time.
+        rehearsal: Whether each kind of step is done once on a few examples, on this machine's CPU, before Ray starts.
+            Default True; False for a task that needs a GPU or more memory than is here.
+        say: Function called with lines of progress; None for silence. Default: they are printed.
 
     Returns:
         The study's results, also on disk.

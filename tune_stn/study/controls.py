@@ -36,7 +36,7 @@ def control_shares(incumbent: pd.DataFrame) -> pd.DataFrame:
     ratios would be ruled by the seed at which there was least to gain.
 
     Args:
-        incumbent: the `incumbent` table of a study.
+        incumbent: The `incumbent` table of a study.
 
     Returns:
         A row for each task and control of `auto` that is there, with the columns `task`; `method`, always `auto`;
@@ -82,8 +82,9 @@ def control_words(study: Mapping[str, Any], incumbent: pd.DataFrame) -> list[str
     """What has to be said beside these shares, a sentence each: warnings, and which controls a study lacks.
 
     Args:
-        study: its `study.json`, of which `task`, `methods` and `budget` are read; without a budget it compares nothing.
-        incumbent: its `incumbent` table.
+        study: The study's `study.json`, of which `task`, `methods` and `budget` are read; without a budget it compares
+            nothing.
+        incumbent: The study's `incumbent` table.
     """
     asked = study["methods"]
     tuning = [name for name in (CONTROLLED, *WITHOUT_CONTROLS) if name in asked]

@@ -101,7 +101,7 @@ def outcome(runs: Sequence[Run], stopped: str = "") -> dict[str, Any]:
     the memory that trials had, and the time that runs took.
 
     Args:
-        runs: Of the study.
+        runs: Runs of the study.
         stopped: Why runs that have not ended were not gone on with, to be put before the reason. Default nothing.
     """
     return {
@@ -117,7 +117,7 @@ def missing(runs: Sequence[Run], stopped: str = "") -> list[dict[str, Any]]:
     """The runs whose results are not all there, with the reason, and whether they have `no_result` or gave up.
 
     Args:
-        runs: Of the study.
+        runs: Runs of the study.
         stopped: Why runs that have not ended were not gone on with, to be put before the reason. Default nothing.
     """
     entries = []

@@ -21,7 +21,7 @@ def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
     never wins. The test loss is that of the winning report; it decides nothing.
 
     Args:
-        reports: the `reports` table; of its columns those of `RUN`, `cost_total`, `wall_time_s`, `trial_id`,
+        reports: The `reports` table; of its columns those of `RUN`, `cost_total`, `wall_time_s`, `trial_id`,
             `report_index`, `val_loss` and `test_loss` are read.
 
     Returns:
@@ -52,8 +52,8 @@ def value_at(
     """What a run had reached at given costs: a step function, right-continuous.
 
     Args:
-        incumbent_run: the rows of one run, as `best_so_far` gives them, of shape `(improvements,)`.
-        costs: where to read, of shape `(n,)`; in seconds where `axis` is `wall_time_s`.
+        incumbent_run: The rows of one run, as `best_so_far` gives them, of shape `(improvements,)`.
+        costs: Where to read, of shape `(n,)`; in seconds where `axis` is `wall_time_s`.
         column: `best_val_loss` or `test_loss_at_best`.
         axis: `cost_total` (plain-epoch equivalents) or `wall_time_s` (seconds).
 

@@ -30,7 +30,7 @@ class LiveTable:
     No thread draws: the table is as old as the last call of `show`.
 
     Args:
-        console: Of rich, on a terminal. Default standard output.
+        console: A console of rich, on a terminal. Default standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -15,7 +15,7 @@ class Mending:
     """How an ended run is taken up again.
 
     Attributes:
-        why: In words.
+        why: Reason in words.
         anew: Whether from the beginning; else it goes on, its failed trials from their last checkpoints.
     """
 
@@ -27,7 +27,7 @@ def mending(run: Run, *, retry_failed: bool, taken_up: Collection[Run] = ()) -> 
     """How an ended run is taken up again; None where it is not.
 
     Args:
-        run: With a closing record.
+        run: A run with a closing record.
         retry_failed: Whether the failed trials of a run that has a result are run again.
         taken_up: The runs that this study has run now: what follows one of them is made from it anew.
     """

@@ -27,23 +27,23 @@ class Prepared:
     """A study that can begin: its arguments, of which everything that can be known before it does is found right.
 
     Attributes:
-        given: the task as it was named, or the object.
-        task: with its settings.
-        methods: as asked for.
-        ordered: as they run at a seed.
-        seeds: of the runs.
-        budget: of each run, in plain-epoch equivalents; may be infinite where `trials` is given.
-        trials: of each run; None for as many as the budget pays.
-        out: directory of the study.
-        resume: whether a study that is there is gone on with.
-        retry_failed: whether failed trials of it are run again.
-        settings: of the task and its training.
-        cluster: where to run.
-        slots_per_run: trials at a time of each run.
-        costs: by method, what a run of it may spend if none of its trials ends early, in plain-epoch equivalents.
-        storage: of Ray Tune's checkpoints.
-        conversion: for each algorithm, what of the network responds, as `study.json` has it; empty if not rehearsed.
-        remarks: what is worth a second look.
+        given: The task as it was named, or the object.
+        task: The task with its settings.
+        methods: Methods in the order in which they were asked for.
+        ordered: Methods in the order in which they run at a seed.
+        seeds: Seeds of the runs.
+        budget: Cost of each run, in plain-epoch equivalents; may be infinite where `trials` is given.
+        trials: Number of trials of each run; None for as many as the budget pays.
+        out: Directory of the study.
+        resume: Whether a study that is there is gone on with.
+        retry_failed: Whether failed trials of it are run again.
+        settings: Settings of the task and its training.
+        cluster: Where to run.
+        slots_per_run: Number of trials at a time of each run.
+        costs: Method -> what a run of it may spend if none of its trials ends early, in plain-epoch equivalents.
+        storage: Storage of Ray Tune's checkpoints.
+        conversion: Algorithm -> what of the network responds, as `study.json` has it; empty if not rehearsed.
+        remarks: What is worth a second look, a sentence each.
     """
 
     given: str | Task

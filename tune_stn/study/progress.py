@@ -25,15 +25,15 @@ class Going:
 
     Attributes:
         run: The run.
-        label: Before each line about it.
-        began: When, by `time.monotonic`.
-        spoke: When its cost was said last, or it began.
+        label: Text before each line about it.
+        began: Time at which it began, by `time.monotonic`.
+        spoke: Time at which its cost was said last, or it began.
         best: Its best validation loss; infinite before the first.
         cost_total: Spent by all of its trials, in plain-epoch equivalents.
         latest: The newest report of its journal; empty before the first.
         trials: Those that have reported or failed.
         epochs: Trial -> those that it has reported.
-        heard: When its newest report of this execution came; None before the first.
+        heard: Time at which its newest report of this execution came. Default None: none has come.
         limit: The `cost_total` that ends it.
     """
 
@@ -194,7 +194,7 @@ class _Tail:
     A run that goes on writes its journal anew, with lines that were there: those are not given again.
 
     Args:
-        path: Of the journal, which need not be there yet.
+        path: Path of the journal, which need not be there yet.
     """
 
     def __init__(self, path: Path) -> None:

@@ -40,7 +40,7 @@ def after(space: SearchSpace, reports: pd.DataFrame, incumbent: pd.DataFrame) ->
     """What the results say.
 
     Args:
-        space: Of the task.
+        space: Search space of the task.
         reports: The table of a study.
         incumbent: The table of a study, best-so-far.
     """

@@ -58,11 +58,11 @@ class Results:
     """What a study found.
 
     Attributes:
-        path: the study's directory.
+        path: The study's directory.
         study: `study.json`: task, methods, seeds, budget, settings, versions, machine, missing runs.
-        reports: one row per report of a trial.
-        schedule: one row per change of a hyperparameter.
-        incumbent: best-so-far, one row per improvement.
+        reports: One row per report of a trial.
+        schedule: One row per change of a hyperparameter.
+        incumbent: Best-so-far, one row per improvement.
     """
 
     path: Path
@@ -204,8 +204,8 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     """Write the three tables and study.json to the directory `out`, which is made where it is missing.
 
     Args:
-        results: what `load_results` gave.
-        out: a directory; files of these names in it are replaced.
+        results: The study, as `load_results` gives it.
+        out: A directory; files of these names in it are replaced.
         format: `parquet` (types, schema and version kept), `csv` (full precision, NaN and null empty; a text that would
             be a formula comes after an apostrophe), or `tensorboard` (see `study.tensorboard`: a
             folder for each trial, no tables).

@@ -49,14 +49,14 @@ class Run:
     """What to run, and where its state is kept.
 
     Attributes:
-        task: resolved, for planning.
-        config: of every trial: task, algorithm, seed and settings; the method adds `hp`.
-        method: how to search.
-        seed: of data, weights and the method's own draws.
-        budget: in plain-epoch equivalents; infinite if `trials` is given.
-        trials: number of trials, or None for what the budget pays.
-        folder: state folder of this run.
-        followed: the run that this one is made from, where its method follows another; it comes first. Default None.
+        task: The task, resolved, for planning.
+        config: Config of every trial: task, algorithm, seed and settings; the method adds `hp`.
+        method: How to search.
+        seed: Seed of data, weights and the method's own draws.
+        budget: Cost that the run may spend, in plain-epoch equivalents; infinite if `trials` is given.
+        trials: Number of trials, or None for what the budget pays.
+        folder: State folder of this run.
+        followed: The run that this one is made from, where its method follows another; it comes first. Default None.
     """
 
     task: Task
@@ -91,10 +91,10 @@ class Followed:
     """What a run gives to one that follows it.
 
     Attributes:
-        trial_id: its best trial; None where no run is followed.
-        schedule: of that trial.
-        cost_total: that the run has spent with all of its trials, in plain-epoch equivalents.
-        wall_time_s: that this took, in seconds.
+        trial_id: Id of its best trial. Default None: no run is followed.
+        schedule: Schedule of that trial. Default None.
+        cost_total: What the run has spent with all of its trials, in plain-epoch equivalents. Default 0.
+        wall_time_s: Time that this took, in seconds. Default 0.
     """
 
     trial_id: str | None = None
@@ -158,14 +158,14 @@ def execute(
 
     Args:
         run: What to run.
-        cluster: Where.
+        cluster: Where to run.
         on_report: Called with each new report and the running total of cost.
         on_failure: Called when a trial has failed, as `Failures` does.
         slots: Trials at a time, at most. Default 1.
         watch: Called now and then. Default nothing.
         retry_failed: Whether trials that failed for good go on from their last checkpoints, too.
-        key: Of the user: what Ray Tune keeps of the run is signed with it, and nothing else is unpickled. Default None,
-            for neither signatures nor a check of them.
+        key: Key of the user: what Ray Tune keeps of the run is signed with it, and nothing else is unpickled. Default
+            None, for neither signatures nor a check of them.
 
     Returns:
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `hopeless` (whether it was given up),

@@ -34,7 +34,7 @@ def write_done(folder: Path, record: Mapping[str, Any], *, reports: int, schedul
     """Write the closing record of a run whose journal and schedule are written, and seal them by it; gives all of it.
 
     Args:
-        folder: Of the run.
+        folder: State folder of the run.
         record: What `run.execute` gives.
         reports: The rows that the run has in the study's table `reports`.
         schedule: The rows of its schedule.
@@ -81,9 +81,9 @@ def rows_of_tables(directory: Path, method: str, seed: int, folder: Path) -> dic
     """The rows that a study's tables hold of a finished run, by table; None unless they are all there.
 
     Args:
-        directory: Of the study.
-        method: Of the run.
-        seed: Of the run.
+        directory: Directory of the study.
+        method: Name of the run's method.
+        seed: Seed of the run.
         folder: State folder of the run.
     """
     record = read_done(folder)

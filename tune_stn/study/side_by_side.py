@@ -54,8 +54,8 @@ class Runner:
     """The process of one run at a time; made an actor of Ray's, on the study's own machine.
 
     Args:
-        task: Of the runs: its name, or where it is in the object store.
-        settings: Of the task.
+        task: The task of the runs: its name, or where it is in the object store.
+        settings: Settings of the task.
         folder: The study's current directory.
     """
 
@@ -109,13 +109,13 @@ def run_side_by_side(
 
     Args:
         waiting: The runs, in the order of their study. One that follows another run begins when that has ended.
-        cluster: Where.
+        cluster: Where to run.
         slots: Trials at a time of each run.
-        task: Of the runs, as the study was given it.
-        settings: Of the task.
+        task: The task of the runs, as the study was given it.
+        settings: Settings of the task.
         progress: Told what becomes of them.
         retry_failed: Whether failed trials of runs that are gone on with go on from their last checkpoints.
-        key: Of the user, as for `run.execute`: the process of a run may be another user's. Default None.
+        key: Key of the user, as for `run.execute`: the process of a run may be another user's. Default None.
 
     Returns:
         Why runs were not gone on with; empty if all have ended.

@@ -30,9 +30,9 @@ def speed_up(
     where it never did.
 
     Args:
-        incumbent: the `incumbent` table of one task.
-        reports: the `reports` table of the same study, for what each run spent.
-        methods: those to compare with the rest.
+        incumbent: The `incumbent` table of one task.
+        reports: The `reports` table of the same study, for what each run spent.
+        methods: Names of the methods to compare with the rest.
         axis: `cost_total` (plain-epoch equivalents) or `wall_time_s` (seconds).
 
     Returns:

@@ -55,9 +55,9 @@ def _spent(reports: pd.DataFrame, followed: pd.DataFrame) -> dict[str, float]:
     """Means over the runs of a method.
 
     Args:
-        reports: of the method.
-        followed: of the method whose runs its own are made from; their totals begin there, but not device time, which
-            is counted within each trial, as `cost` is.
+        reports: Reports of the method.
+        followed: Reports of the method whose runs its own are made from; their totals begin there, but not device time,
+            which is counted within each trial, as `cost` is.
     """
     runs = reports.groupby(RUN)
     paid = pd.concat([reports, followed[followed["seed"].isin(reports["seed"])]])
@@ -81,8 +81,8 @@ def _trials(reports: pd.DataFrame, failures: Sequence[Mapping[str, Any]]) -> dic
     """Counts of the trials of a method.
 
     Args:
-        reports: of the method.
-        failures: of its trials, with `seed` and `trial_id`, as in `study.json`.
+        reports: Reports of the method.
+        failures: Failures of its trials, with `seed` and `trial_id`, as in `study.json`.
     """
     reported, diverged, failed = (
         set(zip(rows["seed"], rows["trial_id"], strict=True))

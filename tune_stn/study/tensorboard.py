@@ -25,7 +25,7 @@ def export_tensorboard(results: Results, directory: Path) -> None:
     empty in a table (NaN) is left out; event files that are there from before are replaced.
 
     Args:
-        results: Of a study.
+        results: Results of a study.
         directory: Made where it is missing.
     """
     schedules: Any = dict(list(results.schedule.groupby(_TRIAL, sort=False)))

@@ -30,8 +30,8 @@ class Best:
     """The best epoch of a study, by validation loss.
 
     Attributes:
-        task, method, seed, trial_id: Whose it is.
-        epoch: Which epoch of the trial.
+        task, method, seed, trial_id: The trial and its run.
+        epoch: Number of the epoch within the trial, from 1.
         hyperparameters: The values at its end, by name.
         metrics: Losses and metrics of the validation and test splits, by name as in `reports`.
         checkpoint: The folder of the trial's newest checkpoint, which has the state at the best epoch in it; None where
@@ -95,8 +95,8 @@ def load_model(
         path: Folder of a checkpoint of `STNTrainable` (`result.checkpoint.path`), its file, or the directory of a
             study, of which the best run counts.
         task: What was trained; None for what the checkpoint names. Needed where a `Task` was given as an object.
-        method: Of a study: whose best run; None for the best of all.
-        seed: Of a study: whose best run; None for the best of all.
+        method: Method whose best run it is, in a study. Default None: the best of all.
+        seed: Seed whose best run it is, in a study. Default None: the best of all.
 
     Returns:
         The model at the end of the best epoch, if that was kept (`keep_best`, as in every study), or else of the last.
@@ -173,11 +173,11 @@ def export_model(
     """Write weights and hyperparameters of the best run to the directory `out`, which is made where it is missing.
 
     Args:
-        results: Of the study.
+        results: Results of the study.
         out: The directory.
         method: Whose best run; None for the best of all.
         seed: Whose best run; None for the best of all.
-        task: As for `load_model`. Default None.
+        task: The task, as for `load_model`. Default None.
 
     Returns:
         The paths written: `model.safetensors`, with the names of the user's own `state_dict`, and

@@ -23,7 +23,7 @@ def watch(
     Of one that was killed nothing says so; it is watched on.
 
     Args:
-        directory: Of the study.
+        directory: Directory of the study.
         every_s: Seconds between one page and the next.
         say: Called with a line for each page.
         sleep: Called with the seconds to wait. Default `time.sleep`.

@@ -21,7 +21,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse what is of the wrong kind.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         arguments: Its fields, by name.
 
     Raises:
@@ -50,7 +50,7 @@ def check_splits(name: str, splits: object, when: str = "") -> Splits:
     """What a task's data gave, if it is three splits.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         splits: What the data gave.
         when: More on the call, for the message. Default nothing.
 

@@ -25,8 +25,9 @@ def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the tokens, in nats.
 
     Args:
-        outputs: logits, `(batch, time, words)`.
-        targets: numbers of words `(batch, time)`, of which -100 count for nothing; or probabilities, as the outputs.
+        outputs: Logits of shape `(batch, time, words)`.
+        targets: Numbers of words, shape `(batch, time)`, of which -100 count for nothing; or probabilities, of the
+            shape of the outputs.
     """
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1))
 
@@ -45,9 +46,9 @@ class LanguageLSTM(nn.Module):
     `model(tokens, state)`: tokens `(batch, time)`, logits `(batch, time, words)`; the state None at the beginning.
 
     Args:
-        words: size of the vocabulary.
-        hidden: width of the embedding and of every layer.
-        layers: number of LSTM layers.
+        words: Size of the vocabulary.
+        hidden: Width of the embedding and of every layer.
+        layers: Number of LSTM layers.
     """
 
     def __init__(self, words: int, hidden: int, layers: int) -> None:
@@ -114,9 +115,9 @@ def encoded(
     """The first tokens of each split, numbered by the vocabulary that the part for training has.
 
     Args:
-        words: of each split.
-        lengths: tokens wanted of each split; None for all.
-        vocabulary: most frequent words that keep their names; the others become `<unk>`.
+        words: Name of the split -> its words.
+        lengths: Name of the split -> number of tokens wanted of it; None for all.
+        vocabulary: Number of the most frequent words that keep their names; the others become `<unk>`.
 
     Raises:
         ValueError: a split has fewer tokens than are wanted, or fewer than two are.

@@ -13,10 +13,10 @@ class NonMonotone(ReduceLROnPlateau):
     last `window` epochs: the rule of the AWD-LSTM (arXiv 1708.02182, section 5) and of the STN authors' code.
 
     Args:
-        optimizer: its rates are changed.
-        factor: of the rates, above 0 and below 1.
-        window: epochs that a loss is not compared with.
-        min_lr: no rate gets smaller.
+        optimizer: Optimizer whose learning rates are changed.
+        factor: Factor of the rates, above 0 and below 1.
+        window: Number of the newest epochs that a loss is not compared with.
+        min_lr: Smallest learning rate: no rate gets smaller.
 
     Raises:
         ValueError: a factor or window that is not accepted.

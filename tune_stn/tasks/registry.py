@@ -21,9 +21,9 @@ def get_task(name: str | Task, **settings: Any) -> Task:
     """The task of that name, with settings of the task (`train_images=5000`) or of its training (`epochs=20`).
 
     Args:
-        name: a built-in task, `module:attribute` naming a `Task` or a function that makes one (looked for in the
+        name: A built-in task, `module:attribute` naming a `Task` or a function that makes one (looked for in the
             current directory too), or a `Task`, which is given back with its settings applied.
-        settings: keyword arguments of the task's function, and fields of `Training`.
+        settings: Keyword arguments of the task's function, and fields of `Training`.
 
     Raises:
         ValueError: the task or a setting is unknown, or a setting's value is not accepted.

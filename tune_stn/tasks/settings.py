@@ -37,49 +37,49 @@ class Training:
     """Settings of one training run; the self-tuning part is ignored by `fixed`.
 
     Attributes:
-        epochs: length of a trial, in passes over the training split.
-        batch_size: examples of a training batch, and of a validation batch in a hyper-step.
-        optimizer: a class of `torch.optim` by name, or a callable `(parameters, lr=..., **optimizer_args)`.
-        lr: learning rate of the weights.
-        optimizer_args: further keyword arguments of the optimizer.
-        lr_schedule: a class of `torch.optim.lr_scheduler` by name, "NonMonotone" (`tasks.lr_schedule`), a callable
-            `(optimizer, **lr_schedule_args)`, or None; stepped once an epoch, `ReduceLROnPlateau` and its kind with
-            the validation loss.
-        lr_schedule_args: its keyword arguments.
-        patience: epochs in a row without a better validation loss than before, after which a trial ends early; None
-            for no such end.
-        keep_best: whether a run keeps the weights and hyperparameters of its best epoch, for `Trainer.restore_best`;
+        epochs: Length of a trial, in passes over the training split.
+        batch_size: Number of examples of a training batch, and of a validation batch in a hyper-step.
+        optimizer: A class of `torch.optim` by name, or a callable `(parameters, lr=..., **optimizer_args)`.
+        lr: Learning rate of the weights.
+        optimizer_args: Further keyword arguments of the optimizer. Default none.
+        lr_schedule: A class of `torch.optim.lr_scheduler` by name, "NonMonotone" (`tasks.lr_schedule`), a callable
+            `(optimizer, **lr_schedule_args)`, or None; stepped once an epoch, `ReduceLROnPlateau` and its kind with the
+            validation loss. Default None.
+        lr_schedule_args: Keyword arguments of the learning rate's schedule. Default none.
+        patience: Number of epochs in a row without a better validation loss than before, after which a trial ends
+            early. Default None: no such end.
+        keep_best: Whether a run keeps the weights and hyperparameters of its best epoch, for `Trainer.restore_best`;
             its checkpoints then hold both states.
-        clip_norm: largest norm of a step's gradient of the weights, or None.
-        accumulate: parts in which a batch goes through the network, to need less memory; the gradient is that of the
-            whole batch for a loss that is a mean over examples. A batch norm, and a mean over the targets that are not
-            ignored, see each part by itself.
+        clip_norm: Largest norm of a step's gradient of the weights. Default None: no limit.
+        accumulate: Number of parts in which a batch goes through the network, to need less memory; the gradient is that
+            of the whole batch for a loss that is a mean over examples. A batch norm, and a mean over the targets that
+            are not ignored, see each part by itself.
         precision: "float32", or "bfloat16" for the network under autocast; losses and weights stay float32.
-        compile: whether `torch.compile` compiles the network: for training, response and hyper-steps, and evaluation.
+        compile: Whether `torch.compile` compiles the network: for training, response and hyper-steps, and evaluation.
             LSTMs inside it stay as they are; so do response steps where there are LSTMs, attention or norms.
-        cuda_graphs: whether the gradients of a step are recorded as a CUDA graph and replayed, so that Python is not
+        cuda_graphs: Whether the gradients of a step are recorded as a CUDA graph and replayed, so that Python is not
             what a GPU waits for; where a network carries a state from batch to batch, its LSTMs' loops over time. On a
             CPU it changes nothing.
-        restarts: how often a run that diverges goes back to its last good epoch and on from there, with fresh noise,
-            no momentum and half the learning rate of the weights.
-        eval_batch_size: examples of an evaluation batch.
-        test_every: epochs from one evaluation of the test split to the next, beside those where its figures are used:
-            at each validation loss that is less than all before, and at the end; 0 for these alone. It changes nothing
-            but which reports have figures of the test split.
-        hyper_optimizer: like `optimizer`, for the raw coordinates and scales.
-        hyper_lr: learning rate of the raw coordinates and scales; "auto" lets a raw coordinate cross its domain within
+        restarts: How often a run that diverges goes back to its last good epoch and on from there, with fresh noise, no
+            momentum and half the learning rate of the weights.
+        eval_batch_size: Number of examples of an evaluation batch.
+        test_every: Number of epochs from one evaluation of the test split to the next, beside those where its figures
+            are used: at each validation loss that is less than all before, and at the end; 0 for these alone. It
+            changes nothing but which reports have figures of the test split.
+        hyper_optimizer: Optimizer of the raw coordinates and scales, given as `optimizer` is.
+        hyper_lr: Learning rate of the raw coordinates and scales; "auto" lets a raw coordinate cross its domain within
             the run, whatever the number of hyper-steps, and is not less than the papers' .01.
-        hyper_optimizer_args: further keyword arguments of the hyper-optimizer.
-        hyper_clip_norm: largest norm of a hyper-step's gradient, or None.
-        relative_hyper_lr: whether a hyper-step moves the value by a share of its domain (as it does in the middle)
+        hyper_optimizer_args: Further keyword arguments of the hyper-optimizer. Default none.
+        hyper_clip_norm: Largest norm of a hyper-step's gradient, or None for no limit.
+        relative_hyper_lr: Whether a hyper-step moves the value by a share of its domain (as it does in the middle)
             wherever it is, instead of moving the raw coordinate, which turns into ever less near the ends.
-        train_steps: training steps of a cycle (T_train).
-        valid_steps: hyper-steps of a cycle (T_valid).
-        warmup_epochs: epochs before the first hyper-step.
-        scale: start value of the perturbation scales, in raw units; tuned ones stay within 0.01 to 2.
-        tune_scales: whether the scales are tuned by the hyper-step, or stay.
-        entropy_weight: weight tau of the entropy of the perturbation in the hyper-step's loss.
-        response_share: share of a batch that a response step of Delta-STN uses.
+        train_steps: Number of training steps of a cycle (T_train).
+        valid_steps: Number of hyper-steps of a cycle (T_valid).
+        warmup_epochs: Number of epochs before the first hyper-step.
+        scale: Start value of the perturbation scales, in raw units; tuned ones stay within 0.01 to 2.
+        tune_scales: Whether the hyper-step tunes the scales; otherwise they stay.
+        entropy_weight: Weight tau of the entropy of the perturbation in the hyper-step's loss.
+        response_share: Share of a batch that a response step of Delta-STN uses.
         response: "full", a rank, "gate", a mapping from module path to one of these, or "auto": the default of the
             algorithm.
         response_origin: The response input of STN at the start values: it is the raw coordinate, moved so that it has

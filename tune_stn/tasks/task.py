@@ -103,8 +103,8 @@ class OfMean:
     """A metric that is a function of a mean over the whole split, as perplexity is of the mean loss.
 
     Attributes:
-        mean: function of `(outputs, targets)` giving the batch mean.
-        function: of the mean over the split.
+        mean: Function of `(outputs, targets)` giving the batch mean.
+        function: Function of the mean over the split.
     """
 
     mean: Function
@@ -119,30 +119,31 @@ class Task:
     """Everything a method needs to know, the same for every method.
 
     Attributes:
-        name: as shown in tables.
-        model: makes the plain network; it may draw its weights from torch's global generator, which is seeded.
-        data: seed -> splits; every method gets the same splits at a seed.
-        space: the hyperparameters to be tuned.
-        start: their start values; of `fixed`, the values.
+        name: Name shown in tables.
+        model: Function that makes the plain network; it may draw its weights from torch's global generator, which is
+            seeded.
+        data: Function of a seed that gives the splits; every method gets the same splits at a seed.
+        space: The hyperparameters to be tuned.
+        start: Name -> start value of each hyperparameter; `fixed` keeps these values.
         loss: `(outputs, targets)` -> mean loss of the batch, a scalar. Over a split it is evaluated on the outputs of
             the whole split, unless it is a mean over examples (`mean_over_examples`), as torch's functions and modules
             without class weights are.
-        dropout: path (or pattern) of a dropout module of the model -> hyperparameter that is its rate.
-        weight_dropout: path (or pattern) of a layer -> hyperparameter that is the rate at which its weights are
+        dropout: Path (or pattern) of a dropout module of the model -> hyperparameter that is its rate. Default none.
+        weight_dropout: Path (or pattern) of a layer -> hyperparameter that is the rate at which its weights are
             dropped, one draw a batch: entries of a linear or convolution layer (DropConnect), hidden-to-hidden weights
-            of an LSTM, whole rows of an embedding. The space must list it in `per_batch`.
-        norms: whether affine parts of normalisation layers respond too.
-        augmentations: applied to the inputs of training batches, in this order.
-        label_augmentations: applied after them to inputs and targets (label smoothing, mixup); the loss must then
-            accept what they make of the targets.
-        penalties: added to the training loss.
-        metrics: name -> function of `(outputs, targets)`, evaluated over a split as the loss is, or an `OfMean`;
-            reported as `val_<name>` and `test_<name>`.
-        recurrent: whether the model is called as `model(inputs, state)` and gives `(outputs, state)`, as a recurrent
+            of an LSTM, whole rows of an embedding. The space must list it in `per_batch`. Default none.
+        norms: Whether affine parts of normalisation layers respond too. Default False.
+        augmentations: Augmentations of the inputs of training batches, in this order. Default none.
+        label_augmentations: Augmentations of inputs and targets (label smoothing, mixup), applied after those; the loss
+            must then accept what they make of the targets. Default none.
+        penalties: Terms added to the training loss. Default none.
+        metrics: Name -> function of `(outputs, targets)`, evaluated over a split as the loss is, or an `OfMean`;
+            reported as `val_<name>` and `test_<name>`. Default none.
+        recurrent: Whether the model is called as `model(inputs, state)` and gives `(outputs, state)`, as a recurrent
             language model is. The state is None at the beginning, and carried from batch to batch where the splits are
-            a `Text`.
-        training: how long and with which optimizers.
-        description: one sentence.
+            a `Text`. Default False.
+        training: Settings of a training run: how long and with which optimizers.
+        description: One sentence that says what the task is. Default "".
 
     Raises:
         ValueError: an argument is of the wrong kind, a start value is missing or outside its domain, a binding names an

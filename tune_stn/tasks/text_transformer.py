@@ -97,11 +97,11 @@ class LanguageTransformer(nn.Module):
     logits `(batch, time, words)`.
 
     Args:
-        words: size of the vocabulary.
-        width: of the embedding and the residual stream; hidden layers are four times as wide.
-        heads: of each attention.
-        layers: number of blocks.
-        window: longest passage.
+        words: Size of the vocabulary.
+        width: Width of the embedding and the residual stream; hidden layers are four times as wide.
+        heads: Number of heads of each attention.
+        layers: Number of blocks.
+        window: Length of the longest passage, in tokens.
     """
 
     def __init__(self, words: int, width: int, heads: int, layers: int, window: int) -> None:

@@ -19,8 +19,8 @@ class Case:
     """A plain layer, its converted form, and what the latter takes; made by `ResponseLayerContract.case`.
 
     Attributes:
-        inputs: shape `(batch, ...)`.
-        rows: a response input for each example, shape `(batch, n)`.
+        inputs: Inputs of the layer, shape `(batch, ...)`.
+        rows: Response input of each example, shape `(batch, n)`.
     """
 
     call: Callable[[nn.Module, Tensor], Tensor]

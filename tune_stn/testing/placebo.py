@@ -34,7 +34,7 @@ def placebo(task: Task) -> Task:
     small values, so it is left out together with all hyperparameters that nothing else reads. What a space holds stays.
 
     Args:
-        task: any task.
+        task: The task to copy.
 
     Returns:
         The task, named `<name>-placebo`.

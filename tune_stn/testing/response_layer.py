@@ -30,8 +30,8 @@ class ResponseLayerContract:
     `inputs` read.
 
     Attributes:
-        converted: the response layer, called as `(base, inputs, size, slot, generator)`.
-        sizes: the response sizes it has.
+        converted: Class of the response layer, called as `(base, inputs, size, slot, generator)`.
+        sizes: Response sizes that the layer has. Default full, rank 2 and gate.
     """
 
     converted: type[nn.Module]

@@ -44,8 +44,8 @@ class CostMeter:
     always. It counts products and convolutions, forward and backward, and ignores element-wise work.
 
     Args:
-        epoch_flops: operations of one training epoch of the plain network.
-        compiled: whether steps run compiled code, into which torch's counter cannot look.
+        epoch_flops: Number of operations of one training epoch of the plain network.
+        compiled: Whether steps run compiled code, into which torch's counter cannot look.
     """
 
     def __init__(self, epoch_flops: int, *, compiled: bool = False) -> None:

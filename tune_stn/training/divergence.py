@@ -39,10 +39,10 @@ class Restarts:
     """How often a run went back, and the state to which it would go back now.
 
     Args:
-        allowed: How often it may.
+        allowed: Number of times that it may go back.
 
     Attributes:
-        done: How often it did.
+        done: Number of times that it went back.
         last_good: The state to go back to; None where that is the present one: so a checkpoint rarely holds two.
     """
 

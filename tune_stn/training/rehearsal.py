@@ -69,7 +69,7 @@ class Rehearsed:
     """What a rehearsal found, where it found nothing wrong.
 
     Attributes:
-        conversions: For each algorithm, what was converted, bound and left plain in the network.
+        conversions: Algorithm -> what was converted, bound and left plain in the network.
         remarks: What is worth a second look, a sentence each.
     """
 
@@ -89,7 +89,7 @@ def rehearse(
         task: The task.
         algorithms: Names of update rules.
         splits: What its data gave.
-        seed: Of initial weights and noise.
+        seed: Seed of initial weights and noise. Default 0.
         schedule: What "fixed" replays. Default None.
 
     Raises:

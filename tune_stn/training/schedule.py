@@ -31,15 +31,17 @@ class Schedule:
     record its values hold, after the last one the last.
 
     Attributes:
-        names: of the `n` hyperparameters.
-        times: of the records, increasing, shape `(records,)`.
-        values: shape `(records, n)`, finite.
-        unit: what `times` count, "step" (of training) or "epoch".
-        interpolation: between two records, "previous" holds the earlier one's values, "linear" goes straight from one
-            to the other. `dataclasses.replace(schedule, interpolation="linear")` changes it.
-        epochs: of steps, the first epoch that begins with each record in force, shape `(records,)`; None where unknown.
-        integers: names of hyperparameters that are whole numbers: `at` gives them as int, but for what "linear" makes
-            of them in between. Default none. Kept with the tables that a `Recorder` and `to_parquet` write.
+        names: Names of the `n` hyperparameters.
+        times: Times of the records, increasing, shape `(records,)`.
+        values: Values of the hyperparameters, finite, shape `(records, n)`.
+        unit: What `times` count, "step" (of training) or "epoch". Default "step".
+        interpolation: How values between two records are found: "previous" holds the earlier one's values, "linear"
+            goes straight from one to the other. `dataclasses.replace(schedule, interpolation="linear")` changes it.
+            Default "previous".
+        epochs: First epoch that begins with each record in force, for times in steps, shape `(records,)`. Default None:
+            unknown.
+        integers: Names of hyperparameters that are whole numbers: `at` gives them as int, but for what "linear" makes
+            of them in between. The tables that a `Recorder` and `to_parquet` write keep them. Default none.
 
     Raises:
         ValueError: shapes do not fit, a value is not finite, times do not increase, or a word is not accepted.
@@ -112,10 +114,10 @@ class Schedule:
         """From a study's `schedule.parquet`, that of a trial's checkpoint, or any file of `from_frame`'s tables.
 
         Args:
-            path: a file, or a URI that pyarrow reads (`s3://...`).
-            trial_id: which trial, where the table holds several.
-            method: whose trial.
-            seed: of its run.
+            path: A file, or a URI that pyarrow reads (`s3://...`).
+            trial_id: Id of the trial, where the table holds several. Default None.
+            method: Name of the trial's method, where the table holds several. Default None.
+            seed: Seed of the trial's run, where the table holds several. Default None.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -142,10 +144,10 @@ class Schedule:
         an epoch: take its `schedule` table rather than its reports.
 
         Args:
-            frame: the table.
-            trial_id: which trial, where the table holds several.
-            method: whose trial.
-            seed: of its run.
+            frame: The table.
+            trial_id: Id of the trial, where the table holds several. Default None.
+            method: Name of the trial's method, where the table holds several. Default None.
+            seed: Seed of the trial's run, where the table holds several. Default None.
 
         Raises:
             ValueError: the table holds no schedule, that of several trials, or not what a copy was made from; or it has
@@ -229,8 +231,8 @@ class Schedule:
         """The values at the beginning of each epoch, by epochs; for a run with epochs of another length, say.
 
         Args:
-            steps_per_epoch: training steps of an epoch; not needed where the schedule knows its `epochs`, or counts
-                epochs already.
+            steps_per_epoch: Number of training steps of an epoch. Default None: the schedule knows its `epochs`, or
+                counts epochs already.
 
         Raises:
             ValueError: it is needed, or not positive.

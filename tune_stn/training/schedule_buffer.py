@@ -26,8 +26,8 @@ class ScheduleBuffer:
     """Raw coordinates and scales at each recorded step; kept on their device until somebody looks.
 
     Attributes:
-        steps, epochs, sources: one entry for each record.
-        raw, scale: shape `(n,)` each, one for each record; for constants the values themselves and zeros.
+        steps, epochs, sources: One entry for each record.
+        raw, scale: One tensor of shape `(n,)` for each record; for constants the values themselves and zeros.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -91,12 +91,13 @@ def write_schedule(
     """Write the long form of a buffer as a Parquet file.
 
     Args:
-        buffer: of the run.
-        space: of the run's task.
-        tuned: whether the run tunes its hyperparameters.
-        until: the step up to which nothing else changed; in the file's metadata.
-        trial_id: the trial whose schedule this is; "" where a part of it is that of a trial which it copied. As well.
-        path: of the file.
+        buffer: The schedule of the run.
+        space: Search space of the run's task.
+        tuned: Whether the run tunes its hyperparameters.
+        until: The step up to which nothing else changed; the file's metadata hold it.
+        trial_id: The trial whose schedule this is; "" where a part of it is that of a trial which it copied. The file's
+            metadata hold it.
+        path: Path of the file.
     """
     schema = pa.schema(
         [

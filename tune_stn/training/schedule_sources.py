@@ -106,8 +106,8 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """The rows of one trial; those of its ancestors, too, up to the copies.
 
     Args:
-        frame: a table of one or more trials, rows in the order in which they were made.
-        wanted: column -> value that its rows have there; None for any.
+        frame: A table of one or more trials, rows in the order in which they were made.
+        wanted: Column -> value that its rows have there; None for any.
 
     Raises:
         ValueError: there are no such rows, or those of several trials; or a cell is not what it should be.
@@ -143,8 +143,8 @@ def _lineage(rows: pd.DataFrame, trial: str) -> pd.DataFrame:
     """The rows of a trial since it last copied another one, after those that led the other one to that point.
 
     Args:
-        rows: of a whole run, numbered; in the order in which they were made, or trial by trial.
-        trial: whose lineage.
+        rows: Rows of a whole run, numbered, in the order in which they were made, or trial by trial.
+        trial: Id of the trial.
     """
     parts: list[pd.DataFrame] = []
     made, end = len(rows), np.inf

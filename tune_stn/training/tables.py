@@ -88,9 +88,10 @@ def reports_schema(metrics: Sequence[str], hps: Sequence[str], choices: Sequence
     in one whose validation loss is less than in all reports before.
 
     Args:
-        metrics: names of the task's own metrics, e.g. `val_accuracy`.
-        hps: names of the hyperparameters, without the `hp/` of their columns.
-        choices: names of those that are no numbers, without the `choice/`; their values are text.
+        metrics: Names of the task's own metrics, e.g. `val_accuracy`.
+        hps: Names of the hyperparameters, without the `hp/` of their columns.
+        choices: Names of those that are no numbers, without the `choice/` of their columns; their values are text.
+            Default none.
 
     Raises:
         ValueError: a metric has the name of another column.

@@ -44,23 +44,24 @@ class Trainer:
     """One training run of a task by one algorithm.
 
     Args:
-        task: what to train.
-        algorithm: the name of an update rule: "auto", "stn", "delta-stn", "progress-ratio" or "fixed".
-        hp: hyperparameters: the start values of a self-tuning run, the constants of a fixed one. Those that are not
-            named have the task's start value.
-        schedule: values that replace those of `hp` as training goes on, of some or all hyperparameters ("fixed" only):
-            training step t, counted from 0, or epoch t, is done at `schedule.at(t)`.
-        seed: of initial weights, splits, data order and all noise.
-        device: where everything lives.
-        splits: the task's splits at this seed, if they are loaded already.
-        meter: that goes on counting, of another run of the task; default None for one of its own.
+        task: The task to train.
+        algorithm: Name of an update rule: "auto", "stn", "delta-stn", "progress-ratio" or "fixed".
+        hp: Name -> value of hyperparameters: the start values of a self-tuning run, the constants of a fixed one. Those
+            that are not named have the task's start value.
+        schedule: Values that replace those of `hp` as training goes on, of some or all hyperparameters ("fixed" only):
+            training step t, counted from 0, or epoch t, is done at `schedule.at(t)`. Default None.
+        seed: Seed of initial weights, splits, data order and all noise.
+        device: Device of the network, the data and all states.
+        splits: The task's splits at this seed, if they are loaded already. Default None: they are loaded.
+        meter: Cost meter of another run of the task, which goes on counting. Default None: the run has one of its own.
 
     Attributes:
-        epoch: completed epochs.
-        diverged: why the run cannot go on, or None.
-        restarted: why the last epoch was trained anew from the last good one, or None.
-        branch: empty, or the name of the streams of data order and noise since the run took over another one's state.
-        schedule: the hyperparameters at the start and after each hyper-step, or at each change that was replayed.
+        epoch: Number of completed epochs.
+        diverged: Reason why the run cannot go on, or None.
+        restarted: Reason why the last epoch was trained anew from the last good one, or None.
+        branch: Name of the streams of data order and noise since the run took over another one's state, "" before it
+            did.
+        schedule: The hyperparameters at the start and after each hyper-step, or at each change that was replayed.
 
     Raises:
         ValueError: unknown algorithm or hyperparameter, a value outside its domain, a hyperparameter that nothing reads
@@ -329,11 +330,11 @@ class Trainer:
         which goes on with a record of source "exploit".
 
         Args:
-            state: of the other run.
-            own: of this run until now.
-            cost: what this run has spent, in plain-epoch equivalents.
-            branch: a name that no other run from the same state has.
-            widen: factor of the scales; none gets wider than its start value by it.
+            state: State of the other run.
+            own: State of this run until now.
+            cost: What this run has spent, in plain-epoch equivalents.
+            branch: A name that no other run from the same state has.
+            widen: Factor of the scales; none gets wider than its start value times this.
 
         Raises:
             CheckpointError: as from `load_state_dict`.

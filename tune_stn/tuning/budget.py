@@ -18,10 +18,10 @@ class BudgetStopper(tune.Stopper):
     """Ends a run when its recorder has counted the budget, or when one trial after the other fails.
 
     Args:
-        recorder: of the run.
-        budget: in plain-epoch equivalents.
-        watch: asked as often as Tune asks whether to stop; it may raise to end the run. Default nothing.
-        save_last: whether trials cut off by the budget save a last checkpoint first: schedules and models are read from
+        recorder: Recorder of the run.
+        budget: Cost that the run may spend, in plain-epoch equivalents.
+        watch: Function called as often as Tune asks whether to stop; it may raise to end the run. Default nothing.
+        save_last: Whether trials cut off by the budget save a last checkpoint first: schedules and models are read from
             there.
     """
 

@@ -53,17 +53,20 @@ class Cluster:
     """Where trials run.
 
     Attributes:
-        address: of a running Ray cluster; None starts a local one on loopback and stops it afterwards. This process
-            must run on one of the cluster's nodes.
+        address: Address of a running Ray cluster; None starts a local one on loopback and stops it afterwards. This
+            process must run on one of the cluster's nodes. Default None.
         cpus_per_trial: CPUs of a trial, and its number of threads; fractions are allowed.
         gpus_per_trial: GPUs of a trial; fractions share one.
-        resources: further ones of a trial: Ray's custom resources, or `memory` in bytes.
-        labels: trials run only on nodes with these Ray labels. Ray itself spreads trials over the nodes they fit on.
-        max_concurrent: trials at a time, of all runs together; None for as many as fit.
-        storage_path: where Tune keeps checkpoints, a folder or a URI such as `s3://bucket/folder`; None for a folder
-            of the study. All nodes must share it.
-        storage_filesystem: of pyarrow, where no URI leads to it; `storage_path` is then a path on it.
-        working_dir: a folder that Ray copies to every node, the trials' current directory and on their Python path.
+        resources: Further resources of a trial: Ray's custom resources, or `memory` in bytes. Default none.
+        labels: Ray labels of the nodes that trials may run on. Ray itself spreads trials over the nodes they fit on.
+            Default none: any node.
+        max_concurrent: Number of trials at a time, of all runs together. Default None: as many as fit.
+        storage_path: Where Tune keeps checkpoints, a folder or a URI such as `s3://bucket/folder`; all nodes must share
+            it. Default None: a folder of the study.
+        storage_filesystem: A file system of pyarrow, where no URI leads to it; `storage_path` is then a path on it.
+            Default None.
+        working_dir: A folder that Ray copies to every node, the trials' current directory and on their Python path.
+            Default None.
 
     Raises:
         ValueError: a number with which work could never start, an address that is none, a file system without a path,
@@ -161,10 +164,10 @@ class Cluster:
         """Find out what would fail on another machine, before a trial starts there. Needs a session.
 
         Args:
-            storage: of the trials.
-            task: of the trials.
-            settings: of the task.
-            seed: of its data.
+            storage: Storage of the trials.
+            task: Task of the trials.
+            settings: Settings of the task.
+            seed: Seed of the data.
 
         Raises:
             ValueError: the storage cannot be written to, or a node that trials may run on does not share it, has not

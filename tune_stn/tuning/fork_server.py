@@ -97,7 +97,7 @@ def serve(descriptor: int) -> None:
     """Do the imports, then fork a process for each request, until standard input ends; only forks return.
 
     Args:
-        descriptor: of a listening Unix socket.
+        descriptor: File descriptor of a listening Unix socket.
     """
     for name in MODULES:
         importlib.import_module(name)

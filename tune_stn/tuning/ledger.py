@@ -18,22 +18,22 @@ class Ledger:
     """The counts after some lines, and the place of the next report.
 
     Args:
-        lines: of a journal.
-        reading: of the trainable's config.
-        cost_total: spent before the first line.
-        wall_time_s: seconds that this took.
+        lines: Lines of a journal.
+        reading: How the trainable's results and config are read.
+        cost_total: Cost spent before the first line, in the unit of `cost`.
+        wall_time_s: Time spent before the first line, in seconds.
 
     Attributes:
-        cost_total: spent by all trials, and before them.
-        wall_time_s: of the newest line.
-        busy_s: that trials took for their reports, as far as they were noted.
-        startup_s: from the start of Tune to its first trial, of all processes together.
-        failures: trial -> why it failed for good.
-        restarts: events of failures after which a trial was started again.
-        losses: place -> validation loss of the newest report there.
-        latest: trial -> its newest report that repeats no other.
+        cost_total: Cost spent by all trials, and before them, in the unit of `cost`.
+        wall_time_s: Time of the newest line, in seconds.
+        busy_s: Time that trials took for their reports, in seconds, as far as it was noted.
+        startup_s: Time from the start of Tune to its first trial, in seconds, of all processes together.
+        failures: Trial -> why it failed for good.
+        restarts: Events of failures after which a trial was started again.
+        losses: Place -> validation loss of the newest report there.
+        latest: Trial -> its newest report that repeats no other.
         copies: (trial, segment) of those that began with another trial's checkpoint.
-        lineage: of the trials.
+        lineage: Segments of the trials' training.
     """
 
     def __init__(
@@ -106,9 +106,9 @@ def known_lines(
     """The lines of trials that Tune knows, without the end of trials that go on after all, and with totals anew.
 
     Args:
-        lines: of a journal.
-        known: trial -> Tune's word for its status.
-        cost_before: what was spent before the first line.
+        lines: Lines of a journal.
+        known: Trial -> Tune's word for its status.
+        cost_before: Cost spent before the first line.
     """
     kept = [
         line

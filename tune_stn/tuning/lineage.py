@@ -16,10 +16,11 @@ class Segment:
 
     Attributes:
         name: "" for the first, then "1", "2", ...
-        values: hyperparameters in the trial's config as it began.
-        parent_trial_id: whose checkpoint was copied; "" for the first.
-        checkpoint: its path; "" for the first.
-        sources: of a copy, by hyperparameter: "exploit" where the parent had the same value, else "explore".
+        values: Hyperparameters in the trial's config as it began.
+        parent_trial_id: Trial whose checkpoint was copied. Default "": the segment is the trial's first.
+        checkpoint: Path of that checkpoint. Default "": the segment is the trial's first.
+        sources: Hyperparameter -> "exploit" where the parent had the same value, else "explore". Default empty: nothing
+            was copied.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Lineage:
     has decided and when its process starts.
 
     Args:
-        values: the hyperparameters in a trial's config.
+        values: Function of a trial's config that gives its hyperparameters.
     """
 
     def __init__(self, values: Callable[[Mapping[str, Any]], Values]) -> None:

@@ -29,10 +29,10 @@ class Node:
     """A machine of the cluster.
 
     Attributes:
-        name: its id.
-        address: its IP address.
-        resources: all that it has, in use or not.
-        labels: as given to `ray start --labels`, and Ray's own.
+        name: Ray's id of the node.
+        address: IP address of the node.
+        resources: All resources that it has, in use or not.
+        labels: Labels given to `ray start --labels`, and Ray's own.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Watch:
 
     Args:
         bundle: A trial's resources by Ray's names.
-        labels: Of the nodes that it may run on.
+        labels: Labels of the nodes that the trials may run on.
     """
 
     def __init__(self, bundle: Mapping[str, float], labels: Mapping[str, str]) -> None:
@@ -127,12 +127,12 @@ def check_nodes(
     """Have every node look for what a trial needs, all at the same time.
 
     Args:
-        nodes: to ask.
-        marker: a file in the storage, which each must see, and beside which each must be able to write.
-        filesystem: of the marker.
-        task: which each must be able to make, with its data.
-        settings: of the task.
-        seed: of the data.
+        nodes: The nodes to ask.
+        marker: A file in the storage, which each must see, and beside which each must be able to write.
+        filesystem: File system of the marker.
+        task: The task, which each must be able to make, with its data.
+        settings: Settings of the task.
+        seed: Seed of the data.
 
     Raises:
         ValueError: something is missing on a node; the message names the node and says what to do.

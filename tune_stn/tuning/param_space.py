@@ -80,8 +80,8 @@ def to_json(value: Any, name: str = "param_space") -> Any:
     """A part of `param_space`, domains and all, as what JSON can hold; `from_json` makes it again.
 
     Args:
-        value: as Tune hands it to a searcher: dicts, lists, tuples, domains, strings and numbers.
-        name: of the value, for an error.
+        value: Part of `param_space` as Tune hands it to a searcher: dicts, lists, tuples, domains, strings and numbers.
+        name: Name of the value in errors. Default "param_space".
 
     Raises:
         ValueError: there is a domain of another kind than Tune's numerical ones and `tune.choice`.

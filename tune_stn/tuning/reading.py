@@ -80,9 +80,9 @@ class Reading:
         """What a result adds to `cost` or `device_time_s`.
 
         Args:
-            column: which.
-            found: numbers of the result.
-            before: those of the trial's result before it or, where it goes on from a checkpoint, of the result that
+            column: Name of the column, `cost` or `device_time_s`.
+            found: Numbers of the result.
+            before: Numbers of the trial's result before it or, where it goes on from a checkpoint, of the result that
                 was saved with that.
 
         Returns:
@@ -121,8 +121,8 @@ class Reading:
         """`hp/<name>`: a trainable that reports any has named all; else those in its config.
 
         Args:
-            found: numbers of the result.
-            config: hyperparameters in the trial's config.
+            found: Numbers of the result.
+            config: Hyperparameters in the trial's config.
         """
         reported = {name: value for name, value in found.items() if name.startswith("hp/")}
         if self.hps is None and reported:
@@ -146,8 +146,8 @@ def under_free_names(reported: Mapping[str, float], columns: Mapping[str, Any]) 
     """Reported numbers by the names that they can have beside the columns that a recorder fills.
 
     Args:
-        reported: by the trainable's names.
-        columns: what the recorder says itself about the report.
+        reported: Numbers by the trainable's names.
+        columns: Columns that the recorder itself fills for the report.
 
     Returns:
         The numbers, those whose name is taken as `reported/<name>`; and these names. A number that its column holds
@@ -213,9 +213,10 @@ def texts(nested: Mapping[Any, Any], prefix: str = "", *, objects: bool = False)
     """What is no number in a nested mapping, as text by its path.
 
     Args:
-        nested: the mapping.
-        prefix: of the paths.
-        objects: whether to take other things than words, switches, None, and lists and tuples of these and of numbers.
+        nested: The nested mapping.
+        prefix: Text before each path. Default "".
+        objects: Whether to take other things than words, switches, None, and lists and tuples of these and of numbers.
+            Default False.
     """
     found: dict[str, str] = {}
     for key, value in nested.items():

@@ -28,12 +28,12 @@ class Recorded:
     """What a journal holds.
 
     Attributes:
-        reports: a row for each report in the order of their making, with the keys of its line as columns. A repetition
+        reports: A row for each report in the order of their making, with the keys of its line as columns. A repetition
             (of the work since the checkpoint from which a failed trial went on) stands in place of the first.
-        failures: trial -> why it failed for good.
-        finished: trials that ended, of those that do not say so themselves.
+        failures: Trial -> why it failed for good.
+        finished: Trials that ended, of those that do not say so themselves.
         copies: (trial, segment) -> the event of its copy of another trial.
-        integers: hyperparameters of which all values are.
+        integers: Hyperparameters of which all values are integers. Default none.
     """
 
     reports: pd.DataFrame
@@ -83,8 +83,8 @@ def report_rows(recorded: Recorded, *, over: bool) -> pd.DataFrame:
     """The reports, numbered by trial, the last of each saying how the trial ended; other columns as they are.
 
     Args:
-        recorded: of the run.
-        over: whether the run has ended, and so its trials: those that did not end by themselves were stopped.
+        recorded: Journal of the run.
+        over: Whether the run has ended, and so its trials: those that did not end by themselves were stopped.
     """
     reports = recorded.reports
     by_trial = reports.groupby("trial_id", sort=False)
@@ -104,9 +104,9 @@ def schedule_rows(recorded: Recorded, own: pd.DataFrame | None = None) -> pd.Dat
     A report closes its epoch. Constants held from the beginning of it; what a trial tunes itself is as at its end.
 
     Args:
-        recorded: of the run.
-        own: finer schedules, kept by the trials themselves (`read_own_schedules`), which replace these rows up to
-            the step `until`.
+        recorded: Journal of the run.
+        own: Finer schedules, kept by the trials themselves (`read_own_schedules`), which replace these rows up to the
+            step `until`. Default None.
 
     Returns:
         The columns of the table `schedule` but for those that name the run; with `own`, trial by trial in the order of

@@ -88,30 +88,30 @@ class Recorder(tune.Callback):
     (`stn`; every hyper-step if its last checkpoint holds a `schedule.parquet`).
 
     Args:
-        directory: of this run alone; made when the run starts, where it is missing.
-        metric: the key of what is minimised or maximised on validation data.
+        directory: Directory of this run alone; made when the run starts, where it is missing.
+        metric: Key of what is minimised or maximised on validation data.
         mode: "min", or "max": then `val_loss` is the metric with its sign turned.
-        columns: where a trainable's keys have other names: {"test_loss": "eval/loss", "cost": "gpu_hours"}; of
-            `train_loss`, `test_loss`, `step`, `cost`, `device_time_s`.
-        hps: which entries of a trial's config are hyperparameters, by path (`optimizer/lr`; entries of `config["hp"]`
-            by their names alone). Default: all that are numbers, or those that the trainable reports as `hp/<name>`;
-            and all that are words, switches, None, or lists of such.
-        task: name in the tables; default the trainable's.
-        method: name in the tables.
-        seed: number in the tables.
-        overwrite: whether a new run may replace the record of another one in the directory.
-        write_every_s: seconds between two writings of the tables, at least; None to write none.
-        on_report: called with each new report and the running total of cost.
-        cost_before: what was spent before this run for its sake, in the unit of `cost`; `cost_total` goes on from it.
+        columns: Column -> the trainable's key, where that has another name: {"test_loss": "eval/loss", "cost":
+            "gpu_hours"}; of `train_loss`, `test_loss`, `step`, `cost`, `device_time_s`.
+        hps: Entries of a trial's config that are hyperparameters, by path (`optimizer/lr`; entries of `config["hp"]` by
+            their names alone). Default: all that are numbers, or those that the trainable reports as `hp/<name>`; and
+            all that are words, switches, None, or lists of such.
+        task: Name of the task in the tables. Default the trainable's.
+        method: Name of the method in the tables.
+        seed: Number of the seed in the tables.
+        overwrite: Whether a new run may replace the record of another one in the directory.
+        write_every_s: Least number of seconds between two writings of the tables; None to write none.
+        on_report: Function called with each new report and the running total of cost.
+        cost_before: Cost spent before this run for its sake, in the unit of `cost`; `cost_total` goes on from it.
             Default 0.
-        time_before: the seconds that this took; `wall_time_s` goes on from them. Default 0.
-        strict: whether an error in recording (a full disk, say) or in `on_report` ends the run. Default False.
+        time_before: Seconds spent before this run for its sake; `wall_time_s` goes on from them. Default 0.
+        strict: Whether an error in recording (a full disk, say) or in `on_report` ends the run. Default False.
 
     Attributes:
-        directory: where it records.
-        errors: in recording, as text.
-        failures_in_a_row: without a report in between.
-        unsaved: trials that have reported more than their newest checkpoint holds.
+        directory: The directory to which it records.
+        errors: Errors in recording, as text.
+        failures_in_a_row: Number of trials that failed without a report in between.
+        unsaved: Trials that have reported more than their newest checkpoint holds.
 
     Raises:
         ValueError: an argument is not accepted. Or, when the run starts and before its first trial does: the directory
@@ -451,7 +451,7 @@ class Recorder(tune.Callback):
         """Forget trials that Tune had not saved when its process died, and the end of trials that go on after all.
 
         Args:
-            known: trial -> Tune's word for its status.
+            known: Trial -> Tune's word for its status.
 
         Raises:
             ValueError: Tune knows none of the trials, and the record may not be overwritten.

@@ -31,11 +31,11 @@ class ScheduleReplay(FIFOScheduler):
     the state of a torch optimizer holds its learning rate and weight decay.
 
     Args:
-        schedule: what to replay; its values arrive as floats, but whole ones as int where the hyperparameter is one of
-            `schedule.integers`, or the config has an int in its place.
-        time_attr: the key of a report that counts in the schedule's unit. The default counts reports: epochs, for a
+        schedule: The schedule to replay; its values arrive as floats, but whole ones as int where the hyperparameter is
+            one of `schedule.integers`, or the config has an int in its place.
+        time_attr: Key of a report that counts in the schedule's unit. The default counts reports: epochs, for a
             trainable that reports each epoch.
-        key: where in the config the values go: `""` for `config[name]`, `"hp"` for `config["hp"][name]`, `"model/hp"`
+        key: Where in the config the values go: `""` for `config[name]`, `"hp"` for `config["hp"][name]`, `"model/hp"`
             for `config["model"]["hp"][name]`; a name "a/b" goes to `["a"]["b"]` there. Other entries stay.
 
     Raises:

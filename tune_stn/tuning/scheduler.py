@@ -39,19 +39,21 @@ class STNScheduler(TrialScheduler):
     fails before its first own one may take over from a newer state.
 
     Args:
-        time_attr: key of a report: what the trial itself has spent.
-        metric: key of the loss to compare; default that of `tune.TuneConfig`, else `val_loss`. Not the best so far,
-            which would reward a trial for its past.
+        time_attr: Key of a report that holds what the trial itself has spent.
+        metric: Key of the loss to compare, which is not the best so far: that would reward a trial for its past.
+            Default that of `tune.TuneConfig`, else `val_loss`.
         mode: "min" or "max".
-        interval: between comparisons, in `time_attr`: several epochs' worth, for it is epochs that are reported.
-        grace_period: no comparison before this.
-        quantile_fraction: share of trials that lose, and of those they take over from: above 0, at most 0.5. Rounded
+        interval: What a trial spends between comparisons, in `time_attr`: several epochs' worth, for it is epochs that
+            are reported.
+        grace_period: What a trial spends before its first comparison, in `time_attr`.
+        quantile_fraction: Share of trials that lose, and of those they take over from: above 0, at most 0.5. Rounded
             up, but never more than half.
         on_loss: "restart" from a winner, or "stop".
-        widen: factor of the perturbation scales at a take-over, 1 or more; none gets wider than its start value by it.
-        budget: what all trials together may spend, or None. While those alive would spend more until their end, by
+        widen: Factor of the perturbation scales at a take-over, 1 or more; none gets wider than its start value times
+            this.
+        budget: What all trials together may spend, or None. While those alive would spend more until their end, by
             their average so far, losers are stopped whatever `on_loss`.
-        epochs: length of a trial; needed with `budget`.
+        epochs: Length of a trial in epochs; needed with `budget`.
 
     Raises:
         ValueError: a setting is outside what it accepts.

@@ -79,13 +79,13 @@ class STNSearch(Searcher):
     what is known at the time.
 
     Args:
-        inner: searcher for the domains outside `hp`, made without a search space (`OptunaSearch(seed=0)`); None for
-            random draws. A `ConcurrencyLimiter` goes around this searcher, not inside.
-        metric: which trials are good; default that of `TuneConfig`.
+        inner: Searcher for the domains outside `hp`, made without a search space (`OptunaSearch(seed=0)`). A
+            `ConcurrencyLimiter` goes around this searcher, not inside. Default None: random draws.
+        metric: Key of the loss by which trials are good. Default that of `TuneConfig`.
         mode: "min" or "max"; default that of `TuneConfig`.
-        seed: default a fresh one.
-        explore: share of the later suggestions that is drawn from the domains, from 0 to 1.
-        start: start values of the first trial. Default those of the task that `param_space` names; needed where it
+        seed: Seed of the draws. Default a fresh one.
+        explore: Share of the later suggestions that is drawn from the domains, from 0 to 1.
+        start: Start values of the first trial. Default those of the task that `param_space` names; needed where it
             holds a `Task` itself, and for trainables of other kinds. (A trial that reports no `hp/<name>` counts with
             the values it started from.)
 

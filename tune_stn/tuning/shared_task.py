@@ -24,9 +24,9 @@ class SharedTask:
     """Stands for a task in a trial's config. Plain data: results and saved states that hold it are read without Ray.
 
     Attributes:
-        name: of the task.
-        session: of Ray, in which its object store lives.
-        reference: a pickled `ray.ObjectRef` to the pickled task.
+        name: Name of the task.
+        session: Ray session in which its object store lives.
+        reference: Pickled `ray.ObjectRef` to the pickled task.
     """
 
     name: str

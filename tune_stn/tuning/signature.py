@@ -103,8 +103,8 @@ class Sealer(tune.Callback):
     """Signs Ray Tune's state of a run each time that it is saved, before it goes to the storage.
 
     Args:
-        path: of the file with the signatures.
-        key: of the user.
+        path: Path of the file with the signatures.
+        key: Key of the user.
     """
 
     def __init__(self, path: Path, key: bytes) -> None:
@@ -135,10 +135,10 @@ def check_state(path: Path, storage: Storage, name: str, key: bytes) -> str:
     What does not fit although the signatures are this user's is damaged, or was put there by somebody else.
 
     Args:
-        path: of the file with the signatures.
-        storage: of the run.
-        name: of its experiment there.
-        key: of the user.
+        path: Path of the file with the signatures.
+        storage: Storage of the run.
+        name: Name of the run's experiment there.
+        key: Key of the user.
 
     Raises:
         NotSealed: there are no signatures, or not by this key.

@@ -22,8 +22,8 @@ class InSlots(TrialScheduler):
     trial that fails is pending again, in its own slot; also one whose process dies while it is handed over.
 
     Args:
-        scheduler: that decides about the trials.
-        slots: trials that may run at a time.
+        scheduler: Scheduler that decides about the trials.
+        slots: Number of trials that may run at a time.
     """
 
     def __init__(self, scheduler: TrialScheduler, slots: int) -> None:

@@ -28,7 +28,7 @@ class StartDomains:
     """The domains of the hyperparameters that get a start value.
 
     Args:
-        domains: name -> Tune domain.
+        domains: Name -> Tune domain.
 
     Raises:
         ValueError: a domain has no raw coordinate; the message names it.
@@ -61,8 +61,8 @@ class StartDomains:
         """A draw around one of some trials' best reports: the Gaussian mixture in the docstring of `STNSearch`.
 
         Args:
-            reports: one or more.
-            rng: of the draw.
+            reports: One or more trials' best reports.
+            rng: Random generator of the draw.
         """
         ranked = sorted(reports, key=lambda report: report.loss)
         raw = np.array([[d.inverse(d.nearest(r.values[name])) for name, d in self._ours.items()] for r in ranked])

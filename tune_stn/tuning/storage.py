@@ -20,8 +20,8 @@ class Storage:
     """A folder on a file system.
 
     Attributes:
-        filesystem: of pyarrow.
-        path: of the folder, in the file system's own terms (of `s3://bucket/runs`, it is `bucket/runs`).
+        filesystem: A file system of pyarrow.
+        path: Path of the folder, in the file system's own terms (of `s3://bucket/runs`, it is `bucket/runs`).
     """
 
     filesystem: FileSystem

@@ -89,8 +89,8 @@ class STNTrainable(tune.Trainable):
         """As Tune calls it.
 
         Args:
-            config: see the class.
-            task: from `tune.with_parameters(STNTrainable, task=task)`; default the config's.
+            config: The trial's config; the class says what it holds.
+            task: The task from `tune.with_parameters(STNTrainable, task=task)`. Default the config's.
         """
         # Tune moves a trial to a folder of its own, where a relative path of the user's would lead astray.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))
@@ -221,8 +221,8 @@ class STNTrainable(tune.Trainable):
         """Take over from another trial; costs, the best loss and the schedule so far are those of this trial's state.
 
         Args:
-            state: of this trial until now.
-            own: where that lies: another trial's checkpoints are in a folder beside it, on whatever storage.
+            state: State of this trial until now.
+            own: Checkpoint of this trial: another trial's checkpoints are in a folder beside it, on whatever storage.
             exploit: `trial_id`, `checkpoint` (folder of the trial and of the checkpoint), `branch` and `widen`.
         """
         path = Path(own.path).parent.parent / exploit["checkpoint"]
@@ -245,8 +245,8 @@ class STNTrainable(tune.Trainable):
         """The state of a checkpoint, or if that is damaged, of an older one of its trial.
 
         Args:
-            checkpoint: on its storage.
-            directory: where its files are on this machine.
+            checkpoint: Checkpoint on its storage.
+            directory: Where the checkpoint's files are on this machine.
         """
         try:
             return load_state(directory / STATE_FILE, device=self.trainer.device)

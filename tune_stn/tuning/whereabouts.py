@@ -15,8 +15,8 @@ def possible(directory: Path, *, otherwise: Path) -> Path:
     """The directory if it can be made, else one of its name in the experiment's folder, or in the current one.
 
     Args:
-        directory: made by this where it can be.
-        otherwise: the experiment's folder; if that is not on this machine, the current directory takes its place.
+        directory: Wanted directory, which this makes where it can.
+        otherwise: The experiment's folder; if that is not on this machine, the current directory takes its place.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

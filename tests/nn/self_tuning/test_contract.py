@@ -98,6 +98,7 @@ def test_training_moves_all_that_is_trainable_and_nothing_else(network: Network,
         assert bool(torch.isfinite(parameter).all())
 
 
+@pytest.mark.slow
 def test_saved_state_is_plain_tensors_and_loads_into_another(network: Network, size: ResponseSize) -> None:
     model = network.converted(size)
     train(model, network.inputs())

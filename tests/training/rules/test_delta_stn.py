@@ -241,6 +241,7 @@ def test_evaluation_is_that_of_the_base_network(make_task: Any, stir: Any) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [nn.Tanh(), nn.GELU(), nn.SiLU(), nn.LayerNorm(16), nn.Softmax(-1), nn.Dropout(0.3), nn.ReLU(inplace=True)],

@@ -75,6 +75,7 @@ def train(trainer: Trainer, steps: int = EVERY) -> None:
 # The weights train as those of a plain network -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "case"), RUNS)
 def test_without_hyper_steps_a_run_is_a_plain_one_bit_for_bit(make_task: Any, algorithm: str, case: str) -> None:
     task = made(make_task, case, epochs=2, warmup_epochs=2)
@@ -88,6 +89,7 @@ def test_without_hyper_steps_a_run_is_a_plain_one_bit_for_bit(make_task: Any, al
     assert reports[0] == reports[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "case"), RUNS)
 def test_the_schedule_replayed_on_a_plain_network_is_the_run_bit_for_bit(
     make_task: Any, algorithm: str, case: str
@@ -115,6 +117,7 @@ def test_on_a_placebo_a_run_is_a_plain_one(algorithm: str) -> None:
     assert found == [pytest.approx(report, abs=1e-6, rel=0) for report in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "case"), RUNS)
 def test_a_hyper_step_moves_the_hyperparameters_alone(make_task: Any, algorithm: str, case: str) -> None:
     trainer = Trainer(made(make_task, case), algorithm=algorithm)
@@ -161,6 +164,7 @@ def test_the_averages_follow_the_weights_and_stand_in_for_them(make_task: Any) -
     assert all(torch.equal(weight, before) for weight, before in zip(base, own, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycle_of", [1, 2, 5, 7])
 def test_it_measures_every_fifth_step_or_less_often(make_task: Any, cycle_of: int) -> None:
     """In 84 steps of a run of 84, as often as the speed counts on; the steps in between cost and move nothing."""
@@ -198,6 +202,7 @@ LONG = 2000
 HISTORY = [(0.1, 0.1)] * LONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
@@ -318,6 +323,7 @@ def test_a_trapped_network_is_freed(make_task: Any, monkeypatch: pytest.MonkeyPa
     assert (hyper.raw.detach() - before + 0.3).tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_strong_start_values_do_not_keep_a_network_from_learning() -> None:
     """From these it learns nothing at first (as in the arm `starts` of experiments/rules.py); a plain one never."""
     start = {"dropout_input": 0.86, "dropout_1": 0.87, "dropout_2": 0.88, "input_scale": 0.9, "weight_decay": 0.01}
@@ -402,6 +408,7 @@ def test_all_raw_coordinates_take_the_same_step_within_their_domains(
 # Its state -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("case", ["mlp", "batch norm"])
 def test_a_run_resumed_at_any_epoch_is_the_whole_one(

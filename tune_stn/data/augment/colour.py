@@ -33,12 +33,14 @@ class ColourJitter:
     image with no change to any of them is left exactly as it is, whatever its range.
 
     Attributes:
-        brightness: name of s, a value `>= 0`; a factor that would be negative is drawn from [0, 1 + s]. None: as 0.
-        contrast: likewise.
-        saturation: likewise.
-        hue: name of s, a value in [0, 0.5]. None: as 0.
-        mean: of each channel, in [0, 1], that was subtracted from the pixels.
-        std: by which they were then divided.
+        brightness: Name of the hyperparameter that is s, `>= 0`; a factor that would be negative is drawn from [0, 1 +
+            s]. Default None: s is 0.
+        contrast: Name of the hyperparameter that is s, `>= 0`, with factors as for `brightness`. Default None: s is 0.
+        saturation: Name of the hyperparameter that is s, `>= 0`, with factors as for `brightness`. Default None: s is
+            0.
+        hue: Name of the hyperparameter that is s, in [0, 0.5]. Default None: s is 0.
+        mean: The number, in [0, 1], that was subtracted from the pixels of each channel. Default 0 for three channels.
+        std: The number by which the pixels of each channel were then divided. Default 1 for three channels.
 
     Raises:
         ValueError: no hyperparameter is named, or `mean` and `std` are not of one or three channels; in the call,

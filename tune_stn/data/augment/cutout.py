@@ -19,10 +19,10 @@ class Cutout:
     the same in all channels of an image. No holes, or a length of 0, leave an image as it is.
 
     Attributes:
-        holes: name of the number of squares, an integer value.
-        length: name of their side in pixels, an integer value. An odd square lies evenly around its centre,
-            an even one reaches one pixel further up and left.
-        max_holes: squares drawn per image, `1 … 31`; a larger value of `holes` is cut down to it.
+        holes: Name of the integer hyperparameter that is the number of squares.
+        length: Name of the integer hyperparameter that is their side in pixels. An odd square lies evenly around its
+            centre, an even one reaches one pixel further up and left.
+        max_holes: Number of squares drawn per image, `1 … 31`; a larger value of `holes` is cut down to it.
 
     Raises:
         ValueError: `max_holes` out of range; in the call, inputs or values of a shape not described here.
@@ -65,11 +65,11 @@ def erased_pixels(
     a bitwise and, whatever the number of squares.
 
     Args:
-        row_centres: shape `(batch, max_holes)`.
-        column_centres: shape `(batch, max_holes)`.
-        holes: shape `(batch, 1)` or `(1, 1)`.
-        length: shape `(batch, 1)` or `(1, 1)`.
-        size: height and width.
+        row_centres: Rows of the centres, shape `(batch, max_holes)`.
+        column_centres: Columns of the centres, shape `(batch, max_holes)`.
+        holes: Number of squares that count, shape `(batch, 1)` or `(1, 1)`.
+        length: Side of the squares in pixels, shape `(batch, 1)` or `(1, 1)`.
+        size: Height and width of the images in pixels.
 
     Returns:
         Bool tensor of shape `(batch, height, width)`.

@@ -28,11 +28,11 @@ class RandomAffine:
     An image with no change by any of them is left exactly as it is.
 
     Attributes:
-        translation: name of s, a value `>= 0`. None: as 0.
-        rotation: likewise; 180 reaches all angles.
-        scale: likewise.
-        shear: name of s, a value in [0, 90). None: as 0.
-        padding: what lies around an image: "zeros", or "border", its nearest pixel.
+        translation: Name of the hyperparameter that is s, `>= 0`. Default None: s is 0.
+        rotation: Name of the hyperparameter that is s, `>= 0`; 180 reaches all angles. Default None: s is 0.
+        scale: Name of the hyperparameter that is s, `>= 0`. Default None: s is 0.
+        shear: Name of the hyperparameter that is s, in [0, 90). Default None: s is 0.
+        padding: What lies around an image: "zeros", or "border", which repeats its nearest pixel. Default "zeros".
 
     Raises:
         ValueError: no hyperparameter is named, or another padding; in the call, images or values of a shape not
@@ -75,12 +75,12 @@ def moved(
     """Images under given affine maps; see `RandomAffine`.
 
     Args:
-        images: shape `(batch, channels, height, width)`.
-        translation: to the right and down, as shares of width and height, shape `(2, batch)`.
-        rotation: degrees, clockwise, shape `(batch,)`.
-        scale: factor of the sides, shape `(batch,)`.
-        shear: degrees; a positive one moves rows to the right the further down they are, shape `(batch,)`.
-        padding: as in `torch.nn.functional.grid_sample`.
+        images: Images of shape `(batch, channels, height, width)`.
+        translation: Shift to the right and down, as shares of width and height, shape `(2, batch)`.
+        rotation: Angle in degrees, clockwise, shape `(batch,)`.
+        scale: Factor of the sides, shape `(batch,)`.
+        shear: Angle in degrees, shape `(batch,)`; a positive one moves rows to the right the further down they are.
+        padding: The `padding_mode` of `torch.nn.functional.grid_sample`.
     """
     height, width = images.shape[2:]
     precise = torch.promote_types(images.dtype, torch.float32)

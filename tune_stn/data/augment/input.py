@@ -18,7 +18,7 @@ class InputDropout:
     The call takes floating-point inputs of shape `(batch, ...)`.
 
     Attributes:
-        rate: name of p; a value above 0.95 acts as 0.95, so that the factor stays finite.
+        rate: Name of the hyperparameter that is p; a value above 0.95 acts as 0.95, so that the factor stays finite.
 
     Raises:
         ValueError: in the call, inputs that are not floating point, or a value of a shape not described here.
@@ -46,7 +46,7 @@ class InputScale:
     The call takes floating-point inputs of shape `(batch, ...)`.
 
     Attributes:
-        scale: name of s, a value `>= 0`; 0 leaves an example as it is.
+        scale: Name of the hyperparameter that is s, `>= 0`; 0 leaves an example as it is.
 
     Raises:
         ValueError: in the call, inputs that are not floating point, or a value of a shape not described here.
@@ -73,7 +73,8 @@ class InputNoise:
     The call takes floating-point inputs of shape `(batch, ...)`.
 
     Attributes:
-        sd: name of the standard deviation, a value `>= 0` in units of the inputs; 0 leaves an example as it is.
+        sd: Name of the hyperparameter that is the standard deviation, `>= 0`, in units of the inputs; 0 leaves an
+            example as it is.
 
     Raises:
         ValueError: in the call, inputs that are not floating point, or a value of a shape not described here.

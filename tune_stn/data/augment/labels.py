@@ -21,8 +21,8 @@ class LabelSmoothing:
     tokens of a text, say: each has probabilities of its own then.
 
     Attributes:
-        rate: name of r, a value in [0, 1]; 0 leaves the probabilities as they are.
-        classes: number of classes.
+        rate: Name of the hyperparameter that is r, in [0, 1]; 0 leaves the probabilities as they are.
+        classes: Number of classes.
 
     Raises:
         ValueError: fewer than two classes; in the call, targets or a value of a shape not described here.
@@ -55,8 +55,9 @@ class Mixup:
     The call takes finite floating-point inputs of shape `(batch, ...)`.
 
     Attributes:
-        strength: name of a, a value in [0, 1]; 0 leaves an example as it is, 1 makes w uniform in [1/2, 1].
-        classes: number of classes.
+        strength: Name of the hyperparameter that is a, in [0, 1]; 0 leaves an example as it is, 1 makes w uniform in
+            [1/2, 1].
+        classes: Number of classes.
 
     Raises:
         ValueError: fewer than two classes; in the call, inputs that are not floating point, or targets or a value of
@@ -90,7 +91,7 @@ def partner_share(strength: Tensor, draws: Tensor) -> Tensor:
     rejection would take a number of draws that depends on the strength.
 
     Args:
-        strength: shape `(batch,)` or `(1,)`, >= 0; 0 gives 0.
+        strength: Both parameters of the beta distribution, `>= 0`, shape `(batch,)` or `(1,)`; 0 gives 0.
         draws: U and V in [0, 1), shape `(2, batch)`.
 
     Returns:
