@@ -56,7 +56,7 @@ wheel:
 	  missing = [one for one in ("py.typed", "study/report.html") if not root.joinpath(one).is_file()]; \
 	  texts = [one.name for one in root.joinpath("data/texts").iterdir() if one.name.endswith(".txt")]; \
 	  assert not missing and texts, (missing, texts)'
-	cd .venv-wheel && bin/tune-stn run --task ridge --algorithm stn --epochs 1 --out run
+	cd .venv-wheel && bin/tune-stn run --task digits-mlp --algorithm stn --epochs 8 --out run
 
 # The lowest versions that pyproject.toml allows: old releases warn, so that is no error here. Those of torch carry CUDA
 # libraries: several GB.

@@ -103,9 +103,9 @@ def read_json(path: Path, shape: Shape, *, advice: str) -> Any:
     """The value in a JSON file of ours.
 
     Args:
-        path: of the file.
-        shape: of the value.
-        advice: what to do if the file is damaged.
+        path: Path of the file.
+        shape: Shape that the value must have.
+        advice: What to do if the file is damaged.
 
     Raises:
         OSError: it cannot be read.

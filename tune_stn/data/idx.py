@@ -38,9 +38,9 @@ def read_idx(path: Path, *, sha256: str | None = None, most: int = _MOST_BYTES) 
     """The array in an idx file, gzipped or not (told by the content, not by the name).
 
     Args:
-        path: of the file.
-        sha256: of the content, unzipped; None where it is not known.
-        most: bytes that the array may have.
+        path: Path of the file.
+        sha256: Checksum of the content, unzipped; None where it is not known.
+        most: Largest number of bytes that the array may have.
 
     Returns:
         CPU tensor with the shape of the header; uint8 for MNIST's unsigned bytes, else int8, int16, int32,
