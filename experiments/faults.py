@@ -174,7 +174,8 @@ class Attempt:
             command = study_command(self.folder, smoke=self.smoke, resume=resume) + list(self.more)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
 
-        def limited() -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its jobs in the background ignore it
             if self.limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
 
@@ -182,7 +183,7 @@ class Attempt:
             log.write(f"{START}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=limited
+                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=prepare
             )  # fmt: skip
         return self.process
 
