@@ -217,3 +217,17 @@ def test_only_the_schedule_is_read_of_the_newest_checkpoints(tmp_path: Path) -> 
     found = read_own_schedules(trials)
     assert rows(found, "trial_id", "source", "until") == [("a", "start", 7), ("a", "stn", 7), ("e", "replay", 0)]
     assert read_own_schedules([nothing]).empty
+
+
+def test_a_damaged_schedule_of_ones_own_is_an_error_and_that_of_others_is_passed_over(tmp_path: Path) -> None:
+    """A run that follows would take what the reports know of it, which is less, and give other results."""
+    part = own_part("a", ["start", "stn"]).drop(columns=["trial_id", "until"])
+    path = tmp_path / SCHEDULE_FILE
+    pq.write_table(pa.Table.from_pandas(part, preserve_index=False), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    trial = SimpleNamespace(
+        trial_id="a", checkpoint=SimpleNamespace(path=str(tmp_path), filesystem=LocalFileSystem())
+    )  # fmt: skip
+    assert read_own_schedules([trial]).empty
+    with pytest.raises(ValueError, match=r"checkpoint of trial a is damaged \(.*\); delete it"):
+        read_own_schedules([trial], advice="delete it")

@@ -264,7 +264,9 @@ def _execute_alone(
         raise Interrupted
     recorded = read_recorded(recorder.path)
     keep_own = tunes or "schedule" in plan.config  # of constants, reports know it all: no need to open 10,000 files
-    schedule = schedule_rows(recorded, read_own_schedules(trials) if keep_own else None)
+    schedule = schedule_rows(
+        recorded, read_own_schedules(trials, advice=f"delete {run.folder} to run it again") if keep_own else None
+    )
     with whole_file(run.folder / SCHEDULE) as path:
         write_parquet(schedule, path)
     peaks = [result["peak_memory_bytes"] for trial in trials if "peak_memory_bytes" in (result := trial.last_result)]

@@ -169,12 +169,20 @@ def _held_from(
     return held.astype({"epoch": int, "step": int})
 
 
-def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
+def read_own_schedules(trials: Iterable[Any], *, advice: str | None = None) -> pd.DataFrame:
     """The schedules in the newest checkpoints of trials that keep one there: self-tuning ones, and replays.
 
     Only that file is read, from wherever the run's storage is. Left out is what the reports know better: constants,
     which a population method changes, and a schedule part of which is that of a trial whose checkpoint Tune copied.
     The column `until` is the step at which the checkpoint was made.
+
+    Args:
+        trials: Of Tune.
+        advice: What to do about a file that cannot be read, where all are this package's own. Default None: it may be
+            another one of that name, and is passed over.
+
+    Raises:
+        ValueError: With `advice`, a file is damaged. The reports know less, and a run that follows would differ.
     """
     parts = [pd.DataFrame(columns=["trial_id", *_OWN, "until"])]
     for trial in trials:
@@ -185,7 +193,10 @@ def read_own_schedules(trials: Iterable[Any]) -> pd.DataFrame:
             try:
                 with filesystem.open_input_file(path) as file:
                     table = read_parquet(file)
-            except ValueError:
+            except ValueError as error:
+                if advice is not None:
+                    where = f"the schedule in the checkpoint of trial {trial.trial_id}"
+                    raise ValueError(f"{where} is damaged ({error}); {advice}") from None
                 continue  # some file of theirs, or damaged: the reports say what they know
             metadata = table.schema.metadata or {}
             if not len(table) or not {*_OWN} <= set(table.column_names):
