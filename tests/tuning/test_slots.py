@@ -83,6 +83,22 @@ def test_only_new_trials_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trial.status == PENDING
 
 
+def test_a_population_goes_on_as_before_with_a_member_that_failed() -> None:
+    """Tune adds it again, at the end: it is compared when it would have been, and chosen before those after it."""
+    inner = PopulationBasedTraining(metric="loss", mode="min", hyperparam_mutations={"a": [1]}, time_attr="epoch")
+    limited, trials = InSlots(inner, 1), [tune.experiment.Trial("any", stub=True) for _ in range(3)]
+    controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: trials, search_alg=None)
+    for trial in trials:
+        limited.on_trial_add(controller, trial)
+    inner._trial_state[trials[0]].last_perturbation_time = 4
+    for trial in trials:
+        inner._trial_state[trial].last_train_time = 4
+    trials.append(trials.pop(0))
+    limited.on_trial_add(controller, trials[-1])
+    assert inner._trial_state[trials[-1]].last_perturbation_time == 4
+    assert limited.choose_trial_to_run(controller) is trials[-1]
+
+
 def test_decisions_are_those_of_the_other_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     limited, _, controller = around(PopulationBasedTraining, monkeypatch)
     for decision in (TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP):

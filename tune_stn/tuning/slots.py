@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from tune_stn.tuning.hand_over import HandOver
 
@@ -31,7 +32,7 @@ class InSlots(TrialScheduler):
         self.scheduler = scheduler
         self.slots = slots
         self._hand_over = HandOver()
-        self._known: set[Trial] = set()
+        self._known: dict[Trial, int] = {}  # in the order in which they were added
         self._new: set[Trial] = set()  # of those, trials that have not begun
 
     @property
@@ -46,11 +47,13 @@ class InSlots(TrialScheduler):
         return self.scheduler.set_search_properties(metric, mode, **spec)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self.scheduler.on_trial_add(tune_controller, trial)
+        # A population would forget when a trial that failed was last compared, and compare it too early.
+        if trial not in self._known or not isinstance(self.scheduler, PopulationBasedTraining):
+            self.scheduler.on_trial_add(tune_controller, trial)
         if trial not in self._known and trial.status == Trial.PENDING:
             _show(trial, Trial.PAUSED)  # Tune takes it into its books as it is after this call
             self._new.add(trial)
-        self._known.add(trial)
+        self._known.setdefault(trial, len(self._known))
         self._hand_over.on_trial_add(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -67,7 +70,7 @@ class InSlots(TrialScheduler):
         for trial in shown:
             _show(trial, Trial.PENDING)
         try:
-            return self.scheduler.choose_trial_to_run(tune_controller)
+            return self.scheduler.choose_trial_to_run(_InOrder(tune_controller, self._known))
         finally:
             for trial in shown:
                 _show(trial, Trial.PAUSED)
@@ -87,6 +90,23 @@ class InSlots(TrialScheduler):
 
     def debug_string(self) -> str:
         return str(self.scheduler.debug_string())
+
+
+class _InOrder:
+    """Tune's controller, with its trials in the order in which they were added.
+
+    Tune moves a trial that fails to the end, and a population chooses the first of those that are equally far.
+    """
+
+    def __init__(self, tune_controller: Any, order: Mapping[Trial, int]) -> None:
+        self._tune_controller = tune_controller
+        self._order = order
+
+    def get_trials(self) -> list[Trial]:
+        return sorted(self._tune_controller.get_trials(), key=self._order.__getitem__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tune_controller, name)
 
 
 def _show(trial: Trial, status: str) -> None:
