@@ -88,15 +88,20 @@ def test_a_population_goes_on_as_before_with_a_member_that_failed() -> None:
     inner = PopulationBasedTraining(metric="loss", mode="min", hyperparam_mutations={"a": [1]}, time_attr="epoch")
     limited, trials = InSlots(inner, 1), [tune.experiment.Trial("any", stub=True) for _ in range(3)]
     controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: trials, search_alg=None)
+    controller._resetting_trials, controller._set_trial_status = set(), lambda trial, status: trial.set_status(status)
     for trial in trials:
         limited.on_trial_add(controller, trial)
     inner._trial_state[trials[0]].last_perturbation_time = 4
     for trial in trials:
         inner._trial_state[trial].last_train_time = 4
-    trials.append(trials.pop(0))
-    limited.on_trial_add(controller, trials[-1])
-    assert inner._trial_state[trials[-1]].last_perturbation_time == 4
-    assert limited.choose_trial_to_run(controller) is trials[-1]
+    for failed in (0, 1):  # places at the time
+        trial = trials.pop(failed)
+        limited.on_trial_error(controller, trial)
+        trial.set_status(PENDING)
+        trials.append(trial)
+        limited.on_trial_add(controller, trial)
+        assert limited.choose_trial_to_run(controller).trial_id == min(trials, key=limited._known.__getitem__).trial_id
+    assert inner._trial_state[trials[-1]].last_train_time == 4
 
 
 def test_decisions_are_those_of_the_other_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:

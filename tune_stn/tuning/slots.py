@@ -20,7 +20,8 @@ class InSlots(TrialScheduler):
 
     Tune starts a trial that is pending by itself, and one that is paused only when its scheduler chooses it. So trials
     are paused from the moment that they are added, and this scheduler lets the other one choose when a slot is free. A
-    trial that fails is pending again, in its own slot; also one whose process dies while it is handed over.
+    trial that fails is pending again, in its own slot, and so is one whose process dies while it is handed over. But a
+    member of a population waits for its turn: it may have failed when that had just ended.
 
     Args:
         scheduler: Scheduler that decides about the trials.
@@ -31,7 +32,9 @@ class InSlots(TrialScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.scheduler = scheduler
         self.slots = slots
+        self._is_population = isinstance(scheduler, PopulationBasedTraining)
         self._hand_over = HandOver()
+        self._failed: dict[Trial, Any] = {}  # since it was last added -> Tune's controller
         self._known: dict[Trial, int] = {}  # in the order in which they were added
         self._new: set[Trial] = set()  # of those, trials that have not begun
 
@@ -47,9 +50,11 @@ class InSlots(TrialScheduler):
         return self.scheduler.set_search_properties(metric, mode, **spec)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        # A population would forget when a trial that failed was last compared, and compare it too early.
-        if trial not in self._known or not isinstance(self.scheduler, PopulationBasedTraining):
+        if trial not in self._known or not self._is_population:
             self.scheduler.on_trial_add(tune_controller, trial)
+        elif trial in self._failed:
+            # Told of it anew, a population would compare it too early.
+            self._failed.pop(trial)._set_trial_status(trial, Trial.PAUSED)
         if trial not in self._known and trial.status == Trial.PENDING:
             _show(trial, Trial.PAUSED)  # Tune takes it into its books as it is after this call
             self._new.add(trial)
@@ -81,6 +86,8 @@ class InSlots(TrialScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self.scheduler.on_trial_error(tune_controller, trial)
         self._hand_over.on_trial_error(tune_controller, trial)
+        if self._is_population:
+            self._failed[trial] = tune_controller
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self.scheduler.on_trial_complete(tune_controller, trial, result)
