@@ -75,7 +75,8 @@ class InSlots(TrialScheduler):
         for trial in shown:
             _show(trial, Trial.PENDING)
         try:
-            return self.scheduler.choose_trial_to_run(_InOrder(tune_controller, self._known))
+            in_order: Any = _InOrder(tune_controller, self._known)
+            return self.scheduler.choose_trial_to_run(in_order)
         finally:
             for trial in shown:
                 _show(trial, Trial.PAUSED)
