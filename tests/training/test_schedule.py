@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from tune_stn.space import Integer, SearchSpace, Uniform
 from tune_stn.training.schedule import INTERPOLATIONS, UNITS, Schedule
@@ -194,6 +194,7 @@ def test_check_names_what_a_space_does_not_have() -> None:
 # Frames and files ----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_a_frame_brings_everything_back(schedule: Schedule) -> None:
     assert Schedule.from_frame(schedule.to_frame()) == schedule

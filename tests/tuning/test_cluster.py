@@ -127,7 +127,7 @@ def test_a_session_of_its_own_starts_and_stops_ray() -> None:
 
 
 ALONE = """
-import os
+import contextlib, os
 from tune_stn.tuning.token import protect
 protect()
 import psutil
@@ -137,8 +137,10 @@ from tune_stn.tuning.cluster import Cluster
 with Cluster().session():
     assert ray.get(ray.remote(lambda: 1).remote()) == 1  # so there is a worker
     own = psutil.Process()
-    addresses = {one.laddr.ip for process in (own, *own.children(recursive=True))
-                 for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    addresses = set()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # some last for a moment
+            addresses |= {one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
     print(sorted(addresses))
     node = ray.nodes()[0]
     folder = os.path.dirname(node["ObjectStoreSocketName"])

@@ -105,7 +105,7 @@ def _of_trial(
     Args:
         raw: The raw coordinates, a row for each step at which they changed, a column for each hyperparameter.
         scale: The scales, likewise.
-        domains: Of the hyperparameters, as far as known.
+        domains: The domains of the hyperparameters, as far as they are known.
         last: The last training step of the trial.
     """
     bounds = np.linspace(0, last, PARTS + 1)

@@ -281,8 +281,8 @@ def scale_band(rows: pd.DataFrame, domain: Domain | None) -> tuple[NDArray[np.fl
     """The values one scale below and above a schedule's raw coordinates.
 
     Args:
-        rows: Of the `schedule` table, of one hyperparameter of one trial; shape `(n, ...)`.
-        domain: Of that hyperparameter; None where it is not known.
+        rows: Rows of the `schedule` table, of one hyperparameter of one trial; shape `(n, ...)`.
+        domain: The domain of that hyperparameter; None where it is not known.
 
     Returns:
         Two arrays of shape `(n,)`; None where the domain is not known, or the trial has no scale or does not draw by

@@ -89,7 +89,7 @@ def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
     """What of a study belongs to another user, of all that Ray Tune may unpickle to resume it; None if nothing does.
 
     Args:
-        directory: Of the study.
+        directory: Directory of the study.
         storage: The folder in which Ray Tune keeps its state, where that is another one on this machine.
     """
     if not hasattr(os, "geteuid"):  # Windows

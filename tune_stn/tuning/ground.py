@@ -47,7 +47,7 @@ def naming_a_lost_disk(directory: Path) -> Iterator[None]:
     """Say in one line what would else be a traceback of Ray Tune's.
 
     Args:
-        directory: Of the study.
+        directory: Directory of the study.
 
     Raises:
         GroundLost: Something inside could not be written: its disk is full, read-only or broken.

@@ -177,7 +177,7 @@ def read_own_schedules(trials: Iterable[Any], *, advice: str | None = None) -> p
     The column `until` is the step at which the checkpoint was made.
 
     Args:
-        trials: Of Tune.
+        trials: The trials, as Tune has them.
         advice: What to do about a file that cannot be read, where all are this package's own. Default None: it may be
             another one of that name, and is passed over.
 
