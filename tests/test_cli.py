@@ -154,7 +154,16 @@ def test_ctrl_c_or_sigterm_while_data_is_fetched_does_not_advise_to_resume(
         raise AssertionError
 
     monkeypatch.setattr("tune_stn.data.fashion_mnist.fetch", interrupted)
-    done = tune_stn("data", "fashion-mnist")
+    # As a shell starts a command: jobs in its background ignore Ctrl-C, and other tests leave handlers behind.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
+    try:
+        done = tune_stn("data", "fashion-mnist")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert (done.exit_code, done.stderr) == (130, "tune-stn: interrupted, and can be started again\n")
 
 
