@@ -226,14 +226,8 @@ def _schedule_frame(folder: Path) -> Reader:
     return Reader(write, read)
 
 
-def _policy(folder: Path) -> Reader:
-    path = folder / "pbt_policy_b.txt"
-    configs = [{"hp": {"rate": 0.1 * n + 0.1, "holes": n}, "lr": 0.01 * n, "task": "x"} for n in range(6)]
-    trials = ["e", "a", "d", "a", "c", "b"]  # each goes on from the one before
-    lines = [
-        [trials[n + 1], trials[n], 3 * n + 2, 3 * n + 3, configs[n], configs[n + 1]] for n in range(len(trials) - 1)
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+def _lines_file(path: Path, lines: list[Any], text: str) -> Callable[[Random, Path], Path]:
+    """A file with a JSON value in each line, of which a value, the text or bytes are damaged."""
 
     def write(rng: Random, mark: Path) -> Path:
         kind = 0.0 if rng is None else rng.random()
@@ -252,7 +246,19 @@ def _policy(folder: Path) -> Reader:
             path.write_bytes(damage.damaged_bytes(text.encode(), rng))
         return path
 
-    return Reader(write, lambda path: Schedule.from_pbt_policy(path)._key())
+    return write
+
+
+def _policy(folder: Path) -> Reader:
+    path = folder / "pbt_policy_b.txt"
+    configs = [{"hp": {"rate": 0.1 * n + 0.1, "holes": n}, "lr": 0.01 * n, "task": "x"} for n in range(6)]
+    trials = ["e", "a", "d", "a", "c", "b"]  # each goes on from the one before
+    lines = [
+        [trials[n + 1], trials[n], 3 * n + 2, 3 * n + 3, configs[n], configs[n + 1]] for n in range(len(trials) - 1)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+
+    return Reader(_lines_file(path, lines, text), lambda path: Schedule.from_pbt_policy(path)._key())
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
@@ -464,32 +470,14 @@ def _done_json(folder: Path) -> Reader:
 def _journal(folder: Path) -> Reader:
     run = _run_folder(folder)
     (run / "done.json").unlink()  # nobody has counted the lines
-    lines = _lines()
     path = run / "reports.jsonl"
     text = path.read_text()
-
-    def write(rng: Random, mark: Path) -> Path:
-        kind = 0.0 if rng is None else rng.random()
-        if rng is None:
-            path.write_text(text)
-        elif kind < 0.01:
-            damage.sparse(path)
-        elif kind < 0.6:
-            made = [*lines]
-            at = rng.randrange(len(made))
-            made[at] = damage.damaged_value(made[at], rng)
-            path.write_text("".join(json.dumps(line) + "\n" for line in made))
-        elif kind < 0.8:
-            path.write_text(damage.damaged_text(text, rng), encoding="utf-8", errors="surrogatepass")
-        else:
-            path.write_bytes(damage.damaged_bytes(text.encode(), rng))
-        return path
 
     def read(path: Path) -> str:
         recorded = read_recorded(path)
         return _digest(report_rows(recorded, over=True), schedule_rows(recorded), _state(path.parents[2]))
 
-    return Reader(write, read)
+    return Reader(_lines_file(path, _lines(), text), read)
 
 
 def _searcher(folder: Path) -> Reader:

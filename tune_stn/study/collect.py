@@ -12,7 +12,15 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_stn.study.incumbent import best_so_far
-from tune_stn.study.seal import DONE, SCHEDULE, is_sealed, read_done, rows_of_tables, why_unfit
+from tune_stn.study.seal import (
+    DONE,
+    SCHEDULE,
+    has_unfit_files,
+    is_sealed,
+    read_done,
+    rows_of_tables,
+    why_unfit,
+)
 from tune_stn.study.state import (
     clock_of,
     failures_of,
@@ -119,7 +127,7 @@ def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, di
     none = Labels(task=task, method="", seed=0)
     reports, schedules = ([labelled(pd.DataFrame(), none, one)] for one in (schema, SCHEDULE_SCHEMA))
     for labels, folder in runs:
-        if read_done(folder) is not None and why_unfit(folder):
+        if has_unfit_files(folder):
             if rows := rows_of_tables(before, labels.method, labels.seed, folder):
                 reports.append(labelled(rows["reports"], labels, schema))
                 schedules.append(labelled(rows["schedule"], labels, SCHEDULE_SCHEMA))

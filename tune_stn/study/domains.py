@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,6 +54,15 @@ def read_domains(study: Mapping[str, Any]) -> dict[str, Domain]:
 def is_log(domain: Domain) -> bool:
     """Whether a domain spaces its values logarithmically."""
     return isinstance(domain, LogUniform) or (isinstance(domain, Integer) and domain.log)
+
+
+def looks_log(domain: Domain | None, values: Sequence[float] | NDArray[Any]) -> bool:
+    """Whether the domain is logarithmic; of one that is not known, whether its values are spread as if it were."""
+    if domain is not None:
+        return is_log(domain)
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    return bool(finite.size and finite.min() > 0 and finite.max() > 30 * finite.min())
 
 
 def bounds_of(domain: Domain) -> tuple[float, float] | None:

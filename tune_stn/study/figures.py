@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tune_stn.study.controls import FOLLOWED
-from tune_stn.study.domains import bounds_of, read_domains
+from tune_stn.study.domains import bounds_of, looks_log, read_domains
 from tune_stn.study.incumbent import RUN, last_of_each_run
-from tune_stn.study.plots import AXIS_LABELS, MANY_RUNS, looks_log, present_methods, scale_band
+from tune_stn.study.plots import AXIS_LABELS, MANY_RUNS, present_methods, scale_band
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
 from tune_stn.study.summary import final_values

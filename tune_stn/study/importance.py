@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tune_stn.space.domains import Domain, Integer, LogUniform, Normal, Uniform
-from tune_stn.study.domains import is_log, place_of_raw, read_domains
+from tune_stn.space.domains import Domain, Integer, LogUniform, Uniform
+from tune_stn.study.domains import is_log, looks_log, place_of_raw, read_domains
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.training.tables import hp_names
 
@@ -168,9 +168,7 @@ def _distribution(values: pd.Series, domain: Domain | None) -> Any:
         return IntDistribution(domain.low, domain.high, log=domain.log, step=1 if domain.log else domain.step)
     if isinstance(domain, Uniform | LogUniform):
         return FloatDistribution(domain.low, domain.high, log=is_log(domain))
-    low, high = float(values.min()), float(values.max())
-    wide = not isinstance(domain, Normal) and low > 0 and high > 30 * low
-    return FloatDistribution(low, high, log=wide)
+    return FloatDistribution(float(values.min()), float(values.max()), log=looks_log(domain, values.to_numpy()))
 
 
 def _member(value: float, distribution: Any) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tune_stn.files import whole_file
 from tune_stn.space.domains import Domain
-from tune_stn.study.domains import is_log, read_domains, values_of_raw
+from tune_stn.study.domains import looks_log, read_domains, values_of_raw
 from tune_stn.study.incumbent import RUN, last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
@@ -294,15 +294,6 @@ def scale_band(rows: pd.DataFrame, domain: Domain | None) -> tuple[NDArray[np.fl
     if domain is None or not np.isfinite(raw + scale).all():
         return None
     return values_of_raw(domain, raw - scale), values_of_raw(domain, raw + scale)
-
-
-def looks_log(domain: Domain | None, values: Sequence[float] | np.ndarray) -> bool:
-    """Whether the domain is logarithmic; of one that is not known, whether its values are spread as if it were."""
-    if domain is not None:
-        return is_log(domain)
-    finite = np.asarray(values, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    return bool(finite.size and finite.min() > 0 and finite.max() > 30 * finite.min())
 
 
 def _legend(figure: Figure, results: Results, note: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from tune_stn.training.tables import write_parquet
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
-from tune_stn.tuning.journal import ERRORS, REPORTS, read_reports
+from tune_stn.tuning.journal import ERRORS, REPORTS
 from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch
 from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
@@ -78,12 +77,6 @@ class Run:
     def done(self) -> dict[str, Any] | None:
         """The closing record of a finished run, or None."""
         return read_done(self.folder)
-
-    @property
-    def best_before(self) -> float:
-        """The best validation loss that an earlier execution reported and this one goes on from; infinite without."""
-        losses = [report["val_loss"] for report in read_reports(self.folder / REPORTS)] if self.method.restores else []
-        return min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,11 @@ def why_unfit(folder: Path) -> str:
     return wrong if wrong and _read(path) == record else ""
 
 
+def has_unfit_files(folder: Path) -> bool:
+    """Whether a run has ended, by a record that is whole, and its files do not fit that."""
+    return read_done(folder) is not None and bool(why_unfit(folder))
+
+
 def is_sealed(folder: Path) -> bool:
     """Whether the files of a finished run can be checked: those of earlier versions cannot."""
     return "files" in (read_done(folder) or {"files": ()})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tune_stn.study.seal import read_done, rows_of_tables, why_unfit
+from tune_stn.study.seal import has_unfit_files, read_done, rows_of_tables, why_unfit
 from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
 SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
@@ -30,9 +30,7 @@ def clock_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def has_result(folder: Path) -> bool:
-    """Whether a trial of the run has reported a finite validation loss; of a run that is over, as far as it fits."""
-    if read_done(folder) is not None and why_unfit(folder):
-        return False
+    """Whether the journal of a run holds a finite validation loss, whether or not it fits the run's seal."""
     return any(EVENT not in line and math.isfinite(line["val_loss"]) for line in read_lines(folder / REPORTS))
 
 
@@ -41,13 +39,14 @@ def missing_of(method: str, seed: int, folder: Path, limit: float | None) -> dic
 
     Empty where nothing is missing; `limit` is that of `why_incomplete`.
     """
-    reason, record = why_incomplete(folder, limit), read_done(folder)
+    record, unfit = read_done(folder), why_unfit(folder)
+    reason = _why_incomplete(folder, limit, record, unfit)
     if not reason:
         return {}
     entry = {"method": method, "seed": seed, "reason": reason}
-    if why_unfit(folder) and record is None:
+    if unfit and record is None:
         return {**entry, "no_result": True, "damaged": True}
-    if why_unfit(folder):
+    if unfit:
         kept = rows_of_tables(folder.parents[1], method, seed, folder) is not None
         told = "its results here are those of the tables" if kept else "its results are left out"
         return {**entry, "reason": f"{reason} ({told})", "no_result": not kept, "damaged": True}
@@ -82,7 +81,7 @@ def restarts_of(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     """The journal of a run; nothing of one that does not fit the run's seal, and may say anything."""
-    return iter(()) if why_unfit(folder) and read_done(folder) is not None else read_lines(folder / REPORTS)
+    return iter(()) if has_unfit_files(folder) else read_lines(folder / REPORTS)
 
 
 def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
@@ -110,7 +109,10 @@ def why_incomplete(folder: Path, limit: float | None = None) -> str:
         folder: State folder of the run.
         limit: The `cost_total` that ends the run; None where the number of its trials does.
     """
-    record, unfit = read_done(folder), why_unfit(folder)
+    return _why_incomplete(folder, limit, read_done(folder), why_unfit(folder))
+
+
+def _why_incomplete(folder: Path, limit: float | None, record: dict[str, Any] | None, unfit: str) -> str:
     if record is None:
         return "; ".join(filter(None, [unfit, _why_unfinished(folder, limit)]))
     if unfit:
