@@ -105,14 +105,18 @@ trainer.load_state_dict(trainer.state_dict())
 Trainer(get_task("digits-mlp", train_images=100), algorithm="delta-stn").run_epoch()
 norm, inputs = torch.nn.BatchNorm1d(3), torch.randn(4, 3)
 first_order(lambda: norm(torch.autograd.forward_ad.make_dual(inputs, inputs)))()
-print("compiler", "torch._dynamo" in sys.modules)
+print("compiler", "torch._dynamo" in sys.modules, "sympy" in sys.modules)
 try:
     SearchSpace({"a": Uniform(0, 1)}).to_tune()
 except ImportError as error:
     print(error)
 """
     )
-    assert out.splitlines() == ["1", "compiler False", "converting Ray Tune domains needs Ray: pip install 'ray[tune]'"]
+    assert out.splitlines() == [
+        "1",
+        "compiler False False",
+        "converting Ray Tune domains needs Ray: pip install 'ray[tune]'",
+    ]
 
 
 def test_all_names_resolve_and_others_do_not() -> None:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 # Whose decorators tests/nn/test_without_compiler.py has looked at; under another version, theirs are used.
@@ -47,21 +49,29 @@ def light(kind: type[Optimizer]) -> type[Optimizer]:
 def tangents() -> Iterator[None]:
     """Inside the block, products and sums of a tensor that has a tangent and one that has none load no compiler.
 
-    Torch gets the shape of their tangent from a reference function in Python, which keeps the compiler out of itself.
+    Torch gets the shape of their tangent from a reference function in Python, which keeps the compiler out of itself,
+    and loads a library of symbolic mathematics for integers that are symbols. Nothing is compiled, so none are.
     """
-    kept_out = _references() if _is_known() and not compiler_is_loaded() else ()
-    for function in kept_out:  # torch asks for what the compiler makes of a function before it loads the compiler
-        function.__dynamo_disable = function
+    answered = _references() if _is_known() and not compiler_is_loaded() else ()
+    for function in answered:  # torch asks for what the compiler makes of a function before it loads the compiler
+        function.__dynamo_disable = _shape_of_both
     try:
         yield
     finally:
-        for function in kept_out:
+        for function in answered:
             del function.__dynamo_disable
+
+
+def _shape_of_both(one: Tensor | float, other: Tensor | float, **_: Any) -> Tensor:
+    """A tensor without values, of the shape and type of a sum or product of the two."""
+    # Torch's own `broadcast_shapes` would load that library.
+    shapes = [part.shape for part in (one, other) if isinstance(part, Tensor)]
+    return torch.empty(np.broadcast_shapes(*shapes), dtype=torch.result_type(one, other), device="meta")
 
 
 @functools.cache
 def _references() -> tuple[Any, ...]:
-    """Those functions, below torch's decorator."""
+    """Those functions, below torch's decorator that keeps the compiler out."""
     import torch._refs
 
     decorators = (

@@ -51,7 +51,7 @@ class Noting(Mapping[str, Tensor]):
         return len(self.values_)
 
 
-def check_read(task: Task, forward: Forward, batch: Batch) -> None:
+def check_read(task: Task, forward: Forward, batch: Batch, *, effects: bool = True) -> None:
     """Refuse a task of which a hyperparameter is read by nothing in a training step, or changes nothing in it.
 
     One step's loss is computed, and gradients of a few examples' loss; no weight, running statistics or random stream
@@ -61,6 +61,8 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
         task: The task.
         forward: Its network.
         batch: Some training examples.
+        effects: Whether it is looked at what hyperparameters change, which does not depend on the algorithm. Default
+            True; with False, only at what is read.
 
     Raises:
         ValueError: A hyperparameter is not read; the message says what is bound to it. Or it is read, but no weight
@@ -77,7 +79,7 @@ def check_read(task: Task, forward: Forward, batch: Batch) -> None:
         values = Noting(sample.values)
         loss = training_loss(forward, batch, replace(sample, values=values))
         unread = [name for name in task.space if name not in values.read]
-        without_effect = None if unread or loss.numel() != 1 else _without_effect(forward, batch)
+        without_effect = _without_effect(forward, batch) if effects and not unread and loss.numel() == 1 else None
         for buffer, before in buffers:
             buffer.copy_(before)
     model.train(training)

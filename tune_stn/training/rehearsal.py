@@ -21,7 +21,6 @@ from tune_stn.data.text import Text
 from tune_stn.nn.conversion import Conversion
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.task import OfMean, Task
-from tune_stn.training.cost import CostMeter
 from tune_stn.training.evaluation import evaluate
 from tune_stn.training.forward import Forward
 from tune_stn.training.network import make_network
@@ -125,14 +124,13 @@ def _few(splits: Splits, rows: int, window: int | None = None) -> Splits:
 def _rehearse(task: Task, algorithms: list[str], few: Splits, seed: int, schedule: Schedule | None) -> Rehearsed:
     remarks = _check_parts(task, few, seed)
     conversions: dict[str, Conversion] = {}
-    meter: CostMeter | None = None
+    trainer: Trainer | None = None
     for algorithm in algorithms:
         if schedule is None and _is_part_of_another(algorithm, algorithms):
             continue
         with own_code(f"the set-up of {algorithm}", task.name):
             # Each kind of step is counted once for all: the counter takes as long as the step.
-            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few, meter=meter)
-            meter = trainer.meter
+            trainer = Trainer(task, algorithm=algorithm, schedule=schedule, seed=seed, splits=few, like=trainer)
         training = task.training
         with own_code(f"a training step of {algorithm}", task.name):
             trainer.model.train()

@@ -53,7 +53,8 @@ class Trainer:
         seed: Seed of initial weights, splits, data order and all noise.
         device: Device of the network, the data and all states.
         splits: The task's splits at this seed, if they are loaded already. Default None: they are loaded.
-        meter: Cost meter of another run of the task, which goes on counting. Default None: the run has one of its own.
+        like: Another run of the same task on the same splits. What it has found out of them is not sought again: the
+            cost of each kind of step, and whether each hyperparameter has an effect on training. Default None.
 
     Attributes:
         epoch: Number of completed epochs.
@@ -79,7 +80,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         splits: Splits | None = None,
-        meter: CostMeter | None = None,
+        like: Trainer | None = None,
     ) -> None:
         rule = get_rule(algorithm)
         self.task = task
@@ -96,9 +97,9 @@ class Trainer:
         some = next(self.splits.train.batches(task.training.batch_size, torch.Generator()))
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
         self.forward = Forward(task, self.model)
-        check_read(task, self.forward, some)
+        check_read(task, self.forward, some, effects=like is None)
         warn_of_draws(task, self.forward, some)
-        self.meter = make_meter(task, self.model, self.splits.train) if meter is None else meter
+        self.meter: CostMeter = make_meter(task, self.model, self.splits.train) if like is None else like.meter
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(
             self.model,
