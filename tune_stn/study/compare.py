@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -20,7 +21,7 @@ from tune_stn.study.mend import Mending, mending
 from tune_stn.study.prepare import Prepared, prepare
 from tune_stn.study.progress import Progress
 from tune_stn.study.remarks import after, conversion_words
-from tune_stn.study.report import write_report
+from tune_stn.study.report import load_libraries, write_report
 from tune_stn.study.results import Results, load_results
 from tune_stn.study.run import Interrupted, Run, unfit_state
 from tune_stn.study.side_by_side import Waiting, run_side_by_side
@@ -259,6 +260,7 @@ def _run_all(
                 progress=progress,
                 retry_failed=retry_failed,
                 key=key,
+                when_idle=partial(load_libraries, {run.method.name for run in runs}),
             )
     finally:
         spare.unlink(missing_ok=True)

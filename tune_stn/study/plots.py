@@ -164,11 +164,14 @@ def plot_schedules(results: Results) -> Figure:
     last_step = results.reports.groupby([*RUN, "trial_id"])["step"].max()
     domains = read_domains(results.study)
     drawn: dict[str, list[float]] = {name: [] for name in names}
-    curves: Any = results.schedule.groupby([*RUN, "trial_id", "hp"], sort=False)
+    trial_of_row = pd.MultiIndex.from_frame(results.schedule[[*RUN, "trial_id"]])
+    self_tuned = trial_of_row[results.schedule["source"] == "stn"].unique()
+    shown = results.schedule[trial_of_row.isin(best) | trial_of_row.isin(self_tuned)]  # of thousands, most are neither
+    curves: Any = shown.groupby([*RUN, "trial_id", "hp"], sort=False)
     for (*trial, name), rows in curves:
         key, method = tuple(trial), trial[1]
-        self_tuned, is_best = "stn" in set(rows["source"]), key in best
-        if name not in panels or method not in colours or not (is_best or self_tuned):
+        is_best = key in best
+        if name not in panels or method not in colours:
             continue
         step, value = rows["step"].tolist(), rows["value"].tolist()
         end = max(step[-1], last_step.get(key, 0))

@@ -6,8 +6,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -76,6 +79,14 @@ def write_report(results: Results) -> Path:
     with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def load_libraries(methods: Iterable[str]) -> None:
+    """Begin to load what a report of these methods needs, in a thread: for seconds, in which the last runs train."""
+    names = ["tune_stn.study.figures", "tune_stn.study.plots"]
+    if SAMPLED in methods and find_spec("optuna") is not None:
+        names.append("optuna.importance")
+    Thread(target=lambda: [import_module(name) for name in names], daemon=True).start()
 
 
 def _template() -> Any:

@@ -164,8 +164,9 @@ def execute(
         The closing record: `trials`, `cost_total`, `failures` (trial -> reason), `hopeless` (whether it was given up),
         `peak_memory_bytes` (the most that one of its trials had; None if none reported), `followed` (the trial of
         another run that it was made from, or None); and of the run itself `startup_s` (until its first trial was
-        placed), `wall_time_s` (from then on, without the time in which it was off), `device_time_s` (of all trials),
-        `slots` and `slots_in_use` (the share of their time in which trials trained or evaluated). Tracebacks of trials
+        placed, waiting for a slot included), `wall_time_s` (from then on, without the time in which it was off),
+        `device_time_s` (of all trials), `slots` and `slots_in_use` (the share of their time in which trials trained or
+        evaluated). Tracebacks of trials
         that failed are files in `errors` of the state folder.
 
     Raises:

@@ -25,9 +25,9 @@ def summary(results: Results) -> pd.DataFrame:
         over; `best_val_loss` and `test_loss_at_best`, each with `_low` and `_high`, the 95 % interval of
         `statistics.mean_interval`; `cost` (plain-epoch equivalents), `wall_time_s` and `device_time_s` (seconds), each
         the mean of what the runs spent in total, what they are made from included (`Method.follows`), wall clock from
-        when their first trial was placed; `startup_s`, the mean seconds before that, and `slots_in_use`, the mean share
-        of the time of a run's slots in which trials trained or evaluated, both of runs that have ended, NaN where these
-        are not known; `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before their
+        when their first trial was placed; `startup_s`, the mean seconds before that, waiting for a slot included, and
+        `slots_in_use`, the mean share of the time of a run's slots in which trials trained or evaluated, both of runs
+        that have ended, NaN where these are not known; `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before their
         first report included; `missing`, how many of the study's seeds gave no value.
     """
     final, study = last_of_each_run(results.incumbent), results.study
