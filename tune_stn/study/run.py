@@ -166,8 +166,7 @@ def execute(
         another run that it was made from, or None); and of the run itself `startup_s` (until its first trial was
         placed, waiting for a slot included), `wall_time_s` (from then on, without the time in which it was off),
         `device_time_s` (of all trials), `slots` and `slots_in_use` (the share of their time in which trials trained or
-        evaluated). Tracebacks of trials
-        that failed are files in `errors` of the state folder.
+        evaluated). Tracebacks of trials that failed are files in `errors` of the state folder.
 
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.

@@ -27,8 +27,8 @@ def summary(results: Results) -> pd.DataFrame:
         the mean of what the runs spent in total, what they are made from included (`Method.follows`), wall clock from
         when their first trial was placed; `startup_s`, the mean seconds before that, waiting for a slot included, and
         `slots_in_use`, the mean share of the time of a run's slots in which trials trained or evaluated, both of runs
-        that have ended, NaN where these are not known; `trials`, `diverged`, `failed`, counts of trials over all runs, those that failed before their
-        first report included; `missing`, how many of the study's seeds gave no value.
+        that have ended, NaN where these are not known; `trials`, `diverged`, `failed`, counts of trials over all runs,
+        those that failed before their first report included; `missing`, how many of the study's seeds gave no value.
     """
     final, study = last_of_each_run(results.incumbent), results.study
     methods = dict.fromkeys((study["task"], method) for method in study["methods"])
