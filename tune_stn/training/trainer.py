@@ -54,7 +54,8 @@ class Trainer:
         device: Device of the network, the data and all states.
         splits: The task's splits at this seed, if they are loaded already. Default None: they are loaded.
         like: Another run of the same task on the same splits. What it has found out of them is not sought again: the
-            cost of each kind of step, and whether each hyperparameter has an effect on training. Default None.
+            cost of each kind of step, whether each hyperparameter has an effect on training, and whether the network
+            draws at random in evaluation. Default None.
 
     Attributes:
         epoch: Number of completed epochs.
@@ -98,7 +99,8 @@ class Trainer:
         self.model = make_network(task, rule, start=self.hp, seed=seed, batch=some).to(self.device)
         self.forward = Forward(task, self.model)
         check_read(task, self.forward, some, effects=like is None)
-        warn_of_draws(task, self.forward, some)
+        if like is None:
+            warn_of_draws(task, self.forward, some)
         self.meter: CostMeter = make_meter(task, self.model, self.splits.train) if like is None else like.meter
         steps_per_epoch = self.splits.train.steps(task.training.batch_size)
         self.stepper = make_stepper(
