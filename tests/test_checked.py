@@ -39,11 +39,25 @@ def test_a_key_that_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"[" * 100_000, "nested too deeply"), (b"{", "no JSON"), (b"\xff", "no JSON"), (b'"\\ud800"', "no JSON")],
+    [(b"[" * 100_000, "nested more than 100 deep"), (b"{", "no JSON"), (b"\xff", "no JSON"), (b'"\\ud800"', "no JSON")],
 )
 def test_what_is_no_json_is_a_value_error(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_json(data)
+
+
+@pytest.mark.parametrize("pair", [b"[]", b'{"a":}'])
+def test_a_hundred_layers_are_read_and_one_more_is_not(pair: bytes) -> None:
+    """Python's parser reads nearly a thousand, which `copy.deepcopy` then fails at."""
+    before, after = pair[:-1], pair[-1:]
+    for text, accepted in ((before * 99 + b"[]" + after * 99, True), (before * 100 + b"[]" + after * 100, False)):
+        try:
+            parse_json(text)
+        except ValueError as error:
+            assert not accepted and "nested more than 100 deep" in str(error)
+        else:
+            assert accepted
+    assert parse_json(b"[" + b",".join([b"[]"] * 500) + b"]") == [[]] * 500
 
 
 def test_a_file_of_tens_of_gigabytes_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

@@ -14,6 +14,10 @@ MOST_BYTES = 2**28
 """Of a file that is read whole, unless its reader says otherwise: a thousand times what a study writes."""
 
 
+MOST_DEEP = 100
+"""Lists and objects inside one another: Python copies about three times as many before it gives up."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What one entry may be: in words, and as a test."""
@@ -65,6 +69,15 @@ def mismatch(value: Any, shape: Shape, where: str = "") -> str:
     return next(filter(None, found), "")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it may hold half a character, a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_json(data: bytes, shape: Shape = ANY) -> Any:
     """The value of a JSON text.
 
@@ -76,13 +89,23 @@ def parse_json(data: bytes, shape: Shape = ANY) -> Any:
         value = json.loads(text)
         if "\\ud" in text.lower():  # half a character, which no file can be written with
             json.dumps(value, ensure_ascii=False).encode()
+        if text.count("[") + text.count("{") > MOST_DEEP and _is_deep(value):
+            raise RecursionError
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(f"nested more than {MOST_DEEP} deep") from None
     except ValueError as error:
         raise ValueError(f"no JSON, {error}") from None
     if problem := mismatch(value, shape):
         raise ValueError(problem)
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    layer = [value]
+    for _ in range(MOST_DEEP):
+        entries = (entry for one in layer for entry in (one.values() if isinstance(one, dict) else one))
+        layer = [entry for entry in entries if isinstance(entry, (list, dict))]
+    return bool(layer)
 
 
 def read_whole(path: Path, *, most: int = MOST_BYTES) -> bytes:

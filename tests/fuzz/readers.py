@@ -18,6 +18,7 @@ from typing import Any
 import damage
 import numpy as np
 import pandas as pd
+import ray
 import torch
 from click.testing import CliRunner
 from ray import tune
@@ -589,6 +590,7 @@ def _command_line(folder: Path) -> Reader:
 
     def read(words: list[str]) -> object:
         done = runner.invoke(tune_stn.cli.main, words)
+        ray.shutdown()  # which `--task ray:init` has started, and a process of its own would end with
         lines = done.stderr.strip().splitlines()
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise Raw(f"{type(done.exception).__name__}: {done.exception}") from done.exception

@@ -231,3 +231,15 @@ def test_no_policy_file_and_an_empty_one(tmp_path: Path) -> None:
         Schedule.from_pbt_policy(tmp_path / "pbt_policy_x.txt")
     with pytest.raises(ValueError, match=r"is empty: the trial never changed.*Schedule.constant"):
         Schedule.from_pbt_policy(policy(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize("column", ["task", "trial_id", "parent_trial_id", "hp", "source", "a name"])
+def test_half_a_character_is_refused_in_our_words(column: str) -> None:
+    """A lone surrogate, which pandas cannot compare and no file can hold."""
+    rows = {"task": "t", "trial_id": "a", "parent_trial_id": "b", "step": [0, 8], "epoch": 0, "hp": "x", "value": 0.5}
+    frame = pd.DataFrame(rows | {"source": "stn", column: pd.Series(["\ud800"] * 2, dtype=object)})
+    if column == "a name":
+        names = [name if name != column else "hp/\ud800" for name in frame.columns]
+        frame = frame.set_axis(pd.Index(names, dtype=object), axis=1)
+    with pytest.raises(ValueError, match=r"'(hp/)?\\ud800'.*accepted are"):
+        Schedule.from_frame(frame)

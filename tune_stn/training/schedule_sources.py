@@ -12,7 +12,7 @@ import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 from pyarrow.fs import FileSystem
 
-from tune_stn.checked import COUNT, FINITE, TEXT, Shape, parse_json, read_whole
+from tune_stn.checked import COUNT, FINITE, TEXT, Shape, is_unicode, parse_json, read_whole
 from tune_stn.training.tables import read_parquet, to_frame
 
 RUN = ["task", "method", "seed"]
@@ -50,6 +50,8 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
         ValueError: a cell is of another kind; the message names its column and row.
     """
     names = [str(column) for column in frame.columns]
+    if wrong := [name for name in names if not is_unicode(name)]:
+        raise ValueError(f"the table has a column {wrong[0]!r}: accepted are names of whole characters")
     known = {*_LABELS, *_CLOCKS, "parent_trial_id", "source", "hp", "value"}
     read = [name for name in names if name in known or name.startswith("hp/")]
     if twice := [name for name in read if names.count(name) > 1]:
@@ -64,12 +66,12 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
             _check_column(column, "whole numbers from 0 on", _is_whole(column))
         elif name == "hp" or name in _LABELS:
             numbers = name != "hp"
-            labels = [(isinstance(cell, str) and cell != "") or (numbers and _is_integer(cell)) for cell in column]
+            labels = [(_is_text(cell) and cell != "") or (numbers and _is_integer(cell)) for cell in column]
             _check_column(column, "texts or whole numbers" if numbers else "texts", labels)
         elif name == "parent_trial_id":
-            _check_column(column, "texts, or none", [isinstance(cell, str) or _is_none(cell) for cell in column])
+            _check_column(column, "texts, or none", [_is_text(cell) or _is_none(cell) for cell in column])
         elif name == "source":
-            _check_column(column, "texts", [isinstance(cell, str) for cell in column])
+            _check_column(column, "texts", [_is_text(cell) for cell in column])
         elif name == "value" or not long:
             _check_column(column, "finite numbers", _is_finite(column))
     return frame
@@ -80,6 +82,10 @@ def _check_column(column: pd.Series, accepted: str, right: Any) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(f"column {column.name!r} has {column.iloc[row]!r} in row {row}: accepted are {accepted}")
+
+
+def _is_text(cell: object) -> bool:
+    return isinstance(cell, str) and is_unicode(cell)
 
 
 def _is_integer(cell: object) -> bool:

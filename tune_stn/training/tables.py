@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -252,6 +254,10 @@ def read_parquet(source: str | Path | BinaryIO) -> pa.Table:
                 raise ValueError(f"{about.num_rows} rows of {about.num_columns} columns are too many")
             table = file.read()
         digest = (table.schema.metadata or {}).get(_DIGEST)
+        footer = _footer(source)
+        # A footer may be readable and yet have lost its end, and our digest with it: names that it does not need.
+        if about.serialized_size != len(footer) or (digest is None and _DIGEST in footer):
+            raise ValueError("its footer is cut short")
         if digest not in (None, _digest(table.schema)):
             raise ValueError("the checksum of its column names and attributes does not match")
         return table
@@ -259,6 +265,16 @@ def read_parquet(source: str | Path | BinaryIO) -> pa.Table:
         raise
     except _UNREADABLE as error:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def _footer(source: str | Path | BinaryIO) -> bytes:
+    """The bytes of a Parquet file that say what is in it; before the last eight, which say how many they are."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, (str, Path)) else source
+        end = file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(end - size)
+        return file.read(size)
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
