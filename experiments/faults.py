@@ -2,7 +2,8 @@
 
 A round is one fault of one kind, drawn from the seed and the round's number:
 
-- killed: a trial's process, a run's, the study's own, Ray's raylet or gcs_server, a node of a cluster of two, a driver
+- killed: a trial's process, a run's, the study's own, Ray's raylet or gcs_server (or
+  either is stopped and so hangs), a node of a cluster of two, a driver
   of a plain `tune.Tuner` with the project's `Recorder`; Ctrl-C and SIGTERM; a trial's process suspended for seconds;
 - the output's disk filled or read-only (a small tmpfs; without the right to mount, a limit on the size of files);
 - a checkpoint, journal, table, `study.json` or `done.json` cut, flipped or deleted while the study is off;
@@ -14,8 +15,8 @@ line that names the folder and what to do; and wrong ones: `different` tables, a
 
 A row a round in results/faults/rounds.csv. Rounds that it has are not done again.
 
-    python experiments/faults.py                     # 52 rounds, half a minute each on 2 cores
-    python experiments/faults.py --kinds raylet gcs  # those rounds of the 52
+    python experiments/faults.py                     # 56 rounds, half a minute each on 2 cores
+    python experiments/faults.py --kinds raylet gcs  # those rounds of the 56
     python experiments/faults.py --long --seed 1     # a worker is suspended for a minute
     python experiments/faults.py --smoke-test
 """
@@ -387,7 +388,9 @@ def study_sent(number: signal.Signals, code: int) -> Callable[[Fault], str]:
     return fault
 
 
-def server_killed(name: str) -> Callable[[Fault], str]:
+def server_sent(number: signal.Signals, name: str) -> Callable[[Fault], str]:
+    """One of Ray's servers is killed, or hangs."""
+
     def fault(fault: Fault) -> str:
         def found() -> list[psutil.Process]:
             return [one for one in fault.attempt.descendants() if name_of(one).partition(" ")[0].endswith(name)]
@@ -395,10 +398,14 @@ def server_killed(name: str) -> Callable[[Fault], str]:
         if not fault.begin(lambda: bool(found() and list(fault.attempt.folder.glob("state/*/reports.jsonl")))):
             fault.attempt.end()
             return "it had ended before"
-        for one in found():
-            one.kill()
+        sent = found()
+        for one in sent:
+            one.send_signal(number)
         fault.ends_soon()
-        return "SIGKILL"
+        left = [one for one in sent if one.is_running() and one.status() == psutil.STATUS_STOPPED]
+        for one in left:
+            one.kill()
+        return f"{number.name}{', and left behind' if left else ''}"
 
     return fault
 
@@ -582,8 +589,8 @@ KINDS: dict[str, Callable[[Fault], str]] = {
     "study": study_sent(signal.SIGKILL, -signal.SIGKILL),
     "ctrl-c": study_sent(signal.SIGINT, 130),
     "sigterm": study_sent(signal.SIGTERM, 130),
-    "raylet": server_killed("raylet"),
-    "gcs": server_killed("gcs_server"),
+    "raylet": server_sent(signal.SIGKILL, "raylet"),
+    "gcs": server_sent(signal.SIGKILL, "gcs_server"),
     "node": node_killed,
     "tuner": tuner_killed,
     "suspended worker": worker_suspended,
@@ -603,6 +610,8 @@ KINDS: dict[str, Callable[[Fault], str]] = {
     "study.json cut": damaged("study.json", "cut"),
     "done.json cut": damaged("done.json", "cut"),
     "done.json flipped": damaged("done.json", "flip"),
+    "raylet hung": server_sent(signal.SIGSTOP, "raylet"),
+    "gcs hung": server_sent(signal.SIGSTOP, "gcs_server"),
 }
 
 

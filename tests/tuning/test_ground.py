@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +58,24 @@ def test_a_lost_disk_is_named(tmp_path: Path, raised: Exception, words: str | No
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(ground, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(ground, "KNOCK_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
         yield listener
+
+
+def serve(listener: socket.socket) -> None:
+    """Say something to everybody, until it is closed."""
+    with suppress(OSError):
+        while True:
+            with listener.accept()[0] as connection:
+                assert connection.recv(1)
+                connection.sendall(b"x")
 
 
 def lose(server: socket.socket, then: Callable[[], None]) -> None:
     with standing_on({"the head": server.getsockname()}):
+        server.shutdown(socket.SHUT_RDWR)  # closed while it is waited for, it would take one more
         server.close()
         then()
 
@@ -73,7 +87,9 @@ def wait() -> None:
 def test_a_block_ends_when_a_server_has_not_answered_for_some_time(server: socket.socket) -> None:
     """Though it waits inside a call."""
     before, began = signal.getsignal(ground.LOST_SIGNAL), time.monotonic()
-    with pytest.raises(GroundLost, match=r"the head did not answer for 0\.3 s: killed, or .* kept: resume=True goes"):
+    with pytest.raises(
+        GroundLost, match=r"the head did not answer for 0\.3 s: killed, stopped, or .* kept: resume=True"
+    ):
         lose(server, wait)
     assert 0.2 < time.monotonic() - began < 30
     assert signal.getsignal(ground.LOST_SIGNAL) is before
@@ -114,6 +130,40 @@ def test_a_block_that_ends_by_itself_after_a_loss_says_so(server: socket.socket)
 def test_while_servers_answer_nothing_happens(server: socket.socket) -> None:
     with standing_on({"the head": server.getsockname(), "a raylet": server.getsockname()}):
         time.sleep(0.5)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_lost(server: socket.socket) -> None:
+    """As one that is stopped: its system accepts for it."""
+    words = r"the raylet did not answer for 0\.3 s: killed, stopped, or"
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(GroundLost, match=words):
+        wait_on({"the head": server.getsockname(), "the raylet": silent.getsockname()})
+
+
+def wait_on(servers: ground.Servers) -> None:
+    with standing_on(servers):
+        wait()
+
+
+def test_a_server_that_hangs_up_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that wants TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
+        assert ground._answers(listener.getsockname())
+
+
+def test_time_in_which_the_watch_itself_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that slept for a night, or a process group that a shell stopped: the first look finds nobody yet."""
+    now = [0.0]
+    monkeypatch.setattr(ground.time, "monotonic", lambda: now[0])
+    watch = ground._Watch({"the head": ("127.0.0.1", 1)})
+    for passed in (ground.LOOK_EVERY_S, 8 * 3600.0, ground.LOOK_EVERY_S):
+        now[0] += passed
+        assert not watch.look()
+        assert not watch.lost
+    while not watch.lost:
+        now[0] += ground.LOOK_EVERY_S
+        watch.look()
+    assert now[0] - 8 * 3600 == pytest.approx(ground.PATIENCE_S - ground.LONGEST_LOOK_S, abs=1.5)
 
 
 STUCK = """

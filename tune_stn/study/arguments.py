@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune_stn.methods import Method, get_method, in_order
+from tune_stn.study.begun import begun_runs
 
 MOST_SEEDS = 10_000
 
@@ -57,5 +58,12 @@ def check_directory(out: Path, *, resume: bool, retry_failed: bool) -> None:
         raise ValueError("retry_failed=True: only with resume=True, which says that there is a study to go on with")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: cannot be made a directory (File exists)")
-    if (out / "study.json").exists() and not resume:
+    if resume:
+        return
+    if (out / "study.json").exists():
         raise ValueError(f"out={out}: holds a study already; add resume=True to go on with it, or choose another")
+    if begun_runs(out):
+        raise ValueError(
+            f"out={out}: holds runs of a study, and no study.json; add resume=True to go on with them by the arguments "
+            "that they were begun with, or choose another"
+        )

@@ -13,16 +13,21 @@ from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
-from tune_stn.checked import read_json
+from tune_stn.checked import COUNT, FINITE, NOTHING, TEXT, Shape, parse_json, read_whole
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_directory
-from tune_stn.study.state import foreign_path
+from tune_stn.study.begun import SHARED, begun_runs, begun_with, difference, read_begun
+from tune_stn.study.state import foreign_path, state_folder
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.own_code import own_code
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.tuning.storage import Storage
 
+_COMPARED: Shape = {
+    **{"schema_version": COUNT, "task": TEXT, "methods": [TEXT], "seeds": [COUNT], "budget": (FINITE, NOTHING)},
+    "settings": {},
+}
 LATER_DATA_S = 2.0  # for loading data that only later runs of a study use
 
 
@@ -77,19 +82,69 @@ def make_directory(out: Path) -> None:
         raise ValueError(f"out={out}: not writable")
 
 
-def check_same_study(out: Path, study: Mapping[str, Any], resume: bool) -> None:
-    """Refuse a directory that holds another study, or any if it is not to be resumed. Raises ValueError saying why."""
-    path = out / "study.json"
-    if path.exists():
-        check_directory(out, resume=resume, retry_failed=False)
-        try:
-            before = read_json(path, {}, advice="choose another out=")
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}); choose another out=") from None
+def check_same_study(out: Path, study: Mapping[str, Any], resume: bool) -> str:
+    """Refuse a directory that holds another study, or any if it is not to be resumed.
+
+    A study whose `study.json` is missing or damaged is the same if each of its runs was begun by these arguments.
+
+    Args:
+        out: Directory of the study.
+        study: What `study.json` is to say.
+        resume: Whether a study that is there is gone on with.
+
+    Returns:
+        What is wrong with `study.json`, where it can be written anew; empty where nothing is.
+
+    Raises:
+        ValueError: The directory is refused; the message says why.
+    """
+    check_directory(out, resume=resume, retry_failed=False)
+    before, lost = _read_before(out / "study.json")
+    runs = begun_runs(out)
+    if lost and not runs:
+        if (out / "study.json").exists():
+            raise ValueError(f"{lost}; no run of a study is there: remove the file, or choose another out=")
+        return ""
+    if not lost:
         before.setdefault("slots_per_run", study["slots_per_run"])  # which earlier versions do not say
-        for key in ("task", "task_given", "budget", "trials", "settings", "method_settings", "slots_per_run"):
+        for key in (*SHARED, "method_settings"):
             if (before.get(key) or None) != (study[key] or None):  # earlier versions wrote no method_settings
                 raise ValueError(f"resume=True: {out} was begun with {key} {before.get(key)!r}, not {study[key]!r}")
+    wanted = {
+        state_folder(out, method, seed): begun_with(study, method, seed)
+        for method in study["methods"]
+        for seed in study["seeds"]
+    }
+    advice = "restore study.json from a copy, or begin anew in another out="
+    for folder in runs:
+        try:
+            begun = read_begun(folder)
+        except ValueError as error:
+            if lost:
+                raise ValueError(f"resume=True: {lost}, and {error}: {advice}") from None
+            continue  # study.json says it
+        if folder in wanted and (other := difference(begun, wanted[folder])):
+            elsewhere = "" if lost else " (it is of another study: remove it, and its run begins anew)"
+            raise ValueError(f"resume=True: {folder} was begun with {other}{elsewhere}")
+        if lost and folder not in wanted:
+            raise ValueError(
+                f"resume=True: {lost}, and these arguments do not ask for the run in {folder}: give all methods and "
+                "seeds that the study was begun with, or remove it"
+            )
+    return lost
+
+
+def _read_before(path: Path) -> tuple[dict[str, Any], str]:
+    """What `study.json` says, or what is wrong with it."""
+    try:
+        before = parse_json(read_whole(path), _COMPARED)
+    except FileNotFoundError:
+        return {}, f"{path} is missing"
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); choose another out=") from None
+    except ValueError as error:
+        return {}, f"{path} is damaged ({error})"
+    return before, ""
 
 
 def check_owner(out: Path, storage: Storage | None) -> None:

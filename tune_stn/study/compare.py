@@ -13,6 +13,7 @@ import ray
 
 from tune_stn.methods import Method
 from tune_stn.study.arguments import check_comparison
+from tune_stn.study.begun import begun_with
 from tune_stn.study.checks import check_owner, check_same_study, make_directory
 from tune_stn.study.collect import write_tables
 from tune_stn.study.description import describe, describe_cluster, missing, outcome
@@ -165,7 +166,8 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
     given = task if isinstance(task, str) else None
     study: dict[str, Any] = describe(resolved, given, methods, seeds, budget, trials, settings)
     study |= {"slots_per_run": prepared.slots_per_run, "conversion": conversion, "remarks": list(remarks)}
-    check_same_study(out, study, resume)
+    if lost := check_same_study(out, study, resume):
+        say(f"{lost}: written anew, for its runs were begun by these very arguments")
     if resume:
         check_owner(out, storage if cluster.storage_path else None)
     of_trials = _from_here(settings, cluster)
@@ -183,6 +185,7 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
                 trials=trials,
                 folder=state_folder(out, method.name, seed),
                 followed=at_seed.get(method.follows),
+                begun=begun_with(study, method.name, seed),
             )
         runs.extend(at_seed.values())
     key = _key(resume, say)

@@ -37,6 +37,10 @@ from tune_stn.training.tables import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ADVICE = (
+    "restore it from a copy, or have it written anew by `tune-stn compare ... --resume`, with the arguments that the "
+    "study was begun with"
+)
 FORMATS = ("parquet", "csv", "tensorboard")
 MANY = 5  # seeds, and missing runs, that are named one by one
 _OF_RUN = {"method": TEXT, "seed": COUNT}
@@ -189,14 +193,14 @@ def load_results(directory: str | Path) -> Results:
 def _read_study(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"not a study directory: {path.parent} (it has no study.json)")
-    study: dict[str, Any] = read_json(path, {}, advice="restore it from a copy")
+    study: dict[str, Any] = read_json(path, {}, advice=ADVICE)
     if "schema_version" not in study:
         raise ValueError(f"{path} describes no study: it has no schema_version")
     if study["schema_version"] != STUDY_SCHEMA_VERSION:
         advice = "use the version of tune_stn that wrote it, or run the study again"
         raise ValueError(f"{path} has schema version {study['schema_version']}, not {STUDY_SCHEMA_VERSION}; {advice}")
     if problem := mismatch(study, STUDY):
-        raise ValueError(f"{path} is damaged ({problem}); restore it from a copy")
+        raise ValueError(f"{path} is damaged ({problem}); {ADVICE}")
     return study
 
 

@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBas
 
 from tune_stn.files import whole_file
 from tune_stn.methods import Context, Method
+from tune_stn.study.begun import write_begun
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.locks import only_writer
 from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
@@ -56,6 +57,7 @@ class Run:
         trials: Number of trials, or None for what the budget pays.
         folder: State folder of this run.
         followed: The run that this one is made from, where its method follows another; it comes first. Default None.
+        begun: What the run is begun with, to be kept in its folder, see `begun_with`. Default None: it is not kept.
     """
 
     task: Task
@@ -66,6 +68,7 @@ class Run:
     trials: int | None
     folder: Path
     followed: Run | None = None
+    begun: Mapping[str, Any] | None = None
 
     @property
     def limit(self) -> float:
@@ -197,6 +200,8 @@ def _execute_alone(
     if run.folder.exists() and (not run.method.restores or (key is not None and unfit_state(run, cluster, key))):
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
+    if run.begun is not None:
+        write_begun(run.folder, run.begun)
     for of_before in (DONE, SCHEDULE):  # where an execution that had ended is gone on with
         (run.folder / of_before).unlink(missing_ok=True)
     name = _own_name(run.folder)

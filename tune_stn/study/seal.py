@@ -45,7 +45,7 @@ def write_done(folder: Path, record: Mapping[str, Any], *, reports: int, schedul
         "rows": {"reports": reports, "schedule": schedule},
         "files": {name: _fingerprint(folder / name) for name in SEALED},
     }
-    sealed["digest"] = _digest(sealed)
+    sealed["digest"] = digest(sealed)
     with whole_file(folder / DONE) as path:
         path.write_text(json.dumps(sealed, indent=1))
     return sealed
@@ -120,10 +120,11 @@ def _read(path: Path) -> dict[str, Any] | str | None:
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
-    return record.get("digest") == _digest({key: value for key, value in record.items() if key != "digest"})
+    return record.get("digest") == digest({key: value for key, value in record.items() if key != "digest"})
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def digest(record: Mapping[str, Any]) -> str:
+    """Of what a record holds, in whatever order."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,8 +29,13 @@ DISK = {
     errno.ESTALE: "mount it again",
 }
 LOOK_EVERY_S = 1.0  # at Ray's servers
-KNOCK_S = 5.0  # for one to accept a connection
-PATIENCE_S = 20.0  # with one that does not; Ray itself ends the process after 60, without advice
+KNOCK_S = 5.0  # for one to accept a connection, and as long to say a word
+PATIENCE_S = 25.0  # with one that does not; Ray itself ends the process after 60, without advice, or waits for ever
+# What a look may take, of which no more counts: the rest of it, this process was stopped, and its machine perhaps, too.
+LONGEST_LOOK_S = 12.0
+# How a client of HTTP/2, which gRPC is over, begins: 24 bytes, and settings. Whoever listens there says something, be
+# it that it wants TLS. A process that is stopped says nothing, though the system accepts connections for it.
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 LEAVE_S, TRIES = 5.0, 4  # for the main thread to come back from what it waits for, and how often it is told
 LOST_SIGNAL = signal.SIGUSR2
 
@@ -81,7 +86,9 @@ def disk_error(text: str) -> int | None:
 def standing_on(servers: Servers) -> Iterator[None]:
     """Have the block end when a server has not answered for `PATIENCE_S`: calls of Ray may wait for it for ever.
 
-    A thread knocks at the servers, and raises an exception in the main thread by a signal; a block in another thread is
+    It is dead then, or it hangs: a process that is stopped does not answer either. A loaded machine has it answer late.
+    Time in which this process was stopped itself does not count, as of a machine that slept. A thread knocks at the
+    servers, and raises an exception in the main thread by a signal; a block in another thread is
     not watched. Where the main thread does not leave the block, as it waits inside a call that no signal ends, the
     process is ended with exit code 1: Ray would do the same a little later.
 
@@ -111,7 +118,8 @@ def standing_on(servers: Servers) -> Iterator[None]:
 class _Watch:
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
-        self.answered = dict.fromkeys(servers, time.monotonic())
+        self.silent_s = dict.fromkeys(servers, 0.0)
+        self.looked = time.monotonic()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._work, args=(threading.get_ident(),), daemon=True)
 
@@ -134,26 +142,22 @@ class _Watch:
 
     def look(self) -> bool:
         """Whether all servers answer now."""
-        answers = [self._answers(name) for name in self.servers]  # of all, that each one's time is noted
-        return all(answers)
-
-    def _answers(self, name: str) -> bool:
-        try:
-            socket.create_connection(self.servers[name], timeout=KNOCK_S).close()
-        except OSError:
-            return False
-        self.answered[name] = time.monotonic()
-        return True
+        answers = {name: _answers(place) for name, place in self.servers.items()}
+        now = time.monotonic()
+        passed, self.looked = min(now - self.looked, LONGEST_LOOK_S), now
+        for name, answer in answers.items():
+            self.silent_s[name] = 0.0 if answer else self.silent_s[name] + passed
+        return all(answers.values())
 
     @property
     def lost(self) -> list[str]:
-        now = time.monotonic()
-        return [name for name, last in self.answered.items() if now - last >= PATIENCE_S]
+        return [name for name, seconds in self.silent_s.items() if seconds >= PATIENCE_S]
 
     @property
     def words(self) -> str:
         return (
-            f"{' and '.join(self.lost)} did not answer for {PATIENCE_S:g} s: killed, or not to be reached any more; "
+            f"{' and '.join(self.lost)} did not answer for {PATIENCE_S:g} s: killed, stopped, or not to be reached any "
+            "more; "
             f"what was done is kept: {RESUME}"
         )
 
@@ -166,6 +170,22 @@ class _Watch:
             if self.lost:
                 raise GroundLost(self.words) from error
             time.sleep(LOOK_EVERY_S)
+
+
+def _answers(place: tuple[str, int]) -> bool:
+    try:
+        connection = socket.create_connection(place, timeout=KNOCK_S)
+    except OSError:
+        return False
+    with connection:
+        try:
+            connection.sendall(HELLO)
+            connection.recv(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            pass  # it hung up, so there is somebody
+    return True
 
 
 # SIGTERM ------------------------------------------------------------------------------------------------------------
