@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--only", nargs="+", default=[*READERS], help="names of readers; default all")
-    parser.add_argument("--out", type=Path, help="a CSV file for the counts")
+    parser.add_argument("--out", type=Path, help="a CSV file for the counts; keeps those of other readers")
     arguments = parser.parse_args()
     rows = []
     for name in arguments.only:
@@ -64,12 +64,22 @@ def main() -> int:
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_counts(arguments.out, rows)
     bad = sum(row["inputs"] - sum(row[outcome] for outcome in FINE) for row in rows)
     return 1 if bad else 0
+
+
+def write_counts(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the counts of some readers into a file, which keeps those of the others."""
+    known: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            known = {row["reader"]: row for row in csv.DictReader(file)}
+    known |= {row["reader"]: row for row in rows}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(known[name] for name in READERS if name in known)
 
 
 def count(name: str, first: int, inputs: int, seed: int) -> tuple[Counter[str], int]:

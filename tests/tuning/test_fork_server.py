@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +124,25 @@ def test_a_server_that_dies_at_its_imports_leaves_no_request_waiting(
     assert not found["loaded"]
 
 
-def test_the_server_and_its_forks_end_with_a_parent_that_is_killed(script: Path) -> None:
+def test_the_server_and_its_forks_end_with_a_parent_that_is_killed(script: Path, tmp_path: Path) -> None:
+    """And so do Ray's agents that log in its session's folder, which are no children of either; nobody else does."""
+    session = tmp_path / "session"
+    session.mkdir()
     code = (
         "import shlex, subprocess, sys, time\n"
         "from tune_stn.tuning.fork_server import CLIENT, READY, fork_server\n"
-        "with fork_server() as python:\n"
+        "with fork_server(sys.argv[2]) as python:\n"
         "    subprocess.run([*shlex.split(python), sys.argv[1]])\n"
         "    time.sleep(60)"
     )
     script.write_text("import os, time\nprint(os.getpid(), os.getppid(), flush=True)\ntime.sleep(30)")
-    with subprocess.Popen([sys.executable, "-c", code, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", code, str(script), str(session)]
+    with ExitStack() as stack:
+        agent, elsewhere, reader = (
+            stack.enter_context(logging(name, folder))
+            for name, folder in (("ray::Agent", session), ("ray::Agent", tmp_path), ("tail", session))
+        )
+        parent = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         assert parent.stdout is not None
         worker, server = map(int, parent.stdout.readline().split())
         try:
@@ -139,12 +150,24 @@ def test_the_server_and_its_forks_end_with_a_parent_that_is_killed(script: Path)
             parent.send_signal(signal.SIGKILL)
             parent.wait()
             until = time.monotonic() + 10
-            while is_alive(server) or is_alive(worker):
+            while is_alive(server) or is_alive(worker) or agent.poll() is None:
                 assert time.monotonic() < until, "they are still there"
                 time.sleep(0.01)
+            assert elsewhere.poll() is None
+            assert reader.poll() is None
         finally:
             for pid in filter(is_alive, (worker, server)):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def logging(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a name that has a file open in a folder."""
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen([name, "60"], executable=shutil.which("sleep"), stdout=log, start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
 
 
 def is_alive(pid: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,12 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
             _check_column(column, "whole numbers from 0 on", _is_whole(column))
         elif name == "hp" or name in _LABELS:
             numbers = name != "hp"
-            labels = [(_is_text(cell) and cell != "") or (numbers and _is_integer(cell)) for cell in column]
-            _check_column(column, "texts or whole numbers" if numbers else "texts", labels)
+            accepted = "texts or whole numbers" if numbers else "texts"
+            _check_column(column, accepted, _of_each(column, _is_label if numbers else _is_name))
         elif name == "parent_trial_id":
-            _check_column(column, "texts, or none", [_is_text(cell) or _is_none(cell) for cell in column])
+            _check_column(column, "texts, or none", _of_each(column, lambda cell: _is_text(cell) or _is_none(cell)))
         elif name == "source":
-            _check_column(column, "texts", [_is_text(cell) for cell in column])
+            _check_column(column, "texts", _of_each(column, _is_text))
         elif name == "value" or not long:
             _check_column(column, "finite numbers", _is_finite(column))
     return frame
@@ -82,6 +82,22 @@ def _check_column(column: pd.Series, accepted: str, right: Any) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(f"column {column.name!r} has {column.iloc[row]!r} in row {row}: accepted are {accepted}")
+
+
+def _of_each(column: pd.Series, test: Callable[[Any], bool]) -> Any:
+    """What a test says of each cell; of texts or of integers, millions of which may be a few, it is asked once."""
+    if not (isinstance(column.dtype, pd.StringDtype) or is_integer_dtype(column)):
+        return [test(cell) for cell in column]
+    codes, different = pd.factorize(column)
+    return np.array([*map(test, different), test(None)])[codes]  # of a cell that is none, the code is -1
+
+
+def _is_label(cell: object) -> bool:
+    return _is_name(cell) or _is_integer(cell)
+
+
+def _is_name(cell: object) -> bool:
+    return _is_text(cell) and cell != ""
 
 
 def _is_text(cell: object) -> bool:
@@ -205,7 +221,7 @@ def _long_records(rows: pd.DataFrame) -> dict[str, Any]:
     unit = "step" if "step" in rows else "epoch"
     # What was set again at the same time replaces what was set before.
     latest = rows.drop_duplicates([unit, "hp"], keep="last")
-    names = list(dict.fromkeys(rows["hp"]))
+    names = rows["hp"].unique().tolist()
     values = latest.pivot(index=unit, columns="hp", values="value")[names]
     epochs = None
     if unit == "step" and {"epoch", "source"} <= {*rows.columns}:

@@ -213,7 +213,8 @@ class Cluster:
                 folder = stack.enter_context(_own_folder())
                 stack.callback(ray.shutdown)  # after the server, so that no worker waits for it in vain
                 if self.address is None:
-                    _start_local(python=stack.enter_context(fork_server()) if is_possible() else None, folder=folder)
+                    python = stack.enter_context(fork_server(folder)) if is_possible() else None
+                    _start_local(python=python, folder=folder)
                 else:
                     _connect(self.address, self.working_dir)
             elif self.working_dir is not None:

@@ -25,8 +25,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ NEEDS_OF_RAY = (
 MODULES_OF_RAY = ("ray.tune", "tune_stn.tuning.trainable")
 LONGEST_REQUEST = 1 << 20  # bytes
 READY = b"1"
+ENDING_S = 2.0  # for what Ray has started, when the process that it was for is gone
 PR_SET_PDEATHSIG = 1  # of the kernel: see prctl(2)
 # Arrow's allocator would start a thread; torch takes the number of threads that each trial gives it.
 ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1"}
@@ -65,11 +67,16 @@ def is_possible() -> bool:
 
 
 @contextmanager
-def fork_server() -> Iterator[str]:
+def fork_server(session: str = "") -> Iterator[str]:
     """A server inside the block; gives the command to start Python by: Ray's `py_executable`.
 
     It answers as soon as its imports are done, and until then requests wait. It ends with this process, however that
     ends, and so does what it has forked: a run whose study was killed would else go on for seconds.
+
+    Args:
+        session: A folder that no other Ray keeps a session in. Where this process ends inside the block, as killed,
+            processes of Ray's that log there end, too: Ray's agents would wait for its servers for up to a minute.
+            Default none.
     """
     with tempfile.TemporaryDirectory(prefix="tune_stn-") as folder:  # for this user alone
         path = Path(folder) / "socket"
@@ -78,7 +85,7 @@ def fork_server() -> Iterator[str]:
         listener.listen(1024)
         code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tune_stn.tuning import fork_server as f; "
         server = subprocess.Popen(
-            [sys.executable, "-c", f"{code}f.serve({listener.fileno()})", json.dumps(sys.path)],
+            [sys.executable, "-c", f"{code}f.serve({listener.fileno()}, {session!r})", json.dumps(sys.path)],
             stdin=subprocess.PIPE,  # its end is that of this process
             stdout=subprocess.DEVNULL,
             env={**os.environ, **ENVIRONMENT},
@@ -93,11 +100,12 @@ def fork_server() -> Iterator[str]:
             server.communicate()
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, session: str = "") -> None:
     """Do the imports, then fork a process for each request, until standard input ends; only forks return.
 
     Args:
         descriptor: File descriptor of a listening Unix socket.
+        session: As for `fork_server`. Default none.
     """
     for name in MODULES:
         importlib.import_module(name)
@@ -122,7 +130,30 @@ def serve(descriptor: int) -> None:
                 return
         for one in descriptors:
             os.close(one)
+    if session:
+        _end_session(session)
     os._exit(0)  # at once, for the forks end with it
+
+
+def _end_session(folder: str) -> None:
+    """End the processes of Ray's that log in a folder, some of which may still be about to begin."""
+    folder, until = os.path.realpath(folder), time.monotonic() + ENDING_S
+    while time.monotonic() < until:
+        for process in Path("/proc").glob("[0-9]*"):
+            if _is_of_session(process, folder):
+                with suppress(OSError):
+                    os.kill(int(process.name), signal.SIGKILL)
+        time.sleep(ENDING_S / 4)
+
+
+def _is_of_session(process: Path, folder: str) -> bool:
+    """Whether a process, of those in /proc, is Ray's by its name, and by what it has open keeps its log in a folder."""
+    try:
+        of_ray = process.joinpath("cmdline").read_bytes().partition(b"\0")[0]
+        files = os.listdir(process / "fd") if of_ray.startswith(b"ray::") or b"/ray/" in of_ray else []
+        return any(os.readlink(process / "fd" / file).startswith(f"{folder}/") for file in files)
+    except OSError:  # it has ended, or is somebody else's
+        return False
 
 
 def _load_ray(environment: Mapping[str, str]) -> Mapping[str, str]:
