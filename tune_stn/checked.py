@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_BYTES = 2**28
 """Of a file that is read whole, unless its reader says otherwise: a thousand times what a study writes."""
@@ -108,14 +109,26 @@ def _is_deep(value: Any) -> bool:
     return bool(layer)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file, open to be read: another kind of thing would be waited for, as a pipe, or never end, as a device.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file; the message does not name it.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return path.open("rb")
+
+
 def read_whole(path: Path, *, most: int = MOST_BYTES) -> bytes:
     """The content of a file that may have so many bytes.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it has more bytes; the message does not name the file.
+        ValueError: it has more bytes, or is no regular file; the message does not name it.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= most:
             return file.read()

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from tune_stn.methods import get_method
-from tune_stn.study.collect import TABLES, metrics_of, write_tables
+from tune_stn.study.collect import TABLES, is_behind, metrics_of, outdate, write_tables
 from tune_stn.study.report import write_report
 from tune_stn.study.results import export_results, load_results
 from tune_stn.study.run import Run
@@ -186,3 +186,16 @@ def test_tables_are_read_where_no_run_has_gone_on_since(tmp_path: Path) -> None:
     later = (tmp_path / "incumbent.parquet").stat().st_mtime_ns + 1
     os.utime(journal, ns=(later, later))
     assert len(load_results(tmp_path).reports) == 7
+
+
+def test_tables_are_behind_whatever_a_resumed_study_writes_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    """They were written tomorrow: by their times alone, they would hold all that was reported since."""
+    journal = state_folder(tmp_path, "random", 0) / REPORTS
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    for name in TABLES:
+        (tmp_path / f"{name}.parquet").touch()
+        os.utime(tmp_path / f"{name}.parquet", (2e9, 2e9))
+    assert not is_behind(tmp_path)
+    outdate(tmp_path)
+    assert is_behind(tmp_path)

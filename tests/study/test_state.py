@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tune_stn.study.begun import BEGUN, read_begun
 from tune_stn.study.seal import DONE, read_done
 from tune_stn.study.state import (
+    NAME,
     foreign_path,
     has_result,
+    known_name,
     restarts_of,
     state_folder,
     why_incomplete,
@@ -141,3 +144,33 @@ def test_what_belongs_to_another_user_is_found(study: Path, monkeypatch: pytest.
     expected = None if theirs == "storage/of somebody else" else root / theirs
     assert foreign_path(study, root / "storage") == expected
     assert foreign_path(study) == (None if theirs.startswith("storage") else expected)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device", "a loop", "no text"])
+@pytest.mark.parametrize("name", [DONE, REPORTS, BEGUN, NAME])
+def test_what_is_no_file_is_neither_waited_for_nor_read_without_end(tmp_path: Path, name: str, kind: str) -> None:
+    """All of a run's own files are read here; a pipe would hang, and a device that never ends take all memory."""
+    folder = state_folder(tmp_path, "pbt", 0)
+    folder.mkdir(parents=True)
+    path = folder / name
+    make: dict[str, Callable[[], object]] = {
+        "a pipe": lambda: os.mkfifo(path),
+        "a folder": path.mkdir,
+        "a device": lambda: path.symlink_to("/dev/zero"),
+        "a loop": lambda: path.symlink_to(path),
+        "no text": lambda: path.write_bytes(b"\xff\xfe\n"),
+    }
+    make[kind]()
+    if name == DONE:
+        assert "done.json is damaged" in why_incomplete(folder)
+        return
+    read = {REPORTS: why_incomplete, BEGUN: read_begun, NAME: known_name}[name]
+    with pytest.raises(ValueError, match=rf"{path.name}.* (is damaged|cannot be read)"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "a\0", "..", "."])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / NAME).write_text(name)
+    with pytest.raises(ValueError, match=r"name\.txt is damaged; remove .*, and its run begins anew"):
+        known_name(tmp_path)

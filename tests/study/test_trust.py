@@ -17,9 +17,9 @@ from tune_stn.methods import get_method
 from tune_stn.study.compare import _waiting
 from tune_stn.study.mend import Mending
 from tune_stn.study.progress import Progress
-from tune_stn.study.run import NAME, Run
+from tune_stn.study.run import Run
 from tune_stn.study.seal import write_done
-from tune_stn.study.state import state_folder
+from tune_stn.study.state import NAME, state_folder
 from tune_stn.study.trust import check_sealed, goes_on, trust
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster

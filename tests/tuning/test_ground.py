@@ -183,6 +183,26 @@ def test_a_process_that_waits_where_no_exception_reaches_it_is_ended() -> None:
     assert done.stderr.startswith("tune-stn: the head did not answer for 0.2 s")
 
 
+LATE = """
+import sys, time
+from contextlib import ExitStack
+from tune_stn.tuning import ground
+ground.LEAVE_S = .05
+with ExitStack() as stack:
+    see = stack.enter_context(ground.ended_when_late())
+    stack.callback(time.sleep, float(sys.argv[1]))  # as Ray's end does
+    stack.push(see)
+    raise ground.GroundLost("lost: resume=True goes on")
+"""
+
+
+@pytest.mark.parametrize(("sleeps", "first"), [("60", "tune-stn: lost: --resume goes on"), ("0", "Traceback")])
+def test_a_block_that_is_not_left_after_a_loss_is_ended(sleeps: str, first: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LATE, sleeps], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.startswith(first)
+
+
 # SIGTERM ------------------------------------------------------------------------------------------------------------
 
 

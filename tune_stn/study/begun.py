@@ -50,7 +50,7 @@ def read_begun(folder: Path) -> dict[str, Any]:
         record = parse_json(read_whole(folder / BEGUN), {"method": TEXT, "seed": COUNT})
     except FileNotFoundError:
         raise ValueError(f"{folder} does not say what it was begun with, as an earlier version wrote it") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder / BEGUN} is damaged ({error})") from None
     if record.pop("digest", None) != digest(record):
         raise ValueError(f"{folder / BEGUN} is damaged (its checksum does not match)")

@@ -15,7 +15,7 @@ from tune_stn.methods import Method
 from tune_stn.study.arguments import check_comparison
 from tune_stn.study.begun import begun_with
 from tune_stn.study.checks import check_owner, check_same_study, make_directory
-from tune_stn.study.collect import write_tables
+from tune_stn.study.collect import outdate, write_tables
 from tune_stn.study.description import describe, describe_cluster, missing, outcome
 from tune_stn.study.locks import only_study
 from tune_stn.study.mend import Mending, mending
@@ -204,6 +204,7 @@ def _run_alone(prepared: Prepared, say: Say, show: Callable[[Progress], None] | 
         cluster.check(storage, task, of_trials, seed=seeds[0])
         study["missing"] = missing(runs)  # so it says should this process be killed
         write_study(out, study)
+        outdate(out)
         stopped = ""
         try:
             with session.pop_all():  # Ray ends before the tables are written, which does not need it

@@ -18,6 +18,7 @@ from tune_stn.study.begun import write_begun
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.locks import only_writer
 from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
+from tune_stn.study.state import NAME, known_name
 from tune_stn.tasks.task import Task
 from tune_stn.training.rules import get_rule
 from tune_stn.training.schedule import Schedule
@@ -36,7 +37,6 @@ from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import CHECKPOINT_EPOCHS, STNTrainable
 
 MAX_RESTARTS = 3  # of a trial that was set up once
-NAME = "name.txt"
 CHECKPOINTS_PER_TRIAL = 20  # at most; each costs the driver a save of the whole run's state
 
 
@@ -333,10 +333,3 @@ def _own_name(folder: Path) -> str:
     with whole_file(folder / NAME) as partial:
         partial.write_text(name)
     return name
-
-
-def known_name(folder: Path) -> str:
-    """The name of a run that has begun; empty for one that has not."""
-    if (folder / NAME).exists():
-        return (folder / NAME).read_text()
-    return "run" if (folder / "tune" / "run").is_dir() else ""  # of an earlier version

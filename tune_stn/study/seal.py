@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any] | str | None:
         record = parse_json(read_whole(path))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (OSError, ValueError):
         return f"{path.name} is damaged"
     if not isinstance(record, dict):
         return f"{path.name} is damaged"
@@ -129,7 +129,7 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    data = path.read_bytes() if path.exists() else b""  # no trial has reported
+    data = path.read_bytes() if path.is_file() else b""  # no trial has reported
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "lines": data.count(b"\n")}
 
 

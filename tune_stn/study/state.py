@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tune_stn.checked import read_whole
 from tune_stn.study.seal import has_unfit_files, read_done, rows_of_tables, why_unfit
 from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
 SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
 CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`
+NAME, MOST_NAME = "name.txt", 1000  # of a run for Ray Tune, and its bytes at most
 UNFINISHED = "resume the study to go on"
 
 
@@ -84,6 +86,19 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     return iter(()) if has_unfit_files(folder) else read_lines(folder / REPORTS)
 
 
+def known_name(folder: Path) -> str:
+    """The name of a run that has begun; empty for one that has not. Raises ValueError if its file is damaged."""
+    try:
+        name = read_whole(folder / NAME, most=MOST_NAME).decode()
+    except FileNotFoundError:
+        return "run" if (folder / "tune" / "run").is_dir() else ""  # of an earlier version
+    except (OSError, ValueError):
+        name = ".."
+    if not name.isprintable() or name == ".." or Path(name).name != name:  # it would lead elsewhere
+        raise ValueError(f"{folder / NAME} is damaged; remove {folder}, and its run begins anew")
+    return name
+
+
 def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
     """What of a study belongs to another user, of all that Ray Tune may unpickle to resume it; None if nothing does.
 
@@ -93,7 +108,7 @@ def foreign_path(directory: Path, storage: Path | None = None) -> Path | None:
     """
     if not hasattr(os, "geteuid"):  # Windows
         return None
-    names = [path.read_text() for path in directory.glob("state/*/name.txt")] if storage is not None else []
+    names = [known_name(path.parent) for path in directory.glob(f"state/*/{NAME}")] if storage is not None else []
     experiments = [*directory.glob("state/*/tune/*"), *(storage / name for name in names if storage is not None)]
     found = [directory, *(directory / name for name in ("study.json", "state")), *directory.glob("state/*")]
     for path in (*found, *(path for one in experiments for path in (one, *one.glob("*")))):

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tune_stn.study.mend import Mending, mending
-from tune_stn.study.run import Run, known_name, unfit_state
+from tune_stn.study.run import Run, unfit_state
+from tune_stn.study.state import known_name
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.search import seal_inner
 from tune_stn.tuning.signature import SEALS, NotSealed, own_key, seal_state

@@ -30,6 +30,8 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     """A Parquet file. Raises FileNotFoundError, or ValueError saying what is wrong with it."""
     if "://" not in str(path) and Path(path).is_dir():
         raise ValueError(f"{path} is a directory; of a study, give the schedule.parquet in it")
+    if "://" not in str(path) and Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} is no regular file")
     try:
         if "://" not in str(path):
             return to_frame(read_parquet(path))

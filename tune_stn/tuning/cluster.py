@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import FileSystem
 
 from tune_stn.tuning.fork_server import fork_server, is_possible
-from tune_stn.tuning.ground import Servers, standing_on, terminated_like_interrupted
+from tune_stn.tuning.ground import Servers, ended_when_late, standing_on, terminated_like_interrupted
 from tune_stn.tuning.resources import UNIT, is_local
 from tune_stn.tuning.storage import Storage, open_storage
 from tune_stn.tuning.token import LOOPBACK
@@ -209,6 +209,7 @@ class Cluster:
         with ExitStack() as stack:
             stack.enter_context(self.surroundings())
             stack.enter_context(terminated_like_interrupted())  # restores what was there, which Ray's end does not
+            late = stack.enter_context(ended_when_late())
             if not ray.is_initialized():
                 folder = stack.enter_context(_own_folder())
                 stack.callback(ray.shutdown)  # after the server, so that no worker waits for it in vain
@@ -219,6 +220,7 @@ class Cluster:
                     _connect(self.address, self.working_dir)
             elif self.working_dir is not None:
                 raise ValueError("Ray is connected already: give working_dir to ray.init, in its runtime_env")
+            stack.push(late)
             stack.enter_context(terminated_like_interrupted())  # in place of the handlers that Ray has come with
             stack.enter_context(standing_on(_servers()))
             yield

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -137,8 +137,7 @@ class _Watch:
             signal.pthread_kill(main, LOST_SIGNAL)
             if self.over.wait(LEAVE_S):
                 return
-        print(f"tune-stn: {self.words}".replace("resume=True", "--resume"), file=sys.stderr, flush=True)
-        os._exit(1)
+        _end(self.words)
 
     def look(self) -> bool:
         """Whether all servers answer now."""
@@ -170,6 +169,32 @@ class _Watch:
             if self.lost:
                 raise GroundLost(self.words) from error
             time.sleep(LOOK_EVERY_S)
+
+
+@contextmanager
+def ended_when_late() -> Iterator[Callable[..., None]]:
+    """Gives a function for `ExitStack.push`, and if that sees a `GroundLost`, the block has only so much time to end.
+
+    Ray's own end waits for a server that hangs. A process that is late is ended, with exit code 1.
+    """
+    timers: list[threading.Timer] = []
+
+    def see(kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, GroundLost):
+            timers.append(threading.Timer(TRIES * LEAVE_S, _end, [str(error)]))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+    try:
+        yield see
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _end(words: str) -> None:
+    print(f"tune-stn: {words}".replace("resume=True", "--resume"), file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _answers(place: tuple[str, int]) -> bool:

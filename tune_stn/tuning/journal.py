@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_stn.checked import COUNT, NOTHING, NUMBER, TEXT, Kind, mismatch, parse_json
+from tune_stn.checked import COUNT, NOTHING, NUMBER, TEXT, Kind, mismatch, open_regular, parse_json
 from tune_stn.files import whole_file
 from tune_stn.training.tables import ALLOWED, CHOICE
 
@@ -86,9 +86,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a line before the last is damaged, or the file is of another version; the message names it.
     """
-    if not path.exists():
+    try:
+        opened = open_regular(path)
+    except FileNotFoundError:
         return
-    with open(path, "rb") as file:
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete its folder to run it again") from None
+    with opened as file:
         for number, data in enumerate(iter(lambda: file.readline(_MOST_BYTES), b""), start=1):
             if len(data) == _MOST_BYTES:
                 raise ValueError(
