@@ -36,6 +36,7 @@ LONGEST_LOOK_S = 12.0
 # How a client of HTTP/2, which gRPC is over, begins: 24 bytes, and settings. Whoever listens there says something, be
 # it that it wants TLS. A process that is stopped says nothing, though the system accepts connections for it.
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+LONG_TRIES = 9  # for Ray to end, which takes seconds
 LEAVE_S, TRIES = 5.0, 4  # for the main thread to come back from what it waits for, and how often it is told
 LOST_SIGNAL = signal.SIGUSR2
 
@@ -173,17 +174,19 @@ class _Watch:
 
 @contextmanager
 def ended_when_late() -> Iterator[Callable[..., None]]:
-    """Gives a function for `ExitStack.push`, and if that sees a `GroundLost`, the block has only so much time to end.
+    """Gives a function for `ExitStack.push`: from then on, the block has only so much time to end, less after a loss.
 
-    Ray's own end waits for a server that hangs. A process that is late is ended, with exit code 1.
+    Ray's own end waits for ever for a server that hangs. A process that is late is ended, with exit code 1.
     """
     timers: list[threading.Timer] = []
 
     def see(kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, GroundLost):
-            timers.append(threading.Timer(TRIES * LEAVE_S, _end, [str(error)]))
-            timers[-1].daemon = True
-            timers[-1].start()
+        lost = isinstance(error, GroundLost)
+        seconds, late = (TRIES if lost else LONG_TRIES) * LEAVE_S, "Ray did not end: one of its servers hangs"
+        words = str(error) if lost else f"{late}; what was done is kept: {RESUME}"
+        timers.append(threading.Timer(seconds, _end, [words]))
+        timers[-1].daemon = True
+        timers[-1].start()
 
     try:
         yield see
