@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tune_stn.training.self_tuner import SelfTuner
     from tune_stn.training.trainer import Trainer
     from tune_stn.tuning.cluster import Cluster
-    from tune_stn.tuning.recorder import Recorder
+    from tune_stn.tuning.recording.recorder import Recorder
     from tune_stn.tuning.schedule_replay import ScheduleReplay
     from tune_stn.tuning.scheduler import STNScheduler
     from tune_stn.tuning.search import STNSearch
@@ -36,7 +36,7 @@ _HOMES = {
     "Integer": "tune_stn.space.domains",
     "LogUniform": "tune_stn.space.domains",
     "Normal": "tune_stn.space.domains",
-    "Recorder": "tune_stn.tuning.recorder",
+    "Recorder": "tune_stn.tuning.recording.recorder",
     "STNScheduler": "tune_stn.tuning.scheduler",
     "STNSearch": "tune_stn.tuning.search",
     "STNTrainable": "tune_stn.tuning.trainable",

@@ -37,7 +37,7 @@ from tune_stn.tasks.registry import setting_names
 from tune_stn.training.checkpoint import load_state, save_state
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
-from tune_stn.tuning.recorded import read_recorded, report_rows, schedule_rows
+from tune_stn.tuning.recording.tables import read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.search import STNSearch
 
 Random = random.Random | None

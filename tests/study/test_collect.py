@@ -23,7 +23,7 @@ from tune_stn.study.state import state_folder
 from tune_stn.tasks import get_task
 from tune_stn.training.tables import INCUMBENT, STUDY_SCHEMA_VERSION, read_table, reports_schema
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 TASK = get_task("digits-mlp")
 RECORD = {"trials": 2, "cost_total": 4.0, "failures": {}, "hopeless": False}

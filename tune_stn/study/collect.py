@@ -32,9 +32,9 @@ from tune_stn.tasks.task import Task
 from tune_stn.training.schedule_sources import read_frame
 from tune_stn.training.tables import INCUMBENT, hp_names, read_table, reports_schema, write_table
 from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
-from tune_stn.tuning.directory import Labels, labelled
-from tune_stn.tuning.journal import REPORTS, read_reports
-from tune_stn.tuning.recorded import Recorded, read_recorded, report_rows, schedule_rows
+from tune_stn.tuning.recording.directory import Labels, labelled
+from tune_stn.tuning.recording.journal import REPORTS, read_reports
+from tune_stn.tuning.recording.tables import Recorded, read_recorded, report_rows, schedule_rows
 
 if TYPE_CHECKING:
     from tune_stn.study.run import Run

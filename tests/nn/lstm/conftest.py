@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
+from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence
 
 
 @pytest.fixture
 def lstm_reference() -> Callable[..., tuple[Tensor, Tensor]]:
-    """What `tune_stn.nn.lstm_kernel.lstm` should give."""
+    """What `tune_stn.nn.lstm.kernel.lstm` should give."""
     return _reference
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tune_stn.nn.cuda_graph import WARM_UP
-from tune_stn.nn.lstm_graph import Graphed
-from tune_stn.nn.lstm_kernel import lstm, run, tangents
-from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
+from tune_stn.nn.lstm.graph import Graphed
+from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence
 
 TIME, BATCH, IN, SIZE, RANK = 4, 3, 5, 6, 2
 FORMS: dict[str, Callable[..., Projection]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, STARTUP, TOOK
-from tune_stn.tuning.lineage import Lineage, Segment
-from tune_stn.tuning.reading import Reading, describes_itself
+from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, STARTUP, TOOK
+from tune_stn.tuning.recording.lineage import Lineage, Segment
+from tune_stn.tuning.recording.result_reader import Reading, describes_itself
 
 ENDED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
 Place = tuple[str, str, int]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_stn.tuning.journal import EVENT, append, cut_torn_end, read_lines, read_reports, replace
+from tune_stn.tuning.recording.journal import EVENT, append, cut_torn_end, read_lines, read_reports, replace
 
 LINES = [
     {"trial_id": "a", "epoch": 1, "val_loss": 0.1 + 0.2},

@@ -16,9 +16,9 @@ from pyarrow.fs import LocalFileSystem
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
 from tune_stn.training.tables import SCHEDULE
-from tune_stn.tuning import recorded as module
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, replace
-from tune_stn.tuning.recorded import Recorded, read_own_schedules, read_recorded, report_rows, schedule_rows
+from tune_stn.tuning.recording import tables as module
+from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, replace
+from tune_stn.tuning.recording.tables import Recorded, read_own_schedules, read_recorded, report_rows, schedule_rows
 
 
 def line(trial: str, epoch: int, hp: dict[str, float], segment: str = "", **more: Any) -> dict[str, Any]:

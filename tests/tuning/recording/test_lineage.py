@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tune_stn.tuning.lineage import Lineage, Segment
+from tune_stn.tuning.recording.lineage import Lineage, Segment
 
 Make = Callable[..., Any]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune_stn.nn.lstm_kernel import lstm, run, tangents
-from tune_stn.nn.lstm_recurrence import Projection
+from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.recurrence import Projection
 
 TIME, BATCH, IN, RANK = 3, 2, 3, 2
 FORMS = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, RESTARTED, read_lines, read_reports
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.journal import EVENT, FAILED, REPORTS, RESTARTED, read_lines, read_reports
+from tune_stn.tuning.recording.recorder import Recorder
 
 Make = Callable[..., Any]
 
@@ -230,7 +230,7 @@ def test_wall_clock_counts_from_the_first_trial_and_goes_on_after_a_time_off(
 ) -> None:
     """Start-up is apart; while no process runs, no time counts; work of no slot is none of its time in use."""
     now = [1000.0]
-    monkeypatch.setattr("tune_stn.tuning.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tune_stn.tuning.recording.recorder.time.monotonic", lambda: now[0])
     before = Recorder(tmp_path, cost_before=7.0, time_before=50.0)
     assert before.cost_total == 7.0
     now[0] += 8.0
@@ -262,7 +262,7 @@ def test_the_next_run_of_a_recorder_begins_its_clock_anew(
     tmp_path: Path, record: Make, fake_trial: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("tune_stn.tuning.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tune_stn.tuning.recording.recorder.time.monotonic", lambda: now[0])
     recorder = Recorder(tmp_path)
     for name in ("a", "b"):
         recorder.setup()

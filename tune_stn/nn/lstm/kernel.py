@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence, Slopes
+from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence, Slopes
 
 # Both are `(gradient of the output, output) -> gradient of the input`, in one pass.
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input

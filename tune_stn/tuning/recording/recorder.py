@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeVar, cast
 from ray import tune
 
 from tune_stn.training.tables import CHOICE
-from tune_stn.tuning import journal
-from tune_stn.tuning.directory import Labels, write_directory
 from tune_stn.tuning.failures import keep_traceback, last_lines
-from tune_stn.tuning.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, STARTUP, TOOK
-from tune_stn.tuning.ledger import ENDED, Ledger, known_lines, place_of
-from tune_stn.tuning.lineage import Segment
-from tune_stn.tuning.reading import (
+from tune_stn.tuning.recording import journal
+from tune_stn.tuning.recording.directory import Labels, write_directory
+from tune_stn.tuning.recording.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, STARTUP, TOOK
+from tune_stn.tuning.recording.ledger import ENDED, Ledger, known_lines, place_of
+from tune_stn.tuning.recording.lineage import Segment
+from tune_stn.tuning.recording.result_reader import (
     INCREMENTS,
     REPORTED,
     Reading,
@@ -28,8 +28,8 @@ from tune_stn.tuning.reading import (
     result_numbers,
     under_free_names,
 )
-from tune_stn.tuning.recorded import read_own_schedules, read_recorded
-from tune_stn.tuning.whereabouts import moved, possible
+from tune_stn.tuning.recording.tables import read_own_schedules, read_recorded
+from tune_stn.tuning.recording.whereabouts import moved, possible
 
 _SELDOM = 20  # the tables are not written before so many times as long has passed as the last writing took
 

@@ -24,7 +24,7 @@ from tune_stn.training.tables import (
     reports_schema,
     write_table,
 )
-from tune_stn.tuning.recorded import Recorded, report_rows, schedule_rows
+from tune_stn.tuning.recording.tables import Recorded, report_rows, schedule_rows
 
 
 @dataclass(frozen=True, kw_only=True)

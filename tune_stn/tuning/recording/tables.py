@@ -13,7 +13,7 @@ from pyarrow.fs import FileType
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
 from tune_stn.training.tables import SCHEDULE, hp_names, read_parquet
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, read_lines
+from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, read_lines
 
 _ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memory of columns
 _REPORT = ["trial_id", "segment", "epoch"]  # what names a report

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from tune_stn.nn.dropout import UnitDropout
-from tune_stn.nn.lstm_autocast import raises_under_autocast
-from tune_stn.nn.lstm_kernel import lstm, run, tangents
-from tune_stn.nn.lstm_recurrence import IN_PLACE, Projection, Recurrence
+from tune_stn.nn.lstm.autocast import raises_under_autocast
+from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence
 from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize, size_in_words
 from tune_stn.nn.slot import Slot, check_rows

@@ -14,8 +14,8 @@ from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from tune_stn.study.results import load_results
-from tune_stn.tuning.journal import read_reports
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.journal import read_reports
+from tune_stn.tuning.recording.recorder import Recorder
 
 Make = Callable[..., Any]
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tune_stn.tuning.reading import Reading, as_number, describes_itself, leaves, reported_numbers, result_numbers
+from tune_stn.tuning.recording.result_reader import (
+    Reading,
+    as_number,
+    describes_itself,
+    leaves,
+    reported_numbers,
+    result_numbers,
+)
 
 
 def test_leaves_are_the_numbers_by_path_in_python_types() -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from tune_stn.training.schedule import Schedule
 from tune_stn.training.tables import SCHEDULE, read_table, reports_schema
-from tune_stn.tuning.directory import Labels, labelled, write_directory
-from tune_stn.tuning.journal import append
-from tune_stn.tuning.recorded import Recorded, read_recorded
+from tune_stn.tuning.recording.directory import Labels, labelled, write_directory
+from tune_stn.tuning.recording.journal import append
+from tune_stn.tuning.recording.tables import Recorded, read_recorded
 
 LABELS = Labels(task="t", method="m", seed=3)
 

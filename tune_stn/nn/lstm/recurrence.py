@@ -1,6 +1,6 @@
 """What an LSTM does one step after the other: forward, back through time, and along a change.
 
-Sequences are time-major, as in `lstm_kernel`, which calls these loops and does all else for all steps at once.
+Sequences are time-major, as in `lstm.kernel`, which calls these loops and does all else for all steps at once.
 """
 
 from __future__ import annotations

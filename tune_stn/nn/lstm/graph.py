@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.nn.cuda_graph import Recorded
-from tune_stn.nn.lstm_recurrence import Gradients, Projection, Slopes, States
+from tune_stn.nn.lstm.recurrence import Gradients, Projection, Slopes, States
 
 
 class Graphed:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED
-from tune_stn.tuning.ledger import Ledger
-from tune_stn.tuning.reading import Reading
+from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED
+from tune_stn.tuning.recording.ledger import Ledger
+from tune_stn.tuning.recording.result_reader import Reading
 
 Make = Callable[..., Any]
 

@@ -209,7 +209,7 @@ def test_tangent_and_its_gradient_are_those_of_double_backward(
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x, t) for x, t in zip(given[:3], incoming, strict=True)]  # type: ignore[no-untyped-call]
         value, tangent = forward_ad.unpack_dual(together(*duals, rows, linearise=True))  # type: ignore[no-untyped-call]
-    monkeypatch.setattr("tune_stn.nn.lstm.lstm", lstm_reference)
+    monkeypatch.setattr("tune_stn.nn.lstm.layer.lstm", lstm_reference)
     start, along = (*given[:3], torch.zeros_like(rows)), (*incoming, rows)
     value, expected = torch.autograd.functional.jvp(together, start, along, create_graph=True)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(tangent, expected, rtol=1e-10, atol=1e-10)

@@ -17,8 +17,8 @@ from ray import tune
 
 from tune_stn.study.report import write_report
 from tune_stn.study.results import export_results, load_results
-from tune_stn.tuning.journal import read_reports
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.journal import read_reports
+from tune_stn.tuning.recording.recorder import Recorder
 
 Make = Callable[..., Any]
 CONFIG = {
