@@ -9,13 +9,13 @@ import pytest
 
 from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED
 from tune_stn.tuning.recording.ledger import Ledger
-from tune_stn.tuning.recording.result_reader import Reading
+from tune_stn.tuning.recording.result_reader import ResultReader
 
 Make = Callable[..., Any]
 
 
 def line(ledger: Ledger, iteration: int) -> dict[str, Any]:
-    trial, segment, epoch = ledger.place("a", {"training_iteration": iteration})
+    trial, segment, epoch = ledger.place("a", iteration)
     cost = ledger.cost_total + 1
     return {
         **{"trial_id": trial, "segment": segment, "epoch": epoch, "training_iteration": iteration, "hp/lr": 0.1},
@@ -27,7 +27,7 @@ def line(ledger: Ledger, iteration: int) -> dict[str, Any]:
 def test_epochs_never_rewind_and_repetitions_are_known(fake_trial: Make, crash: bool) -> None:
     others = [fake_trial("b", config={"lr": 0.5})]
     lines: list[dict[str, Any]] = []
-    ledger = Ledger([], Reading())
+    ledger = Ledger([], ResultReader())
     ledger.lineage.start(fake_trial("a", config={"lr": 0.1}), others)
 
     def report(iteration: int) -> tuple[str, int]:
@@ -44,7 +44,7 @@ def test_epochs_never_rewind_and_repetitions_are_known(fake_trial: Make, crash: 
     ledger.take(lines[-1])
     assert [report(iteration) for iteration in (11, 12)] == [("1", 4), ("1", 5)]
     if crash:
-        ledger = Ledger(lines, Reading())
+        ledger = Ledger(lines, ResultReader())
         assert ledger.lineage.current("a")[0].name == ""
         ledger.lineage.start(copy, others)
     assert [report(iteration) for iteration in (11, 12, 13)] == [("1", 4), ("1", 5), ("1", 6)]
@@ -54,17 +54,10 @@ def test_epochs_never_rewind_and_repetitions_are_known(fake_trial: Make, crash: 
     assert ledger.wall_time_s == 12.0
 
 
-def test_a_trainable_that_describes_itself_is_taken_at_its_word() -> None:
-    ledger = Ledger([], Reading())
-    result = {"segment": "copy", "parent_trial_id": "b", "epoch": 4, "training_iteration": 9}
-    result |= {"status": "running", "reason": ""}
-    assert ledger.place("a", result) == ("a", "copy", 4)
-
-
 def test_a_first_report_may_be_of_any_iteration() -> None:
     """A trial that began from a checkpoint of the user's."""
-    assert Ledger([], Reading()).place("a", {"training_iteration": 11}) == ("a", "", 1)
+    assert Ledger([], ResultReader()).place("a", 11) == ("a", "", 1)
 
 
 def test_failures_are_counted_again() -> None:
-    assert Ledger([{EVENT: FAILED, "trial_id": "a", "reason": "no"}], Reading()).failures == {"a": "no"}
+    assert Ledger([{EVENT: FAILED, "trial_id": "a", "reason": "no"}], ResultReader()).failures == {"a": "no"}

@@ -197,7 +197,7 @@ def test_a_pickled_recorder_goes_on_with_the_journal(tmp_path: Path, record: Mak
     monkeypatch.chdir("/")
     again = pickle.loads(saved)  # noqa: S301
     assert again.cost_total == 1.5
-    assert again.reading == recorder.reading
+    assert again.reader == recorder.reader
     assert {name: getattr(again, name) for name in ("path", "seed", "method", "write_every_s")} == {
         **{"path": tmp_path / "run" / REPORTS, "seed": 3, "method": "tune", "write_every_s": 60.0},
     }

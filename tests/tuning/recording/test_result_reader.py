@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tune_stn.tuning.recording.result_reader import (
-    Reading,
+    ResultReader,
     as_number,
     describes_itself,
     leaves,
@@ -45,7 +45,7 @@ def test_a_number_is_pythons_own_also_out_of_an_array_without_axes(given: Any, e
 def test_two_at_one_path() -> None:
     assert leaves({"a": {"b": 1}, "a/b": 2}) == leaves({"a/b": 1, "a": {"b": 2}}) == {"a/b": 1}
     config = {"rate": 1, "hp": {"rate": 2, "x": 3}}
-    assert Reading().hyperparameters(config) == {"rate": 1, "hp/rate": 2, "x": 3}
+    assert ResultReader().hyperparameters(config) == {"rate": 1, "hp/rate": 2, "x": 3}
 
 
 def test_choices_are_text() -> None:
@@ -54,8 +54,8 @@ def test_choices_are_text() -> None:
         **{"hp": {"name": "a"}, "lone": "\ud800", "lr": 0.1, "data": torch.ones(3), "model": len, "many": [0] * 300},
     }
     plain = {"act": "relu", "bn": "True", "clip": "None", "widths": "[64, (32, 'x')]", "long": "x" * 200}
-    assert Reading().choices(config) == plain | {"name": "a", "lone": "?"}
-    assert Reading(hps=["bn", "model", "lr"]).choices(config) == {"bn": "True", "model": "<built-in function len>"}
+    assert ResultReader().choices(config) == plain | {"name": "a", "lone": "?"}
+    assert ResultReader(hps=["bn", "model", "lr"]).choices(config) == {"bn": "True", "model": "<built-in function len>"}
 
 
 def test_tunes_own_counts_and_the_config_are_no_metrics() -> None:
@@ -67,13 +67,13 @@ def test_tunes_own_counts_and_the_config_are_no_metrics() -> None:
 
 
 def test_losses_under_their_names() -> None:
-    reading = Reading(metric="eval/acc", mode="max", columns={"test_loss": "t"})
-    assert reading.losses({"eval/acc": 0.9, "t": 3.0, "train_loss": 1.0}) == {
+    reader = ResultReader(metric="eval/acc", mode="max", columns={"test_loss": "t"})
+    assert reader.losses({"eval/acc": 0.9, "t": 3.0, "train_loss": 1.0}) == {
         "val_loss": -0.9,
         "train_loss": 1.0,
         "test_loss": 3.0,
     }
-    assert all(math.isnan(value) for value in Reading().losses({}).values())
+    assert all(math.isnan(value) for value in ResultReader().losses({}).values())
 
 
 @pytest.mark.parametrize(
@@ -81,27 +81,27 @@ def test_losses_under_their_names() -> None:
     [({"step": 5}, 5), ({"step": 5.0}, 5), ({"step": 0.5}, 2), ({"timesteps_total": 7}, 7), ({}, 2)],
 )
 def test_steps_are_whole_or_counted(found: dict[str, float], expected: int) -> None:
-    assert Reading().step(found, 2) == expected
-    assert Reading(columns={"step": "batches"}).step({"batches": 9, "step": 1}, 2) == 9
+    assert ResultReader().step(found, 2) == expected
+    assert ResultReader(columns={"step": "batches"}).step({"batches": 9, "step": 1}, 2) == 9
 
 
 def test_what_a_report_adds() -> None:
-    reading = Reading(columns={"device_time_s": "gpu/seconds"})
-    assert reading.increment("cost", {"cost": 100.0, "cost_increment": 1.5}, {}) == 1.5
-    assert reading.increment("cost", {}, {}) == 1.0
-    assert math.isnan(reading.increment("device_time_s", {}, {}))
-    assert reading.increment("cost", {"cost": 7.0}, {"cost": 5.0}) == 2.0
-    assert reading.increment("cost", {"cost": 7.0}, {}) == 7.0
-    assert reading.increment("device_time_s", {"gpu/seconds": 1.0}, {"gpu/seconds": 5.0}) == 1.0  # it began anew
+    reader = ResultReader(columns={"device_time_s": "gpu/seconds"})
+    assert reader.increment("cost", {"cost": 100.0, "cost_increment": 1.5}, {}) == 1.5
+    assert reader.increment("cost", {}, {}) == 1.0
+    assert math.isnan(reader.increment("device_time_s", {}, {}))
+    assert reader.increment("cost", {"cost": 7.0}, {"cost": 5.0}) == 2.0
+    assert reader.increment("cost", {"cost": 7.0}, {}) == 7.0
+    assert reader.increment("device_time_s", {"gpu/seconds": 1.0}, {"gpu/seconds": 5.0}) == 1.0  # it began anew
 
 
 def test_hyperparameters_of_the_config_and_of_the_report() -> None:
     config = {"lr": 0.1, "hp": {"dropout": 0.2}, "model": {"width": 8}, "task": "t"}
     values = {"lr": 0.1, "dropout": 0.2, "model/width": 8}
-    assert Reading().hyperparameters(config) == values
-    assert Reading().hp_columns({"loss": 1.0}, values) == {f"hp/{name}": value for name, value in values.items()}
-    assert Reading().hp_columns({"hp/dropout": 0.3}, values) == {"hp/dropout": 0.3}
-    some = Reading(hps=("lr", "dropout"))
+    assert ResultReader().hyperparameters(config) == values
+    assert ResultReader().hp_columns({"loss": 1.0}, values) == {f"hp/{name}": value for name, value in values.items()}
+    assert ResultReader().hp_columns({"hp/dropout": 0.3}, values) == {"hp/dropout": 0.3}
+    some = ResultReader(hps=("lr", "dropout"))
     assert some.hyperparameters(config) == {"lr": 0.1, "dropout": 0.2}
     found = {"hp/dropout": 0.3, "hp/other": 1.0}
     assert some.hp_columns(found, some.hyperparameters(config)) == {"hp/lr": 0.1, "hp/dropout": 0.3}
@@ -117,7 +117,7 @@ def test_hyperparameters_of_the_config_and_of_the_report() -> None:
 )
 def test_a_wrong_argument_is_said(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Reading(**arguments)
+        ResultReader(**arguments)
 
 
 def test_only_what_has_all_words_describes_itself() -> None:

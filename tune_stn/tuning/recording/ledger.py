@@ -7,7 +7,7 @@ from typing import Any
 
 from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, STARTUP, TOOK
 from tune_stn.tuning.recording.lineage import Lineage, Segment
-from tune_stn.tuning.recording.result_reader import Reading, describes_itself
+from tune_stn.tuning.recording.result_reader import ResultReader
 
 ENDED = ("TERMINATED", "ERROR")  # Tune's words for a trial's status
 Place = tuple[str, str, int]
@@ -19,7 +19,7 @@ class Ledger:
 
     Args:
         lines: Lines of a journal.
-        reading: How the trainable's results and config are read.
+        reader: How the trainable's results and config are read.
         cost_total: Cost spent before the first line, in the unit of `cost`.
         wall_time_s: Time spent before the first line, in seconds.
 
@@ -39,7 +39,7 @@ class Ledger:
     def __init__(
         self,
         lines: Iterable[Mapping[str, Any]],
-        reading: Reading,
+        reader: ResultReader,
         *,
         cost_total: float = 0.0,
         wall_time_s: float = 0.0,
@@ -52,7 +52,7 @@ class Ledger:
         self.losses: dict[Place, float] = {}
         self.latest: dict[str, Mapping[str, Any]] = {}
         self.copies: set[tuple[str, str]] = set()
-        self.lineage = Lineage(reading.hyperparameters)
+        self.lineage = Lineage(reader.hyperparameters)
         self._offsets: dict[tuple[str, str], int] = {}
         for line in lines:
             self.take(line)
@@ -86,11 +86,9 @@ class Ledger:
         self.busy_s += line.get(TOOK, 0.0)
         self.startup_s += line.get(STARTUP, 0.0)
 
-    def place(self, trial_id: str, result: Mapping[str, Any]) -> Place:
-        """The place of a result: where the trainable says, else by Tune's count, which a copy or failure sets back."""
-        if describes_itself(result):
-            return trial_id, result["segment"], result["epoch"]
-        segment, iteration = self.lineage.current(trial_id)[0].name, result.get("training_iteration", 0)
+    def place(self, trial_id: str, iteration: int) -> Place:
+        """The place of the next report by Tune's count of a trial's reports, which a copy or failure sets back."""
+        segment = self.lineage.current(trial_id)[0].name
         epochs = self.latest[trial_id]["epoch"] if trial_id in self.latest else 0
         return trial_id, segment, iteration + self._offsets.get((trial_id, segment), epochs + 1 - iteration)
 
@@ -118,9 +116,9 @@ def known_lines(
     ]
     spent: dict[str, float] = {}
     total = cost_before
-    for line in kept:
+    for number, line in enumerate(kept):
         if EVENT not in line:
             total += line["cost"] - spent.get(line["trial_id"], 0.0)
             spent[line["trial_id"]] = line["cost"]
-            line["cost_total"] = total
+            kept[number] = {**line, "cost_total": total}
     return kept

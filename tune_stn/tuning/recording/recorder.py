@@ -6,30 +6,19 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from ray import tune
 
-from tune_stn.training.tables import CHOICE
-from tune_stn.tuning.failures import keep_traceback, last_lines
-from tune_stn.tuning.recording import journal
 from tune_stn.tuning.recording.directory import Labels, write_directory
-from tune_stn.tuning.recording.journal import COPIED, ERRORS, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, STARTUP, TOOK
-from tune_stn.tuning.recording.ledger import ENDED, Ledger, known_lines, place_of
-from tune_stn.tuning.recording.lineage import Segment
-from tune_stn.tuning.recording.result_reader import (
-    INCREMENTS,
-    REPORTED,
-    Reading,
-    describes_itself,
-    reported_numbers,
-    result_numbers,
-    under_free_names,
-)
+from tune_stn.tuning.recording.journal import FAILED, FINISHED, RESTARTED, STARTUP, TOOK
+from tune_stn.tuning.recording.ledger import ENDED, Ledger, place_of
+from tune_stn.tuning.recording.lines import Lines, end_event, failure_event
+from tune_stn.tuning.recording.record import Record
+from tune_stn.tuning.recording.result_reader import ResultReader, describes_itself
 from tune_stn.tuning.recording.tables import read_own_schedules, read_recorded
-from tune_stn.tuning.recording.whereabouts import moved, possible
 
 _SELDOM = 20  # the tables are not written before so many times as long has passed as the last writing took
 
@@ -140,8 +129,10 @@ class Recorder(tune.Callback):
         time_before: float = 0.0,
         strict: bool = False,
     ) -> None:
-        self.reading = Reading(metric=metric, mode=mode, columns=dict(columns or {}), hps=hps)
-        self.directory = Path(directory).resolve()
+        self.reader = ResultReader(metric=metric, mode=mode, columns=dict(columns or {}), hps=hps)
+        self._lines = Lines(self.reader)
+        # Nothing is read or written before the run starts.
+        self._record = Record(Path(directory).resolve(), self.reader, cost_total=cost_before, wall_time_s=time_before)
         self.task, self.method, self.seed = task, method, seed
         self.overwrite = overwrite
         self.write_every_s = write_every_s
@@ -151,10 +142,7 @@ class Recorder(tune.Callback):
         self.failures_in_a_row = 0
         self.unsaved: set[str] = set()
         self.errors: list[str] = []
-        self._counted: Ledger | None = None  # nothing is read or written before the run starts
         self._continued = False
-        self._choices: dict[str, dict[str, str]] = {}
-        self._renamed: set[str] = set()
         self._experiment = ""
         self._saved: dict[str, Any] = {}
         self._ready, self._began, self._next_writing = 0.0, math.nan, math.inf
@@ -162,15 +150,19 @@ class Recorder(tune.Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its arguments: `Tuner` saves its callbacks, and what they have counted is in the journal."""
-        arguments: dict[str, Any] = {**vars(self.reading), "directory": self.directory}
+        arguments: dict[str, Any] = {**vars(self.reader), "directory": self.directory}
         for name in ("task", "method", "seed", "overwrite", "write_every_s", "on_report", "cost_before", "time_before"):
             arguments[name] = getattr(self, name)
         return functools.partial(Recorder, **arguments, strict=self.strict), ()
 
     @property
+    def directory(self) -> Path:
+        return self._record.directory
+
+    @property
     def path(self) -> Path:
         """The journal."""
-        return self.directory / REPORTS
+        return self._record.path
 
     @property
     def cost_total(self) -> float:
@@ -202,16 +194,16 @@ class Recorder(tune.Callback):
     # What Tune calls ------------------------------------------------------------------------------------------------
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        if self._counted is not None:  # by an earlier run, or asked for its totals
+        if self._record.ledger is not None:  # by an earlier run, or asked for its totals
             self._continued = self.path.exists()
         if not math.isnan(self._began):
             self._ready, self._began = time.monotonic(), math.nan
 
     def get_state(self) -> dict[str, Any] | None:
         """What Tune saves with the experiment now and then: where the record is, and the totals."""
-        if self._counted is None or not self._experiment:
+        if self._record.ledger is None or not self._experiment:
             return None
-        latest = sorted(self._counted.latest.values(), key=lambda line: line["cost_total"])
+        latest = sorted(self._record.ledger.latest.values(), key=lambda line: line["cost_total"])
         return {"directory": str(self.directory), "experiment": self._experiment, "latest": list(map(dict, latest))}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -223,7 +215,7 @@ class Recorder(tune.Callback):
         self._begin()
         if self._continued:  # the first step, and Tune has brought its trials back, but made no new ones yet
             self._continued = False
-            self._drop_unknown({trial.trial_id: trial.status for trial in trials})
+            self._record.keep({trial.trial_id: trial.status for trial in trials}, overwrite=self.overwrite)
             self.unsaved = {
                 t.trial_id
                 for t in trials
@@ -236,7 +228,7 @@ class Recorder(tune.Callback):
         if math.isnan(self._began):
             self._start_clock()
             self._startup = {STARTUP: time.monotonic() - self._ready}
-        self._choices[trial.trial_id] = self.reading.choices(trial.config)
+        self._lines.start(trial)
         self._ledger.lineage.start(trial, trials)
 
     @_harmless
@@ -244,12 +236,13 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         self._ledger.lineage.note(trial, trials)  # the scheduler has decided already what the trial goes on from
-        line = self._line(trial, result)
+        self._start_clock()
+        line = self._lines.report(trial, result, self._ledger, wall_time_s=time.monotonic() - self._began)
         before = self._ledger.losses.get(place_of(line))
         if before is not None and (before == line["val_loss"] or (math.isnan(before) and math.isnan(line["val_loss"]))):
             return  # a repetition, and exact: nothing new
         if line["parent_trial_id"] and (trial.trial_id, line["segment"]) not in self._ledger.copies:
-            self._append(self._copy(trial, line))
+            self._append(self._lines.copy(trial, line, self._ledger))
         if describes_itself(result):
             line |= self._startup | ({TOOK: result["time_this_iter_s"]} if "time_this_iter_s" in result else {})
             self._startup = {}
@@ -273,17 +266,17 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         if not describes_itself(trial.last_result):
-            self._append(_end_of(trial, FINISHED))
+            self._append(end_event(trial, FINISHED))
 
     @_harmless
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         self.unsaved.discard(trial.trial_id)
         self.failures_in_a_row += 1
-        self._append(self._failure(trial, FAILED))
+        self._append(failure_event(trial, FAILED, self._ledger, self.directory))
 
     @_harmless
     def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        self._append(self._failure(trial, RESTARTED))
+        self._append(failure_event(trial, RESTARTED, self._ledger, self.directory))
 
     @_harmless
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
@@ -296,179 +289,49 @@ class Recorder(tune.Callback):
     def is_repetition(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether a trial has reported more than this before."""
         latest = self._ledger.latest.get(trial_id)
-        return latest is not None and self._ledger.place(trial_id, result)[2] < latest["epoch"]
+        return latest is not None and self._lines.place(trial_id, result, self._ledger)[2] < latest["epoch"]
 
     def total_with(self, trial_id: str, result: Mapping[str, Any]) -> float:
         """What will have been spent when this result, of a trainable that reports `cost_increment`, is recorded."""
-        known = self._ledger.place(trial_id, result) in self._ledger.losses
+        known = self._lines.place(trial_id, result, self._ledger) in self._ledger.losses
         return self.cost_total + (0.0 if known else result["cost_increment"])
 
-    # The journal ----------------------------------------------------------------------------------------------------
+    # The record -----------------------------------------------------------------------------------------------------
 
     @property
     def _ledger(self) -> Ledger:
-        if self._counted is None:
-            self._begin()
-        return cast(Ledger, self._counted)
+        self._begin()
+        return cast(Ledger, self._record.ledger)
 
     def _begin(self) -> None:
         """Make the directory, and count what an earlier process recorded in it."""
-        if self._counted is not None:
+        if self._record.ledger is not None:
             return
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            text = f"Recorder({str(self.directory)!r}): the directory cannot be made ({error.strerror}); give another"
-            raise ValueError(text) from None
-        journal.cut_torn_end(self.path)
-        self._counted = self._count(journal.read_lines(self.path))
+        self._record.open()
         self._continued = self.path.exists()
         self._ready = time.monotonic()
         self._next_writing = math.inf if self.write_every_s is None else time.monotonic() + self.write_every_s
+
+    def _goes_on(self, trials: Sequence[Any]) -> None:
+        """Find the record of a run that Tune has restored, or begin one with what Tune has saved of it."""
+        saved, self._saved = self._saved, {}
+        if saved and trials:
+            self._experiment = _experiment_of(trials) or saved["experiment"]
+            self._record.restore(saved, Path(self._experiment), trials)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._begin()
+        self._record.append(line)
 
     def _start_clock(self) -> None:
         """`wall_time_s` counts from now, or goes on counting."""
         if math.isnan(self._began):
             self._began = time.monotonic() - self._ledger.wall_time_s
 
-    def _goes_on(self, trials: Sequence[Any]) -> None:
-        """Find the record of a run that was restored, or begin one with what Tune has saved of it."""
-        saved, self._saved = self._saved, {}
-        if not saved or not trials:
-            return
-        given = self.directory
-        before, self._experiment = Path(saved["experiment"]), _experiment_of(trials) or saved["experiment"]
-        there = Path(self._experiment)
-        self.directory = possible(moved(given, before=before, now=there), otherwise=there)
-        if self.directory == given and (self.path.exists() or not saved["latest"]):
-            return
-        if self.path.exists():
-            text = "the experiment has moved, and its record with it: it goes on in %s, not in %s"
-        else:
-            text = (
-                "the record of the run that goes on is missing: %s begins with each trial's newest report (it was %s)"
-            )
-            self.directory.mkdir(parents=True, exist_ok=True)
-            ends = [
-                _end_of(trial, FAILED if trial.status == "ERROR" else FINISHED)
-                for trial in trials
-                if trial.status in ENDED
-            ]
-            journal.replace(self.path, [*saved["latest"], *ends])
-        logger.warning(text, self.directory, given)
-        self._counted = None
-
-    def _count(self, lines: Iterable[Mapping[str, Any]]) -> Ledger:
-        return Ledger(lines, self.reading, cost_total=self.cost_before, wall_time_s=self.time_before)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        ledger = self._ledger
-        journal.append(self.path, line)
-        ledger.take(line)
-
-    def _line(self, trial: Any, result: Mapping[str, Any]) -> dict[str, Any]:
-        """A result as a line of the journal; a repetition adds nothing to what has been spent."""
-        found, ledger = result_numbers(result), self._ledger
-        self._start_clock()
-        place = trial_id, segment, epoch = ledger.place(trial.trial_id, result)
-        own, values = ledger.lineage.current(trial_id)
-        knows = describes_itself(result)
-        if knows:
-            described = {name: result[name] for name in ("parent_trial_id", "status", "reason")}
-        else:
-            described = {"parent_trial_id": own.parent_trial_id, "status": "running"}
-            described["training_iteration"] = result["training_iteration"]
-        spent = {column: ledger.latest.get(trial_id, {}).get(column, 0.0) for column in INCREMENTS}
-        cost_total = self.cost_total
-        if place not in ledger.losses:
-            says = all(key in found for key in INCREMENTS.values())  # what it adds, so nothing need be subtracted
-            before = {} if says else result_numbers(trial.last_result)
-            added = {column: self.reading.increment(column, found, before) for column in INCREMENTS}
-            spent = {column: spent[column] + added[column] for column in INCREMENTS}
-            cost_total += added["cost"]
-        if not ledger.latest:
-            self._say_what_is_missing(trial.config, result, found)
-        columns = {
-            **{"trial_id": trial_id, "segment": segment, **described},
-            **self.reading.hp_columns(found, values),
-            **{CHOICE + name: text for name, text in self._choices.get(trial_id, {}).items()},
-            **self.reading.losses(found),
-            **{"epoch": epoch, "step": self.reading.step(found, epoch), **spent, "cost_total": cost_total},
-            "wall_time_s": time.monotonic() - self._began,
-        }
-        # The counts of a trainable that describes itself are those of the tables, but for what a copy brought along.
-        about = {name: number for name, number in found.items() if not (knows and name in INCREMENTS)}
-        reported, taken = under_free_names(reported_numbers(about, describes_itself=knows), columns)
-        if new := [name for name in taken if name not in self._renamed]:
-            self._renamed.update(new)
-            text = "the tables have columns named %s of their own, so what trials report by such a name is in %s<name>"
-            logger.warning(text, ", ".join(new), REPORTED)
-        return {**reported, **columns}
-
-    def _say_what_is_missing(
-        self, config: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, float]
-    ) -> None:
-        if (metric := self.reading.metric) not in found:
-            given = f" (it is a {type(result[metric]).__name__})" if metric in result else ""
-            text = "the first report has no number %r%s, so no val_loss; name what it has by Recorder(metric=): %s"
-            logger.warning(text, metric, given, ", ".join(reported_numbers(found)) or "no number at all")
-        if unknown := self.reading.unknown(config, found):
-            text = "Recorder(hps=): %s is not in the config of the first trial that reports, which has %s"
-            everything = Reading()
-            known = {**everything.hyperparameters(config), **everything.choices(config)}
-            logger.warning(text, ", ".join(unknown), ", ".join(known) or "none")
-
-    def _copy(self, trial: Any, line: Mapping[str, Any]) -> dict[str, Any]:
-        """The event of the copy that a report is the first after."""
-        segment, epoch = self._ledger.lineage.current(trial.trial_id)[0], line["epoch"] - 1
-        if segment.parent_trial_id != line["parent_trial_id"]:
-            segment = Segment("", {})  # the trainable has copied by a way of its own
-        return {
-            EVENT: COPIED,
-            **{name: line[name] for name in ("trial_id", "segment", "parent_trial_id")},
-            **{"epoch": epoch, "step": self.reading.step(result_numbers(trial.last_result), epoch)},
-            **{"checkpoint": segment.checkpoint, "values": segment.values, "sources": segment.sources},
-        }
-
-    def _failure(self, trial: Any, event: str) -> dict[str, Any]:
-        """The event of a trial's failure; its traceback is kept, for Tune's own is in a folder that does not last."""
-        ledger, lines = self._ledger, last_lines(trial)
-        epoch = ledger.latest[trial.trial_id]["epoch"] if trial.trial_id in ledger.latest else 0
-        kept = keep_traceback(trial, self.directory / ERRORS)
-        line = {"trial_id": trial.trial_id, "reason": lines[-1].strip(), "lines": lines, "epoch": epoch}
-        same = sum(all(line[name] == one[name] for name in ("trial_id", "lines", "epoch")) for one in ledger.restarts)
-        if event == FAILED and same:
-            where = f"in epoch {epoch + 1}" if epoch else "before its first report"
-            line["reason"] += f" ({same + 1} times {where}: it is not started again)"
-        return {EVENT: event, **line, "file": f"{ERRORS}/{kept.name}" if kept is not None else None}
-
     def _is_saved(self, trial: Any) -> bool:
         """Whether the newest checkpoint that Tune knows of a trial holds all that it has reported."""
         newest = trial.latest_checkpoint_result
         return newest is not None and not self.is_repetition(trial.trial_id, newest.metrics)
-
-    def _drop_unknown(self, known: Mapping[str, str]) -> None:
-        """Forget trials that Tune had not saved when its process died, and the end of trials that go on after all.
-
-        Args:
-            known: Trial -> Tune's word for its status.
-
-        Raises:
-            ValueError: Tune knows none of the trials, and the record may not be overwritten.
-        """
-        lines = list(journal.read_lines(self.path))
-        if lines and not self.overwrite and all(line["trial_id"] not in known for line in lines):
-            advice = "take another directory, or overwrite=True; to go on with that run, use Tuner.restore"
-            advice += " (if you did, Ray Tune's message above says why it could not, and has begun a new one)"
-            raise ValueError(f"{self.directory} holds the record of another run: {advice}")
-        kept = known_lines(lines, known, cost_before=self.cost_before)
-        if len(kept) == len(lines):
-            return
-        if not kept:
-            text = "%s: Ray Tune has no saved state to go on with, so the run begins anew; reports dropped: %d"
-            logger.warning(text, self.directory, sum(EVENT not in line for line in lines))
-        journal.replace(self.path, kept)
-        self._counted = self._count(kept)
 
     def _write(self, trials: Sequence[Any], *, over: bool) -> None:
         self._begin()
@@ -481,7 +344,7 @@ class Recorder(tune.Callback):
             Labels(task=task, method=self.method, seed=self.seed),
             own_schedules=read_own_schedules(trials) if over else None,
             over=over,
-            settings={name: value for name, value in vars(self.reading).items() if name != "hps"},
+            settings={name: value for name, value in vars(self.reader).items() if name != "hps"},
         )
         now = time.monotonic()
         self._next_writing = now + max(self.write_every_s or 0.0, _SELDOM * (now - began))
@@ -490,9 +353,3 @@ class Recorder(tune.Callback):
 def _experiment_of(trials: Sequence[Any]) -> str:
     """The folder of the experiment that trials are of, on its storage; "" if none has a folder yet."""
     return next((str(Path(trial.path).parent) for trial in trials if trial.path), "")
-
-
-def _end_of(trial: Any, event: str) -> dict[str, Any]:
-    """The event of a trial's end."""
-    reason = {"reason": last_lines(trial)[-1].strip()} if event == FAILED else {}
-    return {EVENT: event, "trial_id": trial.trial_id, **reason}

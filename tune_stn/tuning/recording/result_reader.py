@@ -47,7 +47,7 @@ _TUNES_OWN = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ResultReader:
     """How to read a trainable's results; the arguments of `Recorder` of the same names.
 
     Raises:
