@@ -16,7 +16,7 @@ Function = Callable[..., tuple[Any, ...]]
 WARM_UP = 3
 
 
-class Recorded:
+class GraphedFunction:
     """A function of tensors that is recorded, for each set of shapes, after its first `WARM_UP` calls, and replayed.
 
     The function may also read and write what stays where it is, as parameters and running statistics do, and draw from

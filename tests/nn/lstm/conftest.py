@@ -36,8 +36,8 @@ def _reference(
     outputs = []
     for x in inputs:
         gates = offset + project(from_inputs, x) + project(from_hidden, hidden)
-        admit, forget, new, emit = gates.chunk(4, -1)
-        cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
-        hidden = emit.sigmoid() * cell.tanh()
+        i, f, g, o = gates.chunk(4, -1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
         outputs.append(hidden)
     return torch.stack(outputs), cell

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tune_stn.nn.cuda_graph import WARM_UP
 from tune_stn.nn.lstm.graph import Graphed
-from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.kernel import lstm, tangents, unroll
 from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence
 
 TIME, BATCH, IN, SIZE, RANK = 4, 3, 5, 6, 2
@@ -76,7 +76,7 @@ def along(arguments: Arguments, recurrence: Recurrence) -> list[Tensor]:
         for shape in ((TIME, BATCH, 4 * SIZE), hidden.shape, cell.shape)
     ]
     with torch.no_grad():
-        result = run(inputs, hidden, cell, offset, from_inputs, from_hidden, recurrence=recurrence)
+        result = unroll(inputs, hidden, cell, offset, from_inputs, from_hidden, recurrence=recurrence)
     values = tangents(result, weight.detach(), *changes, recurrence=recurrence)
     return [*values, *torch.autograd.grad(values[0].square().sum() + values[1].sin().sum(), changes)]
 

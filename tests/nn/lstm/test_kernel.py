@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.kernel import lstm, tangents, unroll
 from tune_stn.nn.lstm.recurrence import Projection
 
 TIME, BATCH, IN, RANK = 3, 2, 3, 2
@@ -164,7 +164,7 @@ def test_tangents_and_their_gradients_are_those_of_double_backward(size: int, ls
     start = gates, hidden.detach(), cell.detach()
     _, theirs = torch.autograd.functional.jvp(by_gates, start, tuple(changes), create_graph=True)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        result = run(inputs, hidden, cell, offset, from_inputs, from_hidden)
+        result = unroll(inputs, hidden, cell, offset, from_inputs, from_hidden)
     ours = tangents(result, from_hidden.weight.detach(), *changes)
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)

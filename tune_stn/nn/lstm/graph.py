@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_stn.nn.cuda_graph import Recorded
+from tune_stn.nn.cuda_graph import GraphedFunction
 from tune_stn.nn.lstm.recurrence import Gradients, Projection, Slopes, States
 
 
@@ -28,18 +28,18 @@ class Graphed:
     def __init__(self, fuse: Callable[..., Any] | None = None) -> None:
         steps: tuple[Any, ...] = (_step, _step_back, _step_along)
         self._step, self._step_back, self._step_along = steps if fuse is None else map(fuse, steps)
-        self._forward = Recorded(self._forward_loop)
-        self._backward = Recorded(self._backward_loop)
-        self._tangents = Recorded(self._tangents_loop)
+        self._forward = GraphedFunction(self._forward_loop)
+        self._backward = GraphedFunction(self._backward_loop)
+        self._tangents = GraphedFunction(self._tangents_loop)
 
     def __deepcopy__(self, memo: object) -> Graphed:
         return self  # of a model it holds nothing
 
     def forward(self, gates: Tensor, hidden: Tensor, cell: Tensor, from_hidden: Projection) -> States:
-        gates, hidden, cell, squashed, *chain = self._forward(
+        gates, hidden, cell, tanh_cell, *chain = self._forward(
             gates, hidden, cell, from_hidden.unit, from_hidden.weight, *from_hidden.factors
         )
-        return States(gates, hidden, cell, squashed, chain)
+        return States(gates, hidden, cell, tanh_cell, chain)
 
     def backward(self, slopes: Slopes, of_hidden: Tensor, of_cell: Tensor, from_hidden: Projection) -> Gradients:
         h, c, gates, *chain = self._backward(
@@ -65,18 +65,18 @@ class Graphed:
             base = None if weight is None else values.pop(0)
             for factor in factors[1:]:
                 values.append(values[-1] @ factor.t())
-            gate, squashed, h, c = self._step(entering, base, values[-1] if values else None, unit, c)
+            gate, tanh_cell, h, c = self._step(entering, base, values[-1] if values else None, unit, c)
             hiddens.append(h)
             cells.append(c)
-            steps.append((gate, squashed, *values))
-        gate, squashed, *chain = (torch.stack(each) for each in zip(*steps, strict=True))
-        return gate, torch.stack(hiddens), torch.stack(cells), squashed, *chain
+            steps.append((gate, tanh_cell, *values))
+        gate, tanh_cell, *chain = (torch.stack(each) for each in zip(*steps, strict=True))
+        return gate, torch.stack(hiddens), torch.stack(cells), tanh_cell, *chain
 
     def _backward_loop(
         self,
         slopes: Tensor,
-        kept: Tensor,
-        shown: Tensor,
+        to_cell: Tensor,
+        to_hidden: Tensor,
         of_hidden: Tensor,
         c: Tensor,
         unit: Tensor | None,
@@ -88,7 +88,7 @@ class Graphed:
         h = before[-1]
         steps: list[list[Tensor]] = []
         for t in range(len(before) - 1, -1, -1):
-            joint, c = self._step_back(slopes[t], kept[t], shown[t], h, c, unit)
+            joint, c = self._step_back(slopes[t], to_cell[t], to_hidden[t], h, c, unit)
             gradient, *chain = torch.split(joint, slopes.shape[-1], -1)
             for factor in factors[:0:-1]:
                 chain = [chain[0] @ factor, *chain]
@@ -101,12 +101,19 @@ class Graphed:
         return h, c, *(torch.stack(each[::-1]) for each in zip(*steps, strict=True))
 
     def _tangents_loop(
-        self, slopes: Tensor, kept: Tensor, shown: Tensor, weight: Tensor, entering: Tensor, h: Tensor, c: Tensor
+        self,
+        slopes: Tensor,
+        to_cell: Tensor,
+        to_hidden: Tensor,
+        weight: Tensor,
+        entering: Tensor,
+        h: Tensor,
+        c: Tensor,
     ) -> tuple[Tensor, ...]:
         transposed = weight.t()
         changes = []
         for t in range(len(slopes)):
-            h, c = self._step_along(entering[t], h @ transposed, slopes[t], kept[t], shown[t], c)
+            h, c = self._step_along(entering[t], h @ transposed, slopes[t], to_cell[t], to_hidden[t], c)
             changes.append(h)
         return torch.stack(changes), c
 
@@ -121,27 +128,27 @@ def _step(
     total = entering if base is None else entering + base
     if value is not None and unit is not None:
         total = torch.addcmul(total, value, unit)
-    admit, forget, new, emit = total.chunk(4, -1)
-    admit, forget, new, emit = admit.sigmoid(), forget.sigmoid(), new.tanh(), emit.sigmoid()
-    c = forget * c + admit * new
-    squashed = c.tanh()
-    return torch.cat([admit, forget, new, emit], -1), squashed, emit * squashed, c
+    i, f, g, o = total.chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    tanh_cell = c.tanh()
+    return torch.cat([i, f, g, o], -1), tanh_cell, o * tanh_cell, c
 
 
 def _step_back(
-    slope: Tensor, kept: Tensor, shown: Tensor, h: Tensor, c: Tensor, unit: Tensor | None
+    slope: Tensor, to_cell: Tensor, to_hidden: Tensor, h: Tensor, c: Tensor, unit: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the gates, beside them those of what the unit scales; and of the cell state before."""
-    c = torch.addcmul(c, h, shown)
-    admit, forget, new, emit = slope.chunk(4, -1)
-    gradient = torch.cat([admit * c, forget * c, new * c, emit * h], -1)
-    return gradient if unit is None else torch.cat([gradient, gradient * unit], -1), c * kept
+    c = torch.addcmul(c, h, to_hidden)
+    i, f, g, o = slope.chunk(4, -1)
+    gradient = torch.cat([i * c, f * c, g * c, o * h], -1)
+    return gradient if unit is None else torch.cat([gradient, gradient * unit], -1), c * to_cell
 
 
 def _step_along(
-    entering: Tensor, product: Tensor, slope: Tensor, kept: Tensor, shown: Tensor, c: Tensor
+    entering: Tensor, product: Tensor, slope: Tensor, to_cell: Tensor, to_hidden: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Changes of the hidden and of the cell state."""
-    admit, forget, new, emit = ((entering + product) * slope).chunk(4, -1)
-    c = c * kept + admit + forget + new
-    return torch.addcmul(emit, c, shown), c
+    i, f, g, o = ((entering + product) * slope).chunk(4, -1)
+    c = c * to_cell + i + f + g
+    return torch.addcmul(o, c, to_hidden), c

@@ -25,14 +25,14 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-class Run(NamedTuple):
+class Unrolled(NamedTuple):
     """All that a run over a sequence leaves behind.
 
     Attributes:
         gates: Gates after their sigmoid or tanh, shape `(time, batch, 4 * hidden)`.
         hidden: Hidden states from the initial one on, shape `(time + 1, batch, hidden)`.
         cell: Cell states from the initial one on, shape `(time + 1, batch, hidden)`.
-        squashed: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
+        tanh_cell: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
         input_chain: The inputs, and what each factor of their projection made of them.
         hidden_chain: The hidden states but the last, and what each factor of their projection made of them.
     """
@@ -40,12 +40,12 @@ class Run(NamedTuple):
     gates: Tensor
     hidden: Tensor
     cell: Tensor
-    squashed: Tensor
+    tanh_cell: Tensor
     input_chain: list[Tensor]
     hidden_chain: list[Tensor]
 
 
-def run(
+def unroll(
     inputs: Tensor,
     hidden: Tensor,
     cell: Tensor,
@@ -54,7 +54,7 @@ def run(
     from_hidden: Projection,
     *,
     recurrence: Recurrence = IN_PLACE,
-) -> Run:
+) -> Unrolled:
     """Run over a sequence, without a graph.
 
     Args:
@@ -78,7 +78,7 @@ def run(
         flat = gates.flatten(0, 1)
         torch.addmm(flat, inputs.flatten(0, 1), from_inputs.weight.t(), out=flat)
     states = recurrence.forward(gates, hidden, cell, from_hidden)
-    return Run(*states[:4], input_chain, [states.hidden[:-1], *states.chain])
+    return Unrolled(*states[:4], input_chain, [states.hidden[:-1], *states.chain])
 
 
 def lstm(
@@ -91,7 +91,7 @@ def lstm(
     *,
     recurrence: Recurrence = IN_PLACE,
 ) -> tuple[Tensor, Tensor]:
-    """As `run`, with gradients to everything; gives the hidden states `(time, batch, hidden)` and the last cell state.
+    """As `unroll`, with gradients to everything: the hidden states `(time, batch, hidden)` and the last cell state.
 
     Here `offset` has the shape `(batch, 4 * hidden)` and a unit that of one for each example.
     """
@@ -120,7 +120,7 @@ class _LSTM(Function):
         offset: Tensor,
         *parts: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        result = run(inputs, hidden, cell, offset, *_sides(parts, split), recurrence=recurrence)
+        result = unroll(inputs, hidden, cell, offset, *_sides(parts, split), recurrence=recurrence)
         ctx.recurrence, ctx.tapes, ctx.split, ctx.parts = recurrence, tapes, split, len(parts)
         ctx.save_for_backward(*parts, *result[:4], *result.input_chain, *result.hidden_chain[1:])
         return result.hidden[1:], result.cell[-1].clone()
@@ -128,12 +128,15 @@ class _LSTM(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor | None, ...]:
-        parts, (gates, hidden, cell, squashed, *values) = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+        parts, (gates, hidden, cell, tanh_cell, *values) = (
+            ctx.saved_tensors[: ctx.parts],
+            ctx.saved_tensors[ctx.parts :],
+        )
         from_inputs, from_hidden = _sides(parts, ctx.split)
         input_chain = values[: 1 + len(from_inputs.factors)]
         hidden_chain = [hidden[:-1], *values[len(input_chain) :]]
 
-        slopes = _slopes(gates, cell, squashed)
+        slopes = _slopes(gates, cell, tanh_cell)
         gradient, of_hidden_chain, *of_state = ctx.recurrence.backward(slopes, of_hidden, of_cell, from_hidden)
         of_input_chain = [] if from_inputs.unit is None else [gradient * from_inputs.unit]
         for factor in from_inputs.factors[:0:-1]:
@@ -158,20 +161,20 @@ class _LSTM(Function):
         return None, None, None, of_inputs, *of_state, gradient.sum(0), *of_parts
 
 
-def _slopes(gates: Tensor, cell: Tensor, squashed: Tensor) -> Slopes:
-    admit, forget, new, emit = gates.chunk(4, -1)
-    slopes = Slopes(torch.empty_like(gates), forget, torch.empty_like(squashed))
-    of_admit, of_forget, of_new, of_emit = slopes.gates.chunk(4, -1)
-    _sigmoid_backward(new, admit, grad_input=of_admit)
-    _sigmoid_backward(cell[:-1], forget, grad_input=of_forget)
-    _tanh_backward(admit, new, grad_input=of_new)
-    _sigmoid_backward(squashed, emit, grad_input=of_emit)
-    _tanh_backward(emit, squashed, grad_input=slopes.shown)
+def _slopes(gates: Tensor, cell: Tensor, tanh_cell: Tensor) -> Slopes:
+    i, f, g, o = gates.chunk(4, -1)
+    slopes = Slopes(torch.empty_like(gates), f, torch.empty_like(tanh_cell))
+    of_i, of_f, of_g, of_o = slopes.gates.chunk(4, -1)
+    _sigmoid_backward(g, i, grad_input=of_i)
+    _sigmoid_backward(cell[:-1], f, grad_input=of_f)
+    _tanh_backward(i, g, grad_input=of_g)
+    _sigmoid_backward(tanh_cell, o, grad_input=of_o)
+    _tanh_backward(o, tanh_cell, grad_input=slopes.to_hidden)
     return slopes
 
 
 def tangents(
-    result: Run,
+    result: Unrolled,
     weight: Tensor,
     entering: Tensor,
     hidden: Tensor,
@@ -192,7 +195,7 @@ def tangents(
         cell: Change of the initial cell state, shape `(batch, hidden)`.
         recurrence: Implementation of the loop over time. Default one that works in place.
     """
-    slopes = _slopes(result.gates, result.cell, result.squashed)
+    slopes = _slopes(result.gates, result.cell, result.tanh_cell)
     outputs = _Tangents.apply(recurrence, *slopes, weight, entering, hidden, cell)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], outputs)
 
@@ -203,20 +206,20 @@ class _Tangents(Function):
         ctx: Any,
         recurrence: Recurrence,
         gates: Tensor,
-        kept: Tensor,
-        shown: Tensor,
+        to_cell: Tensor,
+        to_hidden: Tensor,
         weight: Tensor,
         *changes: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.recurrence = recurrence
-        ctx.save_for_backward(gates, kept, shown, weight)
-        return recurrence.tangents(Slopes(gates, kept, shown), weight, *changes)
+        ctx.save_for_backward(gates, to_cell, to_hidden, weight)
+        return recurrence.tangents(Slopes(gates, to_cell, to_hidden), weight, *changes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor | None, ...]:
-        gates, kept, shown, weight = ctx.saved_tensors
-        slopes = Slopes(gates.clone(), kept, shown)
+        gates, to_cell, to_hidden, weight = ctx.saved_tensors
+        slopes = Slopes(gates.clone(), to_cell, to_hidden)
         of_gates, _, *of_state = ctx.recurrence.backward(slopes, of_hidden, of_cell, Projection(weight))
         return *(None,) * 5, of_gates, *of_state
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tune_stn.nn.dropout import UnitDropout
 from tune_stn.nn.lstm.autocast import raises_under_autocast
-from tune_stn.nn.lstm.kernel import lstm, run, tangents
+from tune_stn.nn.lstm.kernel import lstm, tangents, unroll
 from tune_stn.nn.lstm.recurrence import IN_PLACE, Projection, Recurrence
 from tune_stn.nn.projection import ResponseProjection
 from tune_stn.nn.response import Responding, ResponseSize, size_in_words
@@ -294,7 +294,7 @@ def _linearised(
     with torch.no_grad():
         sides = (Projection(None, (w,), w.new_ones(1)) if as_factors else Projection(w) for w in weights)
         offset = _total(nothing, from_inputs.bias, from_hidden.bias)
-        result = run(x, h, c, offset, *sides, recurrence=recurrence)
+        result = unroll(x, h, c, offset, *sides, recurrence=recurrence)
     carried = None if of_x is None else F.linear(of_x, weights[0])
     entering = _total(nothing, from_inputs.offset, from_hidden.offset, carried)
     for side, outputs in ((from_inputs, result.input_chain[-1]), (from_hidden, result.hidden_chain[-1])):

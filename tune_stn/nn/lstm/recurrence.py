@@ -34,14 +34,14 @@ class States(NamedTuple):
         gates: Gates after their sigmoid or tanh, shape `(time, batch, 4 * hidden)`.
         hidden: Hidden states from the initial one on, shape `(time + 1, batch, hidden)`.
         cell: Cell states from the initial one on, shape `(time + 1, batch, hidden)`.
-        squashed: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
+        tanh_cell: The tanh of all cell states but the initial one, shape `(time, batch, hidden)`.
         chain: What each factor of the hidden state's projection made of all hidden states but the last.
     """
 
     gates: Tensor
     hidden: Tensor
     cell: Tensor
-    squashed: Tensor
+    tanh_cell: Tensor
     chain: list[Tensor]
 
 
@@ -51,13 +51,13 @@ class Slopes(NamedTuple):
     Attributes:
         gates: What a change of a gate, before its sigmoid or tanh, does: the first three to the cell state, the last to
             the hidden state.
-        kept: What a change of a cell state does to the next one: the forget gates.
-        shown: What a change of a cell state does to the hidden state of its own step.
+        to_cell: What a change of a cell state does to the next one: the forget gates.
+        to_hidden: What a change of a cell state does to the hidden state of its own step.
     """
 
     gates: Tensor
-    kept: Tensor
-    shown: Tensor
+    to_cell: Tensor
+    to_hidden: Tensor
 
 
 class Gradients(NamedTuple):
@@ -123,7 +123,7 @@ class InPlace:
 
     def forward(self, gates: Tensor, hidden: Tensor, cell: Tensor, from_hidden: Projection) -> States:
         time, batch, size = len(gates), *hidden.shape
-        squashed = gates.new_empty(time, batch, size)
+        tanh_cell = gates.new_empty(time, batch, size)
         hiddens, cells = gates.new_empty(2, time + 1, batch, size).unbind()
         hiddens[0], cells[0] = hidden, cell
         chain = [gates.new_empty(time, batch, len(factor)) for factor in from_hidden.factors]
@@ -131,8 +131,8 @@ class InPlace:
         weight = None if from_hidden.weight is None else from_hidden.weight.t()
         factors = [(factor.t(), out.unbind()) for factor, out in zip(from_hidden.factors, chain, strict=True)]
         first_two = gates[..., : 2 * size].unbind()
-        admit, forget, new, emit = (gate.unbind() for gate in gates.chunk(4, -1))
-        h, c, s = hiddens.unbind(), cells.unbind(), squashed.unbind()
+        i, f, g, o = (gate.unbind() for gate in gates.chunk(4, -1))
+        h, c, s = hiddens.unbind(), cells.unbind(), tanh_cell.unbind()
         for t, gate in enumerate(gates.unbind()):
             value = h[t]
             if weight is not None:
@@ -142,28 +142,32 @@ class InPlace:
             if from_hidden.unit is not None:
                 gate.addcmul_(value, from_hidden.unit)
             first_two[t].sigmoid_()
-            new[t].tanh_()
-            emit[t].sigmoid_()
-            torch.mul(forget[t], c[t], out=c[t + 1]).addcmul_(admit[t], new[t])
-            torch.mul(emit[t], torch.tanh(c[t + 1], out=s[t]), out=h[t + 1])
-        return States(gates, hiddens, cells, squashed, chain)
+            g[t].tanh_()
+            o[t].sigmoid_()
+            torch.mul(f[t], c[t], out=c[t + 1]).addcmul_(i[t], g[t])
+            torch.mul(o[t], torch.tanh(c[t + 1], out=s[t]), out=h[t + 1])
+        return States(gates, hiddens, cells, tanh_cell, chain)
 
     def backward(self, slopes: Slopes, of_hidden: Tensor, of_cell: Tensor, from_hidden: Projection) -> Gradients:
-        time, batch, size = slopes.shown.shape
+        time, batch, size = slopes.to_hidden.shape
         chain = [of_hidden.new_empty(time, batch, len(factor)) for factor in from_hidden.factors]
         gates = slopes.gates.unbind()
         first_three = slopes.gates.view(time, batch, 4, size)[:, :, :3].unbind()
-        emit = slopes.gates[..., 3 * size :].unbind()
-        kept, shown, before = slopes.kept.unbind(), slopes.shown.unbind(), of_hidden.unbind()
+        o = slopes.gates[..., 3 * size :].unbind()
+        to_cell, to_hidden, before = (
+            slopes.to_cell.unbind(),
+            slopes.to_hidden.unbind(),
+            of_hidden.unbind(),
+        )
         outputs = [out.unbind() for out in chain]
         inner = list(zip(from_hidden.factors[:0:-1], outputs[-2::-1], strict=True))
-        nothing, h, c = torch.zeros_like(shown[0]), before[-1].clone(), of_cell.clone()
+        nothing, h, c = torch.zeros_like(to_hidden[0]), before[-1].clone(), of_cell.clone()
         each = c[:, None]
         for t in range(time - 1, -1, -1):
-            c.addcmul_(h, shown[t])
+            c.addcmul_(h, to_hidden[t])
             first_three[t].mul_(each)
-            emit[t].mul_(h)
-            c.mul_(kept[t])
+            o[t].mul_(h)
+            c.mul_(to_cell[t])
             total = before[t - 1] if t else nothing
             if from_hidden.weight is not None:
                 total = torch.addmm(total, gates[t], from_hidden.weight, out=h)
@@ -177,9 +181,9 @@ class InPlace:
     def tangents(
         self, slopes: Slopes, weight: Tensor, entering: Tensor, hidden: Tensor, cell: Tensor
     ) -> tuple[Tensor, Tensor]:
-        changes, change, c = torch.empty_like(slopes.shown), torch.empty_like(slopes.gates[0]), cell.clone()
+        changes, change, c = torch.empty_like(slopes.to_hidden), torch.empty_like(slopes.gates[0]), cell.clone()
         transposed = weight.t()
-        *first_three, emit = change.chunk(4, -1)
+        *first_three, o = change.chunk(4, -1)
         for given, slope, keep, show, out in zip(
             *(sequence.unbind() for sequence in (entering, *slopes, changes)), strict=True
         ):
@@ -187,7 +191,7 @@ class InPlace:
             c.mul_(keep)
             for gate in first_three:
                 c.add_(gate)
-            hidden = torch.addcmul(emit, c, show, out=out)
+            hidden = torch.addcmul(o, c, show, out=out)
         return changes, c
 
 
