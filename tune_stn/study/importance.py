@@ -165,7 +165,7 @@ def _distribution(values: pd.Series, domain: Domain | None) -> Any:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if isinstance(domain, Integer):
-        return IntDistribution(domain.low, domain.high, log=domain.log, step=1 if domain.log else domain.step)
+        return IntDistribution(domain.low, domain.high, log=is_log(domain), step=1 if is_log(domain) else domain.step)
     if isinstance(domain, Uniform | LogUniform):
         return FloatDistribution(domain.low, domain.high, log=is_log(domain))
     return FloatDistribution(float(values.min()), float(values.max()), log=looks_log(domain, values.to_numpy()))
