@@ -207,7 +207,7 @@ def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() 
 
 def test_libraries_that_only_some_methods_need_are_imported_by_files_of_methods_alone() -> None:
     """Which are loaded when a run is planned."""
-    late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2_over_space": "sklearn"}
+    late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2": "sklearn"}
     for module, path in MODULES.items():
         for name, at_once in imports(ast.parse(path.read_text()), module.rpartition(".")[0]):
             heavy = name.startswith(("optuna", "sklearn", "scipy.stats"))

@@ -94,16 +94,6 @@ class Slot:
                 leaf.register_hook(begin)  # type: ignore[no-untyped-call]
 
 
-def per_row(values: Tensor, like: Tensor, *, where: str) -> Tensor:
-    """Reshape `values` of shape `(rows,)` to broadcast over the first axis of `like`, of shape `(batch, ...)`.
-
-    Raises:
-        ValueError: there are several rows and their number is not the batch size of `like`.
-    """
-    check_rows(values.shape[0], like, where=where)
-    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
-
-
 def check_rows(rows: int, like: Tensor, *, where: str) -> None:
     """Raise ValueError unless `rows` is 1 or the size of the first axis of `like`."""
     if rows != 1 and (like.dim() == 0 or like.shape[0] != rows):

@@ -14,8 +14,8 @@ from tune_stn.data.splits import Splits
 from tune_stn.nn.conversion import Conversion
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.study.domains import bounds_of, place
-from tune_stn.study.incumbent import RUN
 from tune_stn.tasks.task import Task
+from tune_stn.training.tables import RUN_COLUMNS
 
 LENGTHS = ("total_steps", "T_max", "total_iters")  # of torch's learning-rate schedules, in steps of their own
 FAR = 1.5  # times the epochs of a run, from which on such a length is no slip of a few epochs
@@ -44,8 +44,8 @@ def after(space: SearchSpace, reports: pd.DataFrame, incumbent: pd.DataFrame) ->
         reports: The table of a study.
         incumbent: The table of a study, best-so-far.
     """
-    best = incumbent.drop_duplicates(RUN, keep="last")[[*RUN, "trial_id"]]
-    of_best: Any = reports.merge(best).groupby(RUN, sort=False)
+    best = incumbent.drop_duplicates(RUN_COLUMNS, keep="last")[[*RUN_COLUMNS, "trial_id"]]
+    of_best: Any = reports.merge(best).groupby(RUN_COLUMNS, sort=False)
     ends = {(str(method), int(seed)): rows for (_, method, seed), rows in of_best}
     return [*_of_bounds(space, ends), *_of_falling_losses(ends)]
 

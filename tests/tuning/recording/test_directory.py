@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tune_stn.training.schedule import Schedule
-from tune_stn.training.tables import SCHEDULE, read_table, reports_schema
+from tune_stn.training.tables import SCHEDULE_SCHEMA, read_table, reports_schema
 from tune_stn.tuning.recording.directory import Labels, labelled, write_directory
 from tune_stn.tuning.recording.journal import append
 from tune_stn.tuning.recording.tables import Recorded, read_recorded
@@ -39,7 +39,7 @@ def test_all_reported_numbers_are_columns_of_the_binding_tables(tmp_path: Path) 
         ["t", "m", 3, 1, 2, 2.5],
     ]
     assert reports["eval/acc"].isna().tolist() == [True, False]
-    assert list(schedule) == SCHEDULE.names
+    assert list(schedule) == SCHEDULE_SCHEMA.names
     assert schedule[["task", "value", "source"]].to_numpy().tolist() == [["t", 1.0, "fixed"], ["t", 2.5, "replay"]]
     study = json.loads((tmp_path / "study.json").read_text())
     assert study["failures"] == {"b": "no"}
@@ -54,8 +54,8 @@ def test_a_run_without_reports_has_empty_tables(tmp_path: Path) -> None:
 
 
 def test_labelled_rows_have_the_columns_of_the_schema_alone() -> None:
-    frame = labelled(pd.DataFrame({"x": [1], "step": [2], "scale": [None]}), LABELS, SCHEDULE)
-    assert list(frame) == SCHEDULE.names
+    frame = labelled(pd.DataFrame({"x": [1], "step": [2], "scale": [None]}), LABELS, SCHEDULE_SCHEMA)
+    assert list(frame) == SCHEDULE_SCHEMA.names
     assert frame["value"].isna().all()
     assert frame["scale"].dtype == np.float64
 

@@ -15,7 +15,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
-from tune_stn.training.tables import SCHEDULE
+from tune_stn.training.tables import SCHEDULE_SCHEMA
 from tune_stn.tuning.recording import tables as module
 from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, replace
 from tune_stn.tuning.recording.tables import Recorded, read_own_schedules, read_recorded, report_rows, schedule_rows
@@ -50,7 +50,7 @@ def test_an_empty_journal_has_no_rows(tmp_path: Path) -> None:
     recorded = read_recorded(tmp_path / "none")
     assert report_rows(recorded, over=True).empty
     assert schedule_rows(recorded).empty
-    assert list(schedule_rows(recorded)) == SCHEDULE.names[3:]
+    assert list(schedule_rows(recorded)) == SCHEDULE_SCHEMA.names[3:]
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 2, 1000])
@@ -100,7 +100,7 @@ def test_constants_copies_and_replays(tmp_path: Path) -> None:
         line("b", 2, {"x": 0.2, "y": 3.0}),  # a scheduler changed it, for a reason of its own
     ]
     table = schedule_rows(read(tmp_path, lines))
-    assert list(table) == SCHEDULE.names[3:]
+    assert list(table) == SCHEDULE_SCHEMA.names[3:]
     assert rows(table, "trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "source") == [
         ("a", None, 0, 0, "x", 0.1, "fixed"),
         ("a", None, 0, 0, "y", 1.0, "fixed"),

@@ -142,8 +142,8 @@ class ProgressRatio(Fixed):
             return pressure, 0.0  # the averages still hold the initial weights
         assert self.first is not None
         progress = difference(torch.tensor(self.first), after[1].cpu()).nan_to_num(1.0)
-        trapped = share_below(TRAPPED_PROGRESS, float(progress))
-        trapped *= share_below(TRAPPED_GAIN, abs(train_gain)) * share_below(TRAPPED_GAP, gap)
+        trapped = ramp_down(TRAPPED_PROGRESS, float(progress))
+        trapped *= ramp_down(TRAPPED_GAIN, abs(train_gain)) * ramp_down(TRAPPED_GAP, gap)
         return pressure, trapped
 
     def direction(self, batch: AnyBatch) -> Tensor:
@@ -200,6 +200,6 @@ def difference(one: Tensor, other: Tensor) -> Tensor:
     return (2 * (one - other) / (one.abs() + other.abs())).float().cpu()
 
 
-def share_below(bound: float, value: float) -> float:
+def ramp_down(bound: float, value: float) -> float:
     """1 at 0 and below, 0 at the bound and above, straight in between."""
     return min(1.0, max(0.0, 1 - value / bound))

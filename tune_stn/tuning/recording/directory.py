@@ -16,7 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from tune_stn.files import whole_file
 from tune_stn.training.tables import (
-    SCHEDULE,
+    SCHEDULE_SCHEMA,
     STUDY_SCHEMA_VERSION,
     choice_names,
     hp_names,
@@ -62,10 +62,10 @@ def write_directory(
     schema = reports_schema(metric_names(numeric), hps, choice_names(rows.columns))
     schedule = schedule_rows(recorded, own_schedules)
     write_table(labelled(rows, labels, schema), schema, directory / "reports.parquet")
-    frame = labelled(schedule, labels, SCHEDULE)
+    frame = labelled(schedule, labels, SCHEDULE_SCHEMA)
     if recorded.integers:
         frame.attrs["integers"] = sorted(recorded.integers)  # for `Schedule`, for the column is one of floats
-    write_table(frame, SCHEDULE, directory / "schedule.parquet")
+    write_table(frame, SCHEDULE_SCHEMA, directory / "schedule.parquet")
     study = {
         "schema_version": STUDY_SCHEMA_VERSION,
         "task": labels.task,

@@ -12,14 +12,14 @@ import pandas as pd
 from pyarrow.fs import FileType
 
 from tune_stn.training.schedule_buffer import SCHEDULE_FILE, TRIAL, UNTIL
-from tune_stn.training.tables import SCHEDULE, hp_names, read_parquet
+from tune_stn.training.tables import SCHEDULE_SCHEMA, hp_names, read_parquet
 from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, RESTARTED, read_lines
 
 _ROWS_AT_A_TIME = 10_000  # held as dictionaries, which take ten times the memory of columns
 _REPORT = ["trial_id", "segment", "epoch"]  # what names a report
 _PLACE = ["cost", "cost_total", "wall_time_s", "device_time_s"]  # when it was first made, and what had been spent then
 _NEEDED = ("segment", *_PLACE, "step", "status")
-_SCHEDULE = SCHEDULE.names[SCHEDULE.names.index("trial_id") :]
+_SCHEDULE = SCHEDULE_SCHEMA.names[SCHEDULE_SCHEMA.names.index("trial_id") :]
 _OWN = [name for name in _SCHEDULE if name not in ("trial_id", "parent_trial_id")]  # of a trial's own schedule
 
 

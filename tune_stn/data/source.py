@@ -1,4 +1,4 @@
-"""Where data sets lie on a machine."""
+"""Where data sets lie on a machine, and what is raised where they do not, or are damaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pooch
+
+
+class DataError(ValueError):
+    """A data set cannot be found, fetched or read; the message names the file and says what to do."""
 
 
 def env_folder(name: str) -> Path | None:

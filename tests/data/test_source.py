@@ -5,7 +5,7 @@ from pathlib import Path
 import pooch
 import pytest
 
-from tune_stn.data.folders import cache_folder, env_folder, target_folder
+from tune_stn.data.source import cache_folder, env_folder, target_folder
 
 
 def test_the_folder_given_comes_before_the_environments_and_that_before_the_cache(
