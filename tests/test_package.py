@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tune_stn
+from tune_stn import tuning
 
 ROOT = Path(tune_stn.__file__).parent
 LAYERS = (
@@ -126,6 +127,12 @@ def test_all_names_resolve_and_others_do_not() -> None:
     assert set(tune_stn.__all__) == set(tune_stn._HOMES)
     with pytest.raises(AttributeError, match="'tune_stn' has no attribute 'nothing'"):
         tune_stn.nothing  # noqa: B018
+
+
+def test_the_names_of_the_layer_of_ray_are_those_of_the_package() -> None:
+    assert set(tuning.__all__) <= set(tune_stn.__all__)
+    for name in tuning.__all__:
+        assert getattr(tuning, name) is getattr(tune_stn, name)
 
 
 def test_version_is_the_metadatas() -> None:
