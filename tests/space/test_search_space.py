@@ -120,9 +120,9 @@ def test_values_come_back_as_floats_in_the_order_of_the_space() -> None:
         ({"holes": 5}, r"start value 5 of 'holes' is outside"),
         ({"rate": math.nan}, r"start value nan of 'rate' is outside"),
         ({"rate": math.inf}, r"start value inf of 'rate' is outside"),
-        ({"rate": "0.1"}, r"start value of 'rate' is '0\.1', which is no number"),
-        ({"rate": True}, r"start value of 'rate' is True, which is no number"),
-        ({"rate": None}, r"start value of 'rate' is None, which is no number"),
+        ({"rate": "0.1"}, r"start value of 'rate' is '0\.1', which is not a number"),
+        ({"rate": True}, r"start value of 'rate' is True, which is not a number"),
+        ({"rate": None}, r"start value of 'rate' is None, which is not a number"),
         ({"cutout": 1}, r"unknown hyperparameter 'cutout'; this task has rate, decay, holes"),
     ],
 )

@@ -20,7 +20,7 @@ class Slot:
     Attributes:
         current: The sample inside `using`.
         replayed: The sample of the forward pass that a backward pass is going back through, if any.
-        called: Whether the network, or a method of it, was called since somebody set this to False.
+        called: Whether the network, or a method of it, was called since this was set to False.
         read: Names of the hyperparameters that a training loop was seen to read.
     """
 

@@ -47,7 +47,7 @@ class Uniform:
     """A real number in [low, high]; with `step`, only the multiples of `step` in it.
 
     Raises:
-        ValueError: the interval is empty or not finite, or its ends are no multiples of `step`.
+        ValueError: the interval is empty or not finite, or its ends are not multiples of `step`.
     """
 
     low: float
@@ -68,8 +68,8 @@ class Uniform:
     def inverse(self, value: float) -> float:
         _check_member(self, value)
         if self.step is None:
-            return _logit(_off_the_edge((value - self.low) / (self.high - self.low)))
-        return _logit(_cell_centre(value, self.low, self.high, self.step))
+            return logit(_off_the_edge((value - self.low) / (self.high - self.low)))
+        return logit(_cell_centre(value, self.low, self.high, self.step))
 
     def contains(self, value: float) -> bool:
         return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
@@ -111,10 +111,10 @@ class LogUniform:
         _check_member(self, value)
         bottom, top = math.log(self.low), math.log(self.high)
         if self.step is None:
-            return _logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
+            return logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
         # The middle of what is rounded to the value.
         first, last = max(value - self.step / 2, self.low), min(value + self.step / 2, self.high)
-        return _logit(((math.log(first) + math.log(last)) / 2 - bottom) / (top - bottom))
+        return logit(((math.log(first) + math.log(last)) / 2 - bottom) / (top - bottom))
 
     def contains(self, value: float) -> bool:
         return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
@@ -134,7 +134,7 @@ class Integer:
     of its share, so it comes out as itself.
 
     Raises:
-        ValueError: the interval is empty, the ends are not integers or no multiples of `step`.
+        ValueError: the interval is empty, the ends are not integers or not multiples of `step`.
     """
 
     low: int
@@ -154,7 +154,7 @@ class Integer:
 
     def inverse(self, value: float) -> float:
         _check_member(self, value)
-        return _logit(_cell_centre(value, self.low, self.high, self.step))
+        return logit(_cell_centre(value, self.low, self.high, self.step))
 
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high and value % self.step == 0
@@ -191,7 +191,7 @@ class LogInteger(Integer):
         _check_member(self, value)
         bottom, top = math.log(self.low), math.log(self.high + self.step)
         middle = (math.log(value) + math.log(value + self.step)) / 2
-        return _logit((middle - bottom) / (top - bottom))
+        return logit((middle - bottom) / (top - bottom))
 
     def describe(self) -> str:
         scale = f"the integers {self.low} to {self.high} on a log scale"
@@ -310,7 +310,8 @@ def _off_the_edge(share: float) -> float:
     return 1 - EDGE if share > 1 - ON_THE_EDGE else share
 
 
-def _logit(share: float) -> float:
+def logit(share: float) -> float:
+    """The raw coordinate at which sigmoid(raw) is a share, strictly between 0 and 1."""
     return math.log(share) - math.log1p(-share)
 
 

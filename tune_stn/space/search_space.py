@@ -41,7 +41,7 @@ class SearchSpace(Mapping[str, Domain]):
             among the domains. Default none.
 
     Raises:
-        ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and
+        ValueError: the space is empty, a name cannot be the name of a column (`''`, `../x`), a name is both tuned and
             fixed, `per_batch` names an unknown hyperparameter, or
             a name means something that cannot be tuned by the gradient of the validation loss (learning rate,
             momentum, batch size).
@@ -128,7 +128,7 @@ class SearchSpace(Mapping[str, Domain]):
         for name, domain in self._domains.items():
             given: object = values[name]
             if isinstance(given, bool) or not isinstance(given, Real):  # numpy's numbers are fine
-                raise ValueError(f"start value of {name!r} is {given!r}, which is no number")
+                raise ValueError(f"start value of {name!r} is {given!r}, which is not a number")
             value = float(given)
             if not domain.contains(value):
                 raise ValueError(f"start value {value:g} of {name!r} is outside {domain.describe()}")

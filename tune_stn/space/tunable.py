@@ -19,7 +19,7 @@ LEAST_SCALE, LARGEST_SCALE = 1e-2, 2.0
 # Where a domain has no end on a side, the number `nearest` is asked for stands in for infinity.
 FAR = 1e30
 # With relative steps, how much faster a raw coordinate moves near the ends of its domain than in the middle, at most.
-FASTEST = 10.0
+LARGEST_FACTOR = 10.0
 
 
 class Tunable(nn.Module):
@@ -132,7 +132,7 @@ class Tunable(nn.Module):
         10, takes that slope out. It is 1 for a coordinate without ends.
         """
         share = torch.sigmoid(raw)
-        factor = (0.25 / (share * (1 - share))).clamp(max=FASTEST)
+        factor = (0.25 / (share * (1 - share))).clamp(max=LARGEST_FACTOR)
         bounded = (self.lowest > -FAR) & (self.highest < FAR)
         return torch.where(bounded, factor, torch.ones_like(factor))
 
@@ -141,7 +141,7 @@ class Tunable(nn.Module):
         return torch.log(self.scale() * math.sqrt(2 * math.pi * math.e)).sum()
 
     def constant_sample(self) -> Sample:
-        """Everybody at the mean, one row, with a zero response: what a plain network trains with."""
+        """All examples at the mean, in one row, with a zero response: the sample that a plain network trains with."""
         return Sample(self.values(self.raw[None]))
 
 

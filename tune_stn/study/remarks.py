@@ -18,7 +18,7 @@ from tune_stn.tasks.task import Task
 from tune_stn.training.tables import RUN_COLUMNS
 
 LENGTHS = ("total_steps", "T_max", "total_iters")  # of torch's learning-rate schedules, in steps of their own
-FAR = 1.5  # times the epochs of a run, from which on such a length is no slip of a few epochs
+FAR_LONGER = 1.5  # times the epochs of a run, from which on such a length is not off by a few epochs only
 SLACK = 0.05  # of pixels beyond [0, 1] that rounding and interpolation may make
 AT_THE_BOUND = 0.02  # of the width of a domain
 SHARE, FALL = 4, 0.01  # the last quarter of a run's epochs, and how much of the loss still fell in it
@@ -67,7 +67,7 @@ def _of_lr_schedule(task: Task, splits: Splits) -> Iterator[str]:
     steps = training.epochs * splits.train.steps(training.batch_size)
     for name in LENGTHS:
         length = getattr(schedule, name, None)
-        if isinstance(length, (int, float)) and length > FAR * training.epochs:
+        if isinstance(length, (int, float)) and length > FAR_LONGER * training.epochs:
             words = f", which are the {steps} training steps of a run" if length == steps else ""
             yield (
                 f"lr_schedule: {type(schedule).__name__} has {name}={length:g}{words}, but it is stepped once an epoch "

@@ -171,7 +171,7 @@ def execute(
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
         NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
-        Interrupted: somebody pressed Ctrl-C; what was done is kept.
+        Interrupted: The user pressed Ctrl-C; what was done is kept.
         Locked: another process executes the run, and goes on to.
         NotSealed: Ray Tune's state of the run is not signed with the key.
         ValueError: the method cannot search the task's space.

@@ -49,7 +49,7 @@ def get_task(name: str | Task, **settings: Any) -> Task:
                 raise ValueError(f"{_named(given)} of task {name!r}: not accepted ({error})") from error
             raise OwnCodeError(f"the function of task {name!r}", error) from error
     if not isinstance(task, Task):
-        raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
+        raise ValueError(f"{name!r} gave {type(task).__name__}, which is not a tune_stn.Task")
     overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
     try:
         return replace(task, training=replace(task.training, **overrides)) if overrides else task

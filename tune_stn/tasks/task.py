@@ -56,7 +56,7 @@ def mean_over_examples(
     """Mark a loss or metric as a mean over the examples of its batch, or over what else `count` counts.
 
     It is then evaluated batch by batch. Anything else is evaluated once on the outputs of a whole split: an F1 or a
-    class-weighted loss of the split is no mean of those of its batches.
+    class-weighted loss of the split is not the mean of those of its batches.
 
     Args:
         function: The loss or metric, of `(outputs, targets)`.

@@ -45,7 +45,7 @@ _REPORTS = (
     *("train_loss", "val_loss", "test_loss"),
 )
 CHOICE = "choice/"
-"""Before the name of a hyperparameter that is no number, in the column with its value as text."""
+"""Before the name of a hyperparameter that is not a number, in the column with its value as text."""
 RESERVED = frozenset({*_REPORTS, *_TEXT, *_INTEGER, "segment", "reason"})
 """Names that no column of a trainable's own can have."""
 _ATTRIBUTES = b"PANDAS_ATTRS"  # where pandas writes `DataFrame.attrs`
@@ -91,8 +91,8 @@ def reports_schema(metrics: Sequence[str], hps: Sequence[str], choices: Sequence
     Args:
         metrics: Names of the task's own metrics, e.g. `val_accuracy`.
         hps: Names of the hyperparameters, without the `hp/` of their columns.
-        choices: Names of those that are no numbers, without the `choice/` of their columns; their values are text.
-            Default none.
+        choices: Names of hyperparameters that are not numbers, without the `choice/` of their columns; their values are
+            text. Default none.
 
     Raises:
         ValueError: a metric has the name of another column.
@@ -110,7 +110,7 @@ def hp_names(columns: Iterable[str]) -> list[str]:
 
 
 def choice_names(columns: Iterable[str]) -> list[str]:
-    """Names of the hyperparameters that are no numbers, among the columns of a `reports` table."""
+    """Names of the hyperparameters that are not numbers, among the columns of a `reports` table."""
     return [name.removeprefix(CHOICE) for name in columns if name.startswith(CHOICE)]
 
 

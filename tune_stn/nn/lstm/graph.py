@@ -2,7 +2,7 @@
 
 A step of a usual size is too small to keep a GPU busy: what counts is how many kernels it takes, and who starts them.
 Here it is one product, with the matrices of a step stacked, and one kernel for all that is done element by element
-where somebody fuses it; and a whole loop is recorded once for each shape.
+where `fuse` makes it one; and a whole loop is recorded once for each shape.
 """
 
 from __future__ import annotations

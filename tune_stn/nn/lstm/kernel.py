@@ -225,7 +225,7 @@ class _Tangents(Function):
 
 
 class _WeightGradient(Function):
-    """The weight itself; its gradient is made here, and only where somebody asks for it.
+    """The weight itself; its gradient is made here, and only where it is asked for.
 
     Torch leaves out a node that leads to nothing asked for, but tells no node which of its gradients are. The tape
     holds, once the recurrence has gone back through time, the two sequences of which the gradient is the product.
@@ -266,7 +266,7 @@ def _product(*terms: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _over_time(left: Tensor, right: Tensor) -> Tensor:
-    """Sum of `left * right` over the steps; on a CPU step by step, where a buffer for all products is dear."""
+    """Sum of `left * right` over the steps; on a CPU step by step, where a buffer for all products is expensive."""
     if left.device.type != "cpu":
         return (left * right).sum(0)
     total = torch.zeros_like(left[0])

@@ -44,7 +44,7 @@ TRAPPED_PROGRESS, TRAPPED_GAIN, TRAPPED_GAP = 0.5, 0.2, 0.1
 # Then hyperparameters fall, at so many times the speed.
 ESCAPE = 2.0
 # In runs of fewer measurements than 60, though, a step that has not been seen to be too long is not taken.
-FASTEST = 0.3
+LARGEST_STEP = 0.3
 
 
 class ProgressRatio(Fixed):
@@ -174,7 +174,7 @@ class ProgressRatio(Fixed):
     def speed(self) -> float:
         """Largest step of a raw coordinate."""
         speed = SPEED * self.training.step_size(self.measurements)
-        return min(speed, FASTEST) if self.training.hyper_lr == "auto" else speed
+        return min(speed, LARGEST_STEP) if self.training.hyper_lr == "auto" else speed
 
     @staticmethod
     def window(share: float, of: int) -> float:

@@ -59,7 +59,7 @@ class Recorder(tune.Callback):
 
     `reports` has all numbers that trials report (nested ones by path, `eval/loss`), arrays and tensors without axes
     among them. One with the name of a column that has something else in it (`seed`, `status`, an `epoch` that rewinds)
-    is in `reported/<name>`; the log says so. Hyperparameters that are no numbers are in `choice/<name>`, as text.
+    is in `reported/<name>`; the log says so. Hyperparameters that are not numbers are in `choice/<name>`, as text.
     `val_loss` is the `metric`. `epoch`
     counts the reports of a trial and never rewinds, unlike Tune's `training_iteration` on an exploit; so does `step`
     where neither `step` nor Tune's `timesteps_total` is reported. `cost` and `cost_total` add up what the trial and the

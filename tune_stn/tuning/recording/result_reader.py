@@ -1,4 +1,4 @@
-"""What is in a result and a config of somebody's trainable, under the names of the tables."""
+"""Reads the results and the config of any trainable, under the names of the tables."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ class ResultReader:
         return _spent(found[key] if found[key] < known else found[key] - known)  # below, its count began anew
 
     def hyperparameters(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Those in a config that are numbers."""
+        """The hyperparameters in a config that are numbers."""
         return self._chosen(leaves(config))
 
     def choices(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Those in a config that are no numbers, as text: words, switches, None, lists; objects only if in `hps`."""
+        """The other hyperparameters in a config, as text: words, switches, None, lists; objects only if in `hps`."""
         return self._chosen(texts(config, objects=self.hps is not None))
 
     def _chosen(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def as_number(value: Any) -> float | None:
 
 
 def texts(nested: Mapping[Any, Any], prefix: str = "", *, objects: bool = False) -> dict[str, str]:
-    """What is no number in a nested mapping, as text by its path.
+    """The entries of a nested mapping that are not numbers, as text by their path.
 
     Args:
         nested: The nested mapping.

@@ -157,7 +157,7 @@ def _with_parents(own: pd.DataFrame, copies: Mapping[tuple[str, str], Mapping[st
 def _held_from(
     reports: pd.DataFrame, before: pd.DataFrame, begins: pd.Series, copies: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """For each report: epoch and step at which its constants came to hold, and if by a copy, of whom and whence."""
+    """For each report: epoch and step from which its constants hold and, after a copy, the parent and the sources."""
     held = reports[["trial_id"]].assign(parent_trial_id=None, sources=None)
     held["epoch"], held["step"] = before["epoch"].fillna(0), before["step"].fillna(0)
     names = zip(reports.index[begins], reports["trial_id"][begins], reports["segment"][begins], strict=True)
