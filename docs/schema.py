@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tune_stn.training.tables import ALLOWED, CHOICE, INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema
+from tune_stn.training.tables import (
+    ALLOWED,
+    CHOICE,
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
+    STUDY_SCHEMA_VERSION,
+    reports_schema,
+)
 
 PAGE = Path(__file__).parent / "reference" / "schema.md"
 ABOUT = f"""\
@@ -41,10 +48,10 @@ TABLES = {
         "unlike Ray Tune's `training_iteration` and `time_total_s` on an exploit step of PBT.",
     ),
     "schedule": (
-        SCHEDULE,
+        SCHEDULE_SCHEMA,
         "One row for each change of one hyperparameter, in long format: for self-tuning runs, PBT and constants alike.",
     ),
-    "incumbent": (INCUMBENT, "One row for each time that a run's best validation loss falls."),
+    "incumbent": (INCUMBENT_SCHEMA, "One row for each time that a run's best validation loss falls."),
 }
 MEANINGS = {
     "task": "Name of the task.",

@@ -26,9 +26,10 @@ from typing import Any
 import pandas as pd
 from comparison import run, write
 
-from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.summary import summary
+from tune_stn.training.tables import RUN_COLUMNS
 
 TASK = "cifar10-alexnet"
 METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo")
@@ -85,7 +86,7 @@ def main() -> None:
 
 def table(results: Results) -> pd.DataFrame:
     """`summary`, and the accuracies where the validation loss is best: means over seeds."""
-    keys = [*RUN, "trial_id", "cost_total"]
+    keys = [*RUN_COLUMNS, "trial_id", "cost_total"]
     final = last_of_each_run(results.incumbent)[keys].merge(results.reports.drop_duplicates(keys), on=keys)
     accuracies = final.groupby(["task", "method"], as_index=False)[["val_accuracy", "test_accuracy"]].mean()
     return summary(results).merge(accuracies, how="left")

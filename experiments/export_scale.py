@@ -35,8 +35,8 @@ from tune_stn.study.results import export_results, load_results
 from tune_stn.study.run import DONE, SCHEDULE, Run
 from tune_stn.tasks import get_task
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION
-from tune_stn.tuning.recorded import read_recorded, schedule_rows
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.recorder import Recorder
+from tune_stn.tuning.recording.tables import read_recorded, schedule_rows
 
 AT_A_TIME = 8
 GOAL_S, GOAL_MB = 10.0, 1000.0

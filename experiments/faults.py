@@ -656,7 +656,7 @@ def drive_tuner(folder: Path) -> None:
 
     from tune_stn.tasks import get_task
     from tune_stn.tuning.cluster import Cluster
-    from tune_stn.tuning.recorder import Recorder
+    from tune_stn.tuning.recording.recorder import Recorder
     from tune_stn.tuning.trainable import STNTrainable
 
     trainable = tune.with_resources(STNTrainable, {"cpu": 1})

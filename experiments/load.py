@@ -48,10 +48,10 @@ from tune_stn.training.schedule import Schedule
 from tune_stn.training.schedule_buffer import ScheduleBuffer, write_schedule
 from tune_stn.training.schedule_sources import read_frame
 from tune_stn.training.tables import write_parquet
-from tune_stn.tuning.directory import write_study
-from tune_stn.tuning.journal import REPORTS
-from tune_stn.tuning.recorded import read_recorded, schedule_rows
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.directory import write_study
+from tune_stn.tuning.recording.journal import REPORTS
+from tune_stn.tuning.recording.recorder import Recorder
+from tune_stn.tuning.recording.tables import read_recorded, schedule_rows
 
 TRIALS, TRIAL_S = 2000, 0.1
 HYPERPARAMETERS, RECORDS = 50, 100_000

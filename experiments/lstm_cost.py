@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tune_stn.nn import SelfTuningModel, self_tuning
 from tune_stn.nn.lstm import ResponseLSTM
-from tune_stn.nn.lstm_graph import Graphed
+from tune_stn.nn.lstm.graph import Graphed
 from tune_stn.space import SearchSpace, Uniform
 from tune_stn.training.flops import FlopCounter
 

@@ -35,7 +35,7 @@ from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.recorder import Recorder
 from tune_stn.tuning.trainable import STNTrainable
 
 PARTS = ("process", "make_task", "data", "trainer", "epoch_1", "epoch_2")

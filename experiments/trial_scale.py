@@ -39,8 +39,8 @@ from tune_stn.study.run import Run, execute
 from tune_stn.tasks import get_task
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.directory import write_study
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.directory import write_study
+from tune_stn.tuning.recording.recorder import Recorder
 from tune_stn.tuning.slots import InSlots
 from tune_stn.tuning.trainable import STNTrainable
 

@@ -336,7 +336,7 @@ COMMANDS: dict[str, Case] = {
 
 TASKS: dict[str, Sequence[str]] = {
     "number": ["mistakes has no task or function 'number'"],
-    "a_list": ["'mistakes:a_list' gave list", "no tune_stn.Task"],
+    "a_list": ["'mistakes:a_list' gave list", "not a tune_stn.Task"],
     "unknown_hp": ["'dropout_9'", "rate"],
     "outside": ["0.95", "'rate'", "[0, 0.9]"],
     "without_start": ["no start value for rate"],
@@ -417,7 +417,7 @@ REPLAYS: dict[str, Case] = {
     "two trials": ([*REPLAY, "two.parquet"], ["the schedules of 2 trials: x, y", "--trial"]),
     "no such trial": ([*REPLAY, "two.parquet", "--trial", "z"], ["no rows of trial_id 'z', but of: x, y"]),
     "no trials": ([*REPLAY, "good.parquet", "--trial", "z"], ["no column 'trial_id'"]),
-    "unknown": ([*REPLAY, "unknown.parquet"], ["'dropout_9', which is no hyperparameter of this task", "dropout_1"]),
+    "unknown": ([*REPLAY, "unknown.parquet"], ["'dropout_9', which is not a hyperparameter of this task", "dropout_1"]),
     "outside": ([*REPLAY, "outside.parquet"], ["'dropout_1' of the schedule is 0.95", "[0, 0.9]"]),
     "no epochs": ([*REPLAY, "steps.parquet", "--per-epoch"], ["does not know where its epochs begin"]),
     "seed": ([*REPLAY, "good.parquet", "--seed", "-1"], ["--seed -1", "0 or more"]),

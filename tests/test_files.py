@@ -66,7 +66,7 @@ def test_a_file_that_did_not_reach_the_disk_does_not_replace_the_old_one(
 
 # What writes otherwise, and why it may.
 ELSEWHERE = {
-    ("tuning/journal.py", "open"),  # lines are appended, each synced; a torn end is cut off
+    ("tuning/recording/journal.py", "open"),  # lines are appended, each synced; a torn end is cut off
     ("tuning/token.py", "write_text"),  # in a folder of its process alone
     ("tuning/signature.py", "open"),  # the key, which must never replace that of another process
     ("study/compare.py", "write_bytes"),  # zeros that keep room

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tune_stn
+from tune_stn import tuning
 
 ROOT = Path(tune_stn.__file__).parent
 LAYERS = (
@@ -128,6 +129,12 @@ def test_all_names_resolve_and_others_do_not() -> None:
         tune_stn.nothing  # noqa: B018
 
 
+def test_the_names_of_the_layer_of_ray_are_those_of_the_package() -> None:
+    assert set(tuning.__all__) <= set(tune_stn.__all__)
+    for name in tuning.__all__:
+        assert getattr(tuning, name) is getattr(tune_stn, name)
+
+
 def test_version_is_the_metadatas() -> None:
     from importlib import metadata
 
@@ -207,7 +214,7 @@ def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() 
 
 def test_libraries_that_only_some_methods_need_are_imported_by_files_of_methods_alone() -> None:
     """Which are loaded when a run is planned."""
-    late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2_over_space": "sklearn"}
+    late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2": "sklearn"}
     for module, path in MODULES.items():
         for name, at_once in imports(ast.parse(path.read_text()), module.rpartition(".")[0]):
             heavy = name.startswith(("optuna", "sklearn", "scipy.stats"))

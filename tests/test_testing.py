@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tune_stn.nn import ResponseConv, ResponseLinear, ResponseSize, Slot
 from tune_stn.nn.response import Responding
-from tune_stn.nn.slot import per_row
+from tune_stn.nn.slot import check_rows
 from tune_stn.testing import Case, ResponseLayerContract
 
 # A layer written from nothing --------------------------------------------------------------------------------------
@@ -59,7 +59,8 @@ class ResponseScale(Responding):
         outputs, sample = inputs * self.weight, self.slot.sample
         if sample.response_input is None or not hasattr(self, "gate"):
             return outputs
-        gate = per_row(sample.response_input @ self.gate, inputs, where=type(self).__name__)
+        check_rows(len(sample.response_input), inputs, where=type(self).__name__)
+        gate = (sample.response_input @ self.gate).view(-1, *[1] * (inputs.dim() - 1))
         if not sample.linearise:
             return outputs * (1 + gate)
         value, tangent = forward_ad.unpack_dual(outputs)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from tune_stn.lazy import names_of
 if TYPE_CHECKING:
     __version__: str
     from tune_stn.nn.self_tuning import self_tuning
-    from tune_stn.space.domains import Integer, LogUniform, Normal, Uniform
+    from tune_stn.space.domains import Integer, LogInteger, LogUniform, Normal, Uniform
     from tune_stn.space.search_space import SearchSpace
     from tune_stn.study.compare import compare
     from tune_stn.study.results import load_results
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tune_stn.training.self_tuner import SelfTuner
     from tune_stn.training.trainer import Trainer
     from tune_stn.tuning.cluster import Cluster
-    from tune_stn.tuning.recorder import Recorder
+    from tune_stn.tuning.recording.recorder import Recorder
     from tune_stn.tuning.schedule_replay import ScheduleReplay
     from tune_stn.tuning.scheduler import STNScheduler
     from tune_stn.tuning.search import STNSearch
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cluster": "tune_stn.tuning.cluster",
     "Integer": "tune_stn.space.domains",
+    "LogInteger": "tune_stn.space.domains",
     "LogUniform": "tune_stn.space.domains",
     "Normal": "tune_stn.space.domains",
-    "Recorder": "tune_stn.tuning.recorder",
+    "Recorder": "tune_stn.tuning.recording.recorder",
     "STNScheduler": "tune_stn.tuning.scheduler",
     "STNSearch": "tune_stn.tuning.search",
     "STNTrainable": "tune_stn.tuning.trainable",
@@ -58,6 +59,7 @@ _HOMES = {
 __all__ = [
     "Cluster",
     "Integer",
+    "LogInteger",
     "LogUniform",
     "Normal",
     "Recorder",

@@ -340,10 +340,10 @@ def _run(study: dict[str, Any], methods: list[Any], budget: float, trials: int |
 def _study_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Common options in the terms of `run_study`, as far checked as is possible without torch."""
     from tune_stn.study.arguments import check_directory
-    from tune_stn.tasks.builtin import check_name
+    from tune_stn.tasks.builtin import check_task_name
     from tune_stn.tuning.cluster import Cluster
 
-    check_name(options["task"])
+    check_task_name(options["task"])
     check_directory(options["out"], resume=options["resume"], retry_failed=options["retry_failed"])
     return {
         "task": options["task"],

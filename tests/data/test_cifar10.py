@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tune_stn.data import cifar10
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 OFFICIAL = dict(cifar10.SHA256)
 REAL = os.environ.get("TUNE_STN_CIFAR10")

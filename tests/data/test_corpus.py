@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tune_stn.data.corpus import EOS, UNK, Vocabulary, read_words
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 
 def test_every_line_with_words_ends(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 DEBIAN_FOLDER = fashion_mnist.DEBIAN_FOLDER
 OFFICIAL = dict(fashion_mnist.CONTENT_SHA256)

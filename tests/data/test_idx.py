@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tune_stn.data.errors import DataError
 from tune_stn.data.idx import read_idx
+from tune_stn.data.source import DataError
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 TINY = np.arange(24, dtype="u1").reshape(2, 3, 4)

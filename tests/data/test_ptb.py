@@ -10,7 +10,7 @@ import pytest
 
 from tune_stn.data import ptb
 from tune_stn.data.corpus import EOS, Vocabulary
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 TEXTS = {"train": "a b <unk>\nc\n", "valid": "b\n", "test": "a a\n"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.study.results import load_results
 
 

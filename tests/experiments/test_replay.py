@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.training.schedule import Schedule
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

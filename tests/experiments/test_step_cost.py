@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 
 def test_smoke(run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

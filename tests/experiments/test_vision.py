@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 RunScript = Callable[..., None]
 CIFAR10 = os.environ.get("TUNE_STN_CIFAR10")

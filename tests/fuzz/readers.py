@@ -37,8 +37,14 @@ from tune_stn.study.summary import summary
 from tune_stn.tasks.registry import setting_names
 from tune_stn.training.checkpoint import load_state, save_state
 from tune_stn.training.schedule import Schedule
-from tune_stn.training.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
-from tune_stn.tuning.recorded import read_recorded, report_rows, schedule_rows
+from tune_stn.training.tables import (
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
+    STUDY_SCHEMA_VERSION,
+    reports_schema,
+    write_table,
+)
+from tune_stn.tuning.recording.tables import read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.search import STNSearch
 
 Random = random.Random | None
@@ -369,8 +375,8 @@ def _write_study(folder: Path) -> Mapping[str, Path]:
     tables = _study_tables()
     schemas = {
         "reports": reports_schema(["val_accuracy", "test_accuracy"], ["rate", "holes"]),
-        "schedule": SCHEDULE,
-        "incumbent": INCUMBENT,
+        "schedule": SCHEDULE_SCHEMA,
+        "incumbent": INCUMBENT_SCHEMA,
     }
     for name, schema in schemas.items():
         write_table(tables[name], schema, folder / f"{name}.parquet")
@@ -452,7 +458,7 @@ def _run_folder(folder: Path) -> Path:
     run.mkdir(parents=True)
     (study / "study.json").write_text(json.dumps(_described()))
     (run / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _lines()))
-    write_table(_study_tables()["schedule"], SCHEDULE, run / "schedule.parquet")
+    write_table(_study_tables()["schedule"], SCHEDULE_SCHEMA, run / "schedule.parquet")
     write_done(run, RECORD, reports=7, schedule=16)
     return run
 

@@ -51,5 +51,5 @@ def test_integers_stay_integers(make_context: MakeContext) -> None:
 def test_without_a_schedule_of_this_task_nothing_is_planned(make_context: MakeContext, name: str) -> None:
     with pytest.raises(ValueError, match="made from a run of auto, and the context holds the schedule of none"):
         get_method(name).plan(make_context())
-    with pytest.raises(ValueError, match="'dropout_7', which is no hyperparameter of this task"):
+    with pytest.raises(ValueError, match="'dropout_7', which is not a hyperparameter of this task"):
         get_method(name).plan(make_context(followed=Schedule.constant({"dropout_7": 0.3})))

@@ -10,7 +10,7 @@ import pytest
 from ray.tune.search import ConcurrencyLimiter
 
 from tune_stn.methods import Context, get_method
-from tune_stn.space import Integer, LogUniform, Normal, SearchSpace, Uniform
+from tune_stn.space import Integer, LogInteger, LogUniform, Normal, SearchSpace, Uniform
 from tune_stn.tasks import get_task
 
 pytestmark = pytest.mark.parametrize("method", ["tpe", "gp-bo"])
@@ -80,7 +80,7 @@ def test_what_it_cannot_search_is_refused_by_name(make_context: Any, method: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("domain", [Uniform(0, 1, 0.25), Integer(0, 9), Integer(0, 9, 3), Integer(1, 64, log=True)])
+@pytest.mark.parametrize("domain", [Uniform(0, 1, 0.25), Integer(0, 9), Integer(0, 9, 3), LogInteger(1, 64)])
 def test_what_it_can_search_is_inside_the_domain(make_context: Any, method: str, domain: Any) -> None:
     task = get_task("digits-mlp")
     space = SearchSpace({**task.space, "weight_decay": domain})

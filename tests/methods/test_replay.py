@@ -24,7 +24,7 @@ def test_one_trial_gets_the_schedule_itself(make_context: MakeContext, draw: Cal
 
 
 def test_what_the_task_does_not_have_is_refused(make_context: MakeContext) -> None:
-    with pytest.raises(ValueError, match="'dropout_7', which is no hyperparameter of this task"):
+    with pytest.raises(ValueError, match="'dropout_7', which is not a hyperparameter of this task"):
         replay(Schedule.constant({"dropout_7": 0.3})).plan(make_context())
 
 

@@ -17,8 +17,8 @@ from tune_stn.methods import METHODS, Context, Plan
 from tune_stn.study.run import SCHEDULE, Run, execute
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS
-from tune_stn.tuning.recorded import read_recorded
+from tune_stn.tuning.recording.journal import REPORTS
+from tune_stn.tuning.recording.tables import read_recorded
 from tune_stn.tuning.scheduler import STNScheduler
 from tune_stn.tuning.trainable import STNTrainable
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune_stn.nn.cuda_graph import WARM_UP, Recorded
+from tune_stn.nn.cuda_graph import WARM_UP, GraphedFunction
 
 
 def doubled(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -18,7 +18,7 @@ def doubled(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_it_is_recorded_once_after_its_first_calls(replays: Any, copies: bool) -> None:
-    recorded = Recorded(doubled, copies=copies)
+    recorded = GraphedFunction(doubled, copies=copies)
     for call in range(WARM_UP + 3):
         first, nothing, second = recorded(torch.full((2,), float(call)), None, torch.full((3,), -float(call)))
         assert (first.tolist(), nothing, second.tolist()) == ([2 * call] * 2, None, [-2 * call] * 3)
@@ -28,7 +28,7 @@ def test_it_is_recorded_once_after_its_first_calls(replays: Any, copies: bool) -
 
 def test_what_a_call_gave_stays_where_results_are_copied(replays: Any) -> None:
     for copies in (True, False):
-        recorded = Recorded(doubled, copies=copies)
+        recorded = GraphedFunction(doubled, copies=copies)
         for _ in range(WARM_UP):
             recorded(torch.zeros(1))
         (first,), _ = recorded(torch.ones(1)), recorded(torch.full((1,), 3.0))
@@ -36,7 +36,7 @@ def test_what_a_call_gave_stays_where_results_are_copied(replays: Any) -> None:
 
 
 def test_other_shapes_and_types_are_recorded_anew(replays: Any) -> None:
-    recorded = Recorded(doubled)
+    recorded = GraphedFunction(doubled)
     kinds = torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.float64)
     for _ in range(WARM_UP + 2):
         for tensor in kinds:
@@ -45,7 +45,7 @@ def test_other_shapes_and_types_are_recorded_anew(replays: Any) -> None:
 
 
 def test_arguments_are_left_alone(replays: Any) -> None:
-    recorded = Recorded(lambda tensor: (tensor.add_(1),))
+    recorded = GraphedFunction(lambda tensor: (tensor.add_(1),))
     for _ in range(WARM_UP):
         recorded(torch.zeros(1))
     given = torch.zeros(1)
@@ -54,7 +54,7 @@ def test_arguments_are_left_alone(replays: Any) -> None:
 
 
 def test_whoever_counts_operations_sees_them(replays: Any) -> None:
-    recorded = Recorded(lambda matrix: (matrix @ matrix,))
+    recorded = GraphedFunction(lambda matrix: (matrix @ matrix,))
     for _ in range(WARM_UP + 1):
         recorded(torch.ones(2, 2))
     with FlopCounterMode(display=False) as counter:
@@ -65,7 +65,7 @@ def test_whoever_counts_operations_sees_them(replays: Any) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_random_numbers_on_a_gpu_are_those_of_the_seed() -> None:
     """Fresh at every replay, and the same after the same seed."""
-    recorded = Recorded(lambda tensor: (torch.rand_like(tensor),))
+    recorded = GraphedFunction(lambda tensor: (torch.rand_like(tensor),))
     given = torch.zeros(100, device="cuda")
     for _ in range(WARM_UP):
         recorded(given)

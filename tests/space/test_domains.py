@@ -10,7 +10,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tune_stn.space.domains import EDGE, Domain, Integer, LogUniform, Normal, Uniform
+from tune_stn.space.domains import (
+    EDGE,
+    Domain,
+    Integer,
+    LogInteger,
+    LogUniform,
+    Normal,
+    Uniform,
+    from_entry,
+    to_entry,
+)
 
 DTYPES = [torch.float32, torch.float64]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -34,8 +44,8 @@ DISCRETE: list[Domain] = [
     Integer(2, 24),
     Integer(-5, 5),
     Integer(0, 12, 3),
-    Integer(1, 1000, log=True),
-    Integer(8, 1024, step=8, log=True),
+    LogInteger(1, 1000),
+    LogInteger(8, 1024, step=8),
 ]
 BOUNDED = CONTINUOUS + DISCRETE
 each_bounded = pytest.mark.parametrize("domain", BOUNDED, ids=str)
@@ -78,7 +88,8 @@ def log_uniforms(draw: st.DrawFn) -> LogUniform:
 def integers(draw: st.DrawFn) -> Integer:
     step, log = draw(st.integers(1, 7)), draw(st.booleans())
     low = draw(st.integers(1 if log else -50, 50))
-    return Integer(low * step, (low + draw(st.integers(1, 300))) * step, step, log)
+    kind = LogInteger if log else Integer
+    return kind(low * step, (low + draw(st.integers(1, 300))) * step, step)
 
 
 @st.composite
@@ -173,7 +184,7 @@ def test_every_member_comes_out_as_itself(domain: Domain) -> None:
 
 
 @pytest.mark.parametrize(
-    "domain", [Integer(1, 10**6, log=True), LogUniform(1, 1e6, step=1), Integer(1, 10**6), Uniform(0, 1e6, step=1)]
+    "domain", [LogInteger(1, 10**6), LogUniform(1, 1e6, step=1), Integer(1, 10**6), Uniform(0, 1e6, step=1)]
 )
 def test_of_a_million_members_each_comes_out_as_itself_in_float32(domain: Domain) -> None:
     members = [*range(1, 200), *range(200, 999_000, 997), *range(999_900, 1_000_001)]
@@ -184,7 +195,7 @@ def test_of_a_million_members_each_comes_out_as_itself_in_float32(domain: Domain
 
 
 def test_wide_integers_come_out_as_themselves_in_float32() -> None:
-    for domain in (Integer(0, 100_000), Integer(1, 100_000, log=True)):
+    for domain in (Integer(0, 100_000), LogInteger(1, 100_000)):
         for value in (1, 2, 3, 4_999, 50_000, 99_998, 99_999, 100_000):
             assert at(domain, domain.inverse(value), torch.float32) == value
 
@@ -234,7 +245,7 @@ def test_every_value_owns_an_equal_share(domain: Domain) -> None:
     assert counts == {round(value, 6): 1000 for value in values}
 
 
-@pytest.mark.parametrize("domain", [Integer(1, 100, log=True), Integer(8, 64, step=8, log=True)], ids=str)
+@pytest.mark.parametrize("domain", [LogInteger(1, 100), LogInteger(8, 64, step=8)], ids=str)
 def test_logarithmic_integers_own_the_share_of_their_logarithm(domain: Integer) -> None:
     points = 200_000
     share = (torch.arange(points, dtype=torch.float64) + 0.5) / points
@@ -333,7 +344,7 @@ def test_no_float32_rounding_makes_a_member_an_outsider() -> None:
         (lambda: Integer(math.nan, 3), "empty domain"),  # type: ignore[arg-type]
         (lambda: Integer(0, 2.5), "integer ends and steps"),  # type: ignore[arg-type]
         (lambda: Integer(0, 4, 0.5), "integer ends and steps"),  # type: ignore[arg-type]
-        (lambda: Integer(0, 5, log=True), "must be positive, got low=0"),
+        (lambda: LogInteger(0, 5), "must be positive, got low=0"),
         (lambda: Integer(1, 6, 2), "multiples of the step"),
         (lambda: Uniform(0, 1, 0.3), "multiples of the step"),
         (lambda: Uniform(0, 1, 0), "step of a domain must be positive"),
@@ -360,10 +371,30 @@ def test_what_is_no_domain_is_refused(make: object, message: str) -> None:
         (Uniform(0, 1, 0.25), "[0, 1] in steps of 0.25"),
         (LogUniform(1e-6, 0.1), "[1e-06, 0.1] on a log scale"),
         (Integer(2, 24), "the integers 2 to 24"),
-        (Integer(2, 24, 2, log=True), "the integers 2 to 24 on a log scale in steps of 2"),
+        (LogInteger(2, 24, 2), "the integers 2 to 24 on a log scale in steps of 2"),
         (Normal(), "any real number"),
     ],
 )
 def test_domain_in_words(domain: Domain, words: str) -> None:
     assert domain.describe() == words
     assert isinstance(domain, Domain)
+
+
+# In files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("domain", "kind", "more"),
+    [
+        (LogInteger(2, 8, 2), "Integer", {"low": 2, "high": 8, "step": 2, "log": True}),
+        (Integer(2, 8), "Integer", {"low": 2, "high": 8, "step": 1, "log": False}),
+        (LogUniform(0.1, 1.0), "LogUniform", {"low": 0.1, "high": 1.0, "step": None}),
+        (Normal(1.0, 2.0), "Normal", {"mean": 1.0, "sd": 2.0, "step": None}),
+    ],
+    ids=str,
+)
+def test_files_hold_a_logarithmic_integer_as_an_integer_with_log(
+    domain: Uniform | LogUniform | Integer | Normal, kind: str, more: dict[str, object]
+) -> None:
+    assert to_entry(domain) == (kind, more)
+    assert from_entry(kind, more) == domain

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_stn.space import Integer, LogUniform, Normal, SearchSpace, Uniform
+from tune_stn.space import Integer, LogInteger, LogUniform, Normal, SearchSpace, Uniform
 from tune_stn.space.quantile import quantile, share_below
 
 DOMAINS = [
@@ -20,7 +20,7 @@ DOMAINS = [
     LogUniform(0.25, 4.0, 0.25),
     Integer(0, 5),
     Integer(0, 9, 3),
-    Integer(1, 64, log=True),
+    LogInteger(1, 64),
     Normal(1.0, 2.0),
     Normal(0.0, 1.0, 0.5),
 ]
@@ -34,7 +34,7 @@ DOMAINS = [
         (LogUniform(1.0, 100.0), 0.5, 10.0),
         (Integer(0, 5), 0.25, 1),
         (Integer(0, 5), 0.99, 5),
-        (Integer(1, 7, log=True), 0.5, 2),  # 1, 2 and 3 own half of the logarithm of 1 to 8, 2 a third of that
+        (LogInteger(1, 7), 0.5, 2),  # 1, 2 and 3 own half of the logarithm of 1 to 8, 2 a third of that
         (Normal(1.0, 2.0), 0.5, 1.0),
         (Normal(1.0, 2.0), 0.841344746, 3.0),
     ],

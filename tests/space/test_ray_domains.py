@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from tune_stn.space import Domain, Integer, LogUniform, Normal, SearchSpace, Uniform
+from tune_stn.space import Domain, Integer, LogInteger, LogUniform, Normal, SearchSpace, Uniform
 from tune_stn.space.ray_domains import domain_from_ray, domain_to_ray
 
 PAIRS: list[tuple[Any, Domain]] = [
@@ -21,9 +21,9 @@ PAIRS: list[tuple[Any, Domain]] = [
     (tune.qloguniform(0.5, 16, 0.5), LogUniform(0.5, 16, 0.5)),
     (tune.qloguniform(1, 16, 1), LogUniform(1, 16, 1)),
     (tune.randint(2, 25), Integer(2, 24)),
-    (tune.lograndint(1, 101), Integer(1, 100, log=True)),
+    (tune.lograndint(1, 101), LogInteger(1, 100)),
     (tune.qrandint(0, 12, 3), Integer(0, 12, 3)),
-    (tune.qlograndint(2, 12, 2), Integer(2, 12, 2, log=True)),
+    (tune.qlograndint(2, 12, 2), LogInteger(2, 12, 2)),
     (tune.randn(1, 2), Normal(1, 2)),
     (tune.qrandn(1, 2, 0.5), Normal(1, 2, 0.5)),
     (tune.qrandn(0, 2, 1), Normal(0, 2, 1)),
@@ -59,11 +59,12 @@ def test_there_and_back_for_drawn_domains(data: st.DataObject) -> None:
     unit = step or 0.1
     low = data.draw(st.integers(1, 20))
     high = low + data.draw(st.integers(1, 50))
-    whole, log = data.draw(st.integers(1, 4)), data.draw(st.booleans())
+    whole = data.draw(st.integers(1, 4))
     domains: list[Domain] = [
         Uniform(low * unit, high * unit, step),
         LogUniform(low * unit, high * unit, step),
-        Integer(low * whole, high * whole, whole, log),
+        Integer(low * whole, high * whole, whole),
+        LogInteger(low * whole, high * whole, whole),
         Normal(low, high, step),
     ]
     for domain in domains:
@@ -72,7 +73,7 @@ def test_there_and_back_for_drawn_domains(data: st.DataObject) -> None:
 
 def test_what_ray_draws_from_our_integers_is_all_of_them() -> None:
     """Ray's ends are exclusive here and inclusive there: the draws are what counts."""
-    for domain in (Integer(0, 3), Integer(1, 4, log=True), Integer(0, 6, 2)):
+    for domain in (Integer(0, 3), LogInteger(1, 4), Integer(0, 6, 2)):
         theirs = domain_to_ray(domain)
         np.random.seed(0)  # noqa: NPY002 (Ray draws from the global state)
         drawn = {int(value) for value in theirs.sample(size=2000)}

@@ -78,7 +78,7 @@ def test_empty_space_is_refused() -> None:
 
 @pytest.mark.parametrize("domain", [0.5, (0, 1), "uniform", None])
 def test_what_is_no_domain_is_refused_with_those_accepted(domain: object) -> None:
-    with pytest.raises(TypeError, match=r"'rate'.*Uniform, LogUniform, Integer and Normal.*from_tune"):
+    with pytest.raises(TypeError, match=r"'rate'.*Uniform, LogUniform, Integer, LogInteger and Normal.*from_tune"):
         SearchSpace({"rate": domain})  # type: ignore[dict-item]
 
 
@@ -89,14 +89,14 @@ def test_per_batch_names_are_checked() -> None:
         SearchSpace(SPACE, per_batch=["rate", "wrong"])
 
 
-def test_equal_are_spaces_whose_draws_and_held_values_are_the_same() -> None:
-    space = SearchSpace(dict(SPACE), per_batch=["rate"], held={"noise": 0.1})
-    assert space == SearchSpace(dict(reversed([*SPACE.items()])), per_batch=["rate"], held={"noise": 0.1})
+def test_equal_are_spaces_whose_draws_and_fixed_values_are_the_same() -> None:
+    space = SearchSpace(dict(SPACE), per_batch=["rate"], fixed={"noise": 0.1})
+    assert space == SearchSpace(dict(reversed([*SPACE.items()])), per_batch=["rate"], fixed={"noise": 0.1})
     for other in (
-        SearchSpace(dict(SPACE), per_batch=["decay"], held={"noise": 0.1}),
-        SearchSpace(dict(SPACE), per_batch=["rate"], held={"noise": 0.2}),
+        SearchSpace(dict(SPACE), per_batch=["decay"], fixed={"noise": 0.1}),
+        SearchSpace(dict(SPACE), per_batch=["rate"], fixed={"noise": 0.2}),
         SearchSpace(dict(SPACE), per_batch=["rate"]),
-        SearchSpace({**SPACE, "rate": Uniform(0, 0.5)}, per_batch=["rate"], held={"noise": 0.1}),
+        SearchSpace({**SPACE, "rate": Uniform(0, 0.5)}, per_batch=["rate"], fixed={"noise": 0.1}),
         dict(SPACE),
     ):
         assert space != other
@@ -120,9 +120,9 @@ def test_values_come_back_as_floats_in_the_order_of_the_space() -> None:
         ({"holes": 5}, r"start value 5 of 'holes' is outside"),
         ({"rate": math.nan}, r"start value nan of 'rate' is outside"),
         ({"rate": math.inf}, r"start value inf of 'rate' is outside"),
-        ({"rate": "0.1"}, r"start value of 'rate' is '0\.1', which is no number"),
-        ({"rate": True}, r"start value of 'rate' is True, which is no number"),
-        ({"rate": None}, r"start value of 'rate' is None, which is no number"),
+        ({"rate": "0.1"}, r"start value of 'rate' is '0\.1', which is not a number"),
+        ({"rate": True}, r"start value of 'rate' is True, which is not a number"),
+        ({"rate": None}, r"start value of 'rate' is None, which is not a number"),
         ({"cutout": 1}, r"unknown hyperparameter 'cutout'; this task has rate, decay, holes"),
     ],
 )
@@ -136,30 +136,30 @@ def test_missing_values_are_all_named() -> None:
         SPACE.check_values({"decay": 1e-3})
 
 
-def test_some_are_held_and_the_others_tuned() -> None:
+def test_some_are_fixed_and_the_others_tuned() -> None:
     whole = SearchSpace(dict(SPACE), per_batch=["rate", "decay"])
-    space = whole.hold({"rate": 0.3}).hold({"holes": 2})
+    space = whole.fix({"rate": 0.3}).fix({"holes": 2})
     assert list(space) == ["decay"]
-    assert space.held == {"rate": 0.3, "holes": 2}
+    assert space.fixed == {"rate": 0.3, "holes": 2}
     assert space.per_batch == {"decay"}
-    assert "held={'rate': 0.3, 'holes': 2}" in repr(space)
-    assert whole.held == {}
-    assert "held" not in repr(whole)
+    assert "fixed={'rate': 0.3, 'holes': 2}" in repr(space)
+    assert whole.fixed == {}
+    assert "fixed" not in repr(whole)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"speed": 1.0}, "unknown hyperparameter 'speed'; accepted are rate, decay, holes"),
-        ({"rate": 0.95}, "held value 0.95 of 'rate' is outside"),
-        (START, "all hyperparameters would be held"),
+        ({"rate": 0.95}, "fixed value 0.95 of 'rate' is outside"),
+        (START, "all hyperparameters would be fixed"),
     ],
 )
-def test_what_cannot_be_held_is_refused(values: dict[str, float], message: str) -> None:
+def test_what_cannot_be_fixed_is_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SPACE.hold(values)
-    with pytest.raises(ValueError, match="'rate' is both tuned and held"):
-        SearchSpace({"rate": Uniform(0, 1)}, held={"rate": 0.5})
+        SPACE.fix(values)
+    with pytest.raises(ValueError, match="'rate' is both tuned and fixed"):
+        SearchSpace({"rate": Uniform(0, 1)}, fixed={"rate": 0.5})
 
 
 @pytest.mark.parametrize("name", ["", " ", "../x", "a//b", "/a", "a/", "a/../b", ".", "a\\b", "a\nb", " a", 3, None])

@@ -317,8 +317,8 @@ def test_state_dict_is_plain_tensors_and_restores(kind: type[Tunable] | type[Con
 
 
 @pytest.mark.parametrize("kind", [Tunable, Constants])
-def test_held_values_are_read_but_not_recorded(kind: type[Tunable] | type[Constants]) -> None:
-    space = SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 1)}).hold({"other": 0.25})
+def test_fixed_values_are_read_but_not_recorded(kind: type[Tunable] | type[Constants]) -> None:
+    space = SearchSpace({"rate": Uniform(0, 0.9), "other": Uniform(0, 1)}).fix({"other": 0.25})
     hyper = kind(space, {"rate": 0.1})
     assert list(hyper.mean_values()) == ["rate"]
     samples = [hyper.constant_sample()]

@@ -15,7 +15,13 @@ from tune_stn.space.domains import LogUniform, Uniform
 from tune_stn.study.domains import domains_entry
 from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.results import Results, load_results
-from tune_stn.training.tables import INCUMBENT, SCHEDULE, STUDY_SCHEMA_VERSION, reports_schema, write_table
+from tune_stn.training.tables import (
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
+    STUDY_SCHEMA_VERSION,
+    reports_schema,
+    write_table,
+)
 
 STEPS = 20  # per epoch
 
@@ -103,8 +109,8 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
         path.mkdir()
         frame = pd.DataFrame(reports)
         write_table(frame, reports_schema(["val_accuracy"], hps), path / "reports.parquet")
-        write_table(schedule, SCHEDULE, path / "schedule.parquet")
-        write_table(best_so_far(frame), INCUMBENT, path / "incumbent.parquet")
+        write_table(schedule, SCHEDULE_SCHEMA, path / "schedule.parquet")
+        write_table(best_so_far(frame), INCUMBENT_SCHEMA, path / "incumbent.parquet")
         study = {"schema_version": STUDY_SCHEMA_VERSION, "task": task, "methods": list(kinds)}
         domains = (Uniform(0.0, 0.9), LogUniform(1e-6, 1.0))
         study |= {"domains": domains_entry(dict(zip(hps, domains, strict=True)))}

@@ -13,7 +13,7 @@ from tune_stn.study.begun import BEGUN, begun_with, read_begun, write_begun
 from tune_stn.study.checks import check_same_study
 from tune_stn.study.compare import compare
 from tune_stn.study.state import state_folder
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 STUDY: dict[str, Any] = {
     **{"schema_version": 1, "task": "ridge", "task_given": "ridge", "budget": 9.0, "trials": None},

@@ -31,7 +31,7 @@ from tune_stn.methods import get_method
 from tune_stn.study.run import Run, execute
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS, read_reports
+from tune_stn.tuning.recording.journal import REPORTS, read_reports
 from tune_stn.tuning.trainable import STNTrainable
 
 TASK = """

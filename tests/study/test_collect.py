@@ -21,9 +21,8 @@ from tune_stn.study.run import Run
 from tune_stn.study.seal import DONE, SCHEDULE
 from tune_stn.study.state import state_folder
 from tune_stn.tasks import get_task
-from tune_stn.training.tables import INCUMBENT, STUDY_SCHEMA_VERSION, read_table, reports_schema
-from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.training.tables import INCUMBENT_SCHEMA, SCHEDULE_SCHEMA, STUDY_SCHEMA_VERSION, read_table, reports_schema
+from tune_stn.tuning.recording.journal import REPORTS
 
 TASK = get_task("digits-mlp")
 RECORD = {"trials": 2, "cost_total": 4.0, "failures": {}, "hopeless": False}
@@ -76,7 +75,7 @@ def test_reports_are_numbered_by_trial_and_labelled(tmp_path: Path) -> None:
     assert schedule[["task", "method", "seed", "trial_id", "value"]].values.tolist() == [
         ["digits-mlp", "random", 1, "a", 0.5]
     ]
-    assert list(incumbent) == INCUMBENT.names
+    assert list(incumbent) == INCUMBENT_SCHEMA.names
     assert incumbent["best_val_loss"].tolist() == [0.9, 0.8, 0.7]
     assert incumbent["test_loss_at_best"].tolist() == [1.9, 1.8, 1.7]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tune_stn.space.domains import Domain, Integer, LogUniform, Normal, Uniform
+from tune_stn.space.domains import Domain, LogInteger, LogUniform, Normal, Uniform
 from tune_stn.study.domains import domains_entry, is_log, place, place_of_raw, read_domains, values_of_raw
 
 SPACE: dict[str, Domain] = {
     "a": Uniform(0.0, 0.9),
     "b": LogUniform(1e-6, 1.0),
-    "c": Integer(1, 8, log=True),
+    "c": LogInteger(1, 8),
     "d": Normal(1.0, 2.0),
     "e": Uniform(0.0, 1.0, step=0.25),
 }

@@ -22,7 +22,7 @@ from tune_stn.study.run import DONE, SCHEDULE, NothingToFollow, Run, read_follow
 from tune_stn.study.summary import summary
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 EPOCHS, BUDGET, SEED = 4, 10.0, 5
 ASKED = ("replayed", "last-values", "auto", "fixed", "frozen")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_stn.study.incumbent import RUN, best_so_far, last_of_each_run, value_at
+from tune_stn.study.incumbent import best_so_far, last_of_each_run, value_at
+from tune_stn.training.tables import RUN_COLUMNS
 
 LOSSES = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=15)
 COLUMNS = ["task", "method", "seed", "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"]
@@ -63,7 +64,7 @@ def test_runs_are_apart_and_a_run_of_nan_has_no_row() -> None:
     best = best_so_far(pd.concat(parts))
     assert best["seed"].tolist() == [0, 1]
     assert best["best_val_loss"].tolist() == [1, 2]
-    assert len(last_of_each_run(best)) == len(best[RUN].drop_duplicates()) == 2
+    assert len(last_of_each_run(best)) == len(best[RUN_COLUMNS].drop_duplicates()) == 2
 
 
 def test_value_is_a_right_continuous_step_and_nan_before_the_first() -> None:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from tune_stn.cli import main
 from tune_stn.study import locks
-from tune_stn.study.locks import Held, only_study, only_writer
+from tune_stn.study.locks import Locked, only_study, only_writer
 
 HOLDER = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -47,7 +47,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(Held, match=rf"\(process {process.pid} on "), only_study(tmp_path):
+        with pytest.raises(Locked, match=rf"\(process {process.pid} on "), only_study(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -79,7 +79,7 @@ def test_a_run_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "state" / "stn-seed0"
     with only_writer(folder):
         with (
-            pytest.raises(Held, match=rf"stn-seed0 is still written to \({HOLDER}\); stop it, then resume"),
+            pytest.raises(Locked, match=rf"stn-seed0 is still written to \({HOLDER}\); stop it, then resume"),
             only_writer(folder),
         ):
             pass
@@ -103,7 +103,7 @@ def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("without_locks")
 def test_a_file_system_without_locks_has_one_study_at_a_time_too(tmp_path: Path) -> None:
     with only_study(tmp_path):
-        with pytest.raises(Held, match=rf"a study is running there \({HOLDER}\)"), only_study(tmp_path):
+        with pytest.raises(Locked, match=rf"a study is running there \({HOLDER}\)"), only_study(tmp_path):
             pass
         assert (tmp_path / ".lock").read_text().startswith(HOLDER)
     with only_study(tmp_path):
@@ -167,7 +167,7 @@ def test_who_counts_as_alive(
         return
     words = rf"\(process {process} on {host}\); wait for its end, or stop it"
     words += r"; if that machine is dead, try again in 4[34] s$" if host == "elsewhere" else "$"
-    with pytest.raises(Held, match=words), only_study(tmp_path):
+    with pytest.raises(Locked, match=words), only_study(tmp_path):
         pass
     assert (tmp_path / ".lock").read_text().startswith(f"process {process} on {host}")  # it keeps its lock
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -193,7 +193,7 @@ def test_a_holder_says_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(Held, match=r"\.lock cannot be written to .*; remove it"), only_study(tmp_path):
+    with pytest.raises(Locked, match=r"\.lock cannot be written to .*; remove it"), only_study(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
 
@@ -211,7 +211,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_made_anew(tmp_path: Path, mo
     monkeypatch.setattr(locks.fcntl, "flock", removed_before)
     with only_study(tmp_path):
         assert len(calls) == 2
-        with pytest.raises(Held), only_study(tmp_path):
+        with pytest.raises(Locked), only_study(tmp_path):
             pass
 
 

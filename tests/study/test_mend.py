@@ -15,7 +15,7 @@ from tune_stn.study.mend import mending
 from tune_stn.study.run import Run
 from tune_stn.study.seal import DONE
 from tune_stn.tasks import get_task
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 FAILURES = {"b": "RuntimeError: no"}
 

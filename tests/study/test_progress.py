@@ -16,7 +16,7 @@ from tune_stn.study import progress as module
 from tune_stn.study.progress import EVERY_S, Progress
 from tune_stn.study.run import Run
 from tune_stn.tasks import get_task
-from tune_stn.tuning.journal import COPIED, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, append, replace
+from tune_stn.tuning.recording.journal import COPIED, EVENT, FAILED, FINISHED, REPORTS, RESTARTED, append, replace
 
 RECORD = {"trials": 1, "cost_total": 2.0, "failures": {}, "hopeless": False, "peak_memory_bytes": None}
 

@@ -19,7 +19,7 @@ from tune_stn.methods import get_method
 from tune_stn.study.run import DONE, SCHEDULE, Interrupted, Run, execute
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import ERRORS, REPORTS, STARTUP, TOOK, read_reports
+from tune_stn.tuning.recording.journal import ERRORS, REPORTS, STARTUP, TOOK, read_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 SEED = 1

@@ -24,7 +24,7 @@ from tune_stn.study.seal import DONE, SCHEDULE, read_done, why_unfit, write_done
 from tune_stn.study.state import failures_of, missing_of, restarts_of, state_folder
 from tune_stn.tasks import get_task
 from tune_stn.training.tables import STUDY_SCHEMA_VERSION
-from tune_stn.tuning.journal import REPORTS, append
+from tune_stn.tuning.recording.journal import REPORTS, append
 
 TASK = get_task("ridge")
 EPOCHS = 6

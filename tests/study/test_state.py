@@ -22,7 +22,7 @@ from tune_stn.study.state import (
     state_folder,
     why_incomplete,
 )
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 RECORD = {"trials": 1, "cost_total": 2.0, "failures": {}, "hopeless": False}
 GOOD = {"trial_id": "a", "epoch": 1, "val_loss": 0.5, "cost_total": 2.0, "status": "running", "reason": ""}

@@ -23,7 +23,7 @@ from tune_stn.study.state import NAME, state_folder
 from tune_stn.study.trust import check_sealed, goes_on, trust
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.journal import REPORTS, append
+from tune_stn.tuning.recording.journal import REPORTS, append
 from tune_stn.tuning.signature import SEALS, own_key, seal_state
 from tune_stn.tuning.storage import Storage
 

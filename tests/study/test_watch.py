@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tune_stn.study.state import SPARE_FILE
-from tune_stn.study.watch import AFTER_END_S, goes_on, watch
+from tune_stn.study.watch import AFTER_END_S, is_running, watch
 from tune_stn.training.tables import hp_names, metric_names, reports_schema, write_table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -59,4 +59,4 @@ def test_a_recorded_run_goes_on_while_a_trial_does(make_study: Callable[..., Pat
         reports.loc[reports.index[-1], "status"] = "running"
     schema = reports_schema(metric_names(reports.columns), hp_names(reports.columns))
     write_table(reports, schema, path / "reports.parquet")
-    assert goes_on(path) == running
+    assert is_running(path) == running

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tune_stn.data import cifar10
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.data.splits import Split
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.cifar10 import MEAN, STD

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.tasks import get_task
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.data.splits import Split
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.fashion_mnist import SimpleCNN

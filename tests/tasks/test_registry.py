@@ -122,7 +122,7 @@ def test_own_task_and_factory_in_the_current_directory(own: str) -> None:
         (":nothing", {}, "has no task or function 'nothing'"),
         (":number", {}, "has no task or function 'number'"),
         (":", {}, "has no task or function ''"),
-        (":none", {}, "gave NoneType, which is no tune_stn.Task"),
+        (":none", {}, "gave NoneType, which is not a tune_stn.Task"),
         ("_absent:task", {}, "there is no module 'own_task.*_absent' here or on the Python path"),
         (".inner:task", {}, "there is no module"),
         (":task", {"width": 5}, "unknown setting 'width'"),

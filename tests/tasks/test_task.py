@@ -137,13 +137,13 @@ def test_one_hyperparameter_alone_is_tuned() -> None:
     whole = get_task("digits-mlp")
     task = whole.tuning_only("dropout_1")
     assert list(task.space) == list(task.start) == ["dropout_1"]
-    assert task.space.held == {name: value for name, value in whole.start.items() if name != "dropout_1"}
+    assert task.space.fixed == {name: value for name, value in whole.start.items() if name != "dropout_1"}
     for algorithm in ("fixed", "stn", "delta-stn"):
         report = Trainer(task, algorithm=algorithm).run_epoch()
         assert [key for key in report if key.startswith("hp/")] == ["hp/dropout_1"]
     with pytest.raises(ValueError, match="unknown hyperparameter 'dropout_7'; task 'digits-mlp' has dropout_input"):
         whole.tuning_only("dropout_7")
-    with pytest.raises(ValueError, match="all hyperparameters would be held"):
+    with pytest.raises(ValueError, match="all hyperparameters would be fixed"):
         whole.tuning_only()
 
 

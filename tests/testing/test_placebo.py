@@ -105,9 +105,9 @@ def test_a_reader_goes_with_all_of_its_hyperparameters_but_those_that_others_rea
     assert (sham.label_augmentations, sham.penalties) == (task.label_augmentations, task.penalties)
 
 
-def test_what_is_held_stays_held(task: Task) -> None:
+def test_what_is_fixed_stays_fixed(task: Task) -> None:
     tuned = task.tuning_only("dropout_1", "weight_decay")
-    assert placebo(tuned).space.held == tuned.space.held
+    assert placebo(tuned).space.fixed == tuned.space.fixed
 
 
 def test_a_task_without_small_values_is_refused() -> None:

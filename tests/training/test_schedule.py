@@ -185,7 +185,7 @@ def test_what_is_wrong_is_said(wrong: Any, words: str) -> None:
 def test_check_names_what_a_space_does_not_have() -> None:
     space = SearchSpace({"a": Uniform(0.0, 0.4), "b": Integer(0, 3), "other": Uniform(0.0, 1.0)})
     STEPS.check(space)
-    with pytest.raises(ValueError, match="'c', which is no hyperparameter of this task; it has a, b, other"):
+    with pytest.raises(ValueError, match="'c', which is not a hyperparameter of this task; it has a, b, other"):
         make([0], [[0.1, 0.0]], names=("a", "c")).check(space)
     with pytest.raises(ValueError, match=r"'a' of the schedule is 0.5 at step 7, outside \[0, 0.4\]"):
         make([0, 7], [[0.1, 0], [0.5, 1]]).check(space)

@@ -15,8 +15,8 @@ from tune_stn.training import tables
 from tune_stn.training.schedule_buffer import SOURCES
 from tune_stn.training.tables import (
     ALLOWED,
-    INCUMBENT,
-    SCHEDULE,
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
     hp_names,
     metric_names,
     read_parquet,
@@ -44,9 +44,9 @@ def test_columns_are_the_binding_ones() -> None:
         "train_loss val_loss test_loss val_accuracy hp/dropout status"
     )
     schedule = "task method seed trial_id parent_trial_id step epoch hp value raw scale source"
-    assert " ".join(SCHEDULE.names) == schedule
+    assert " ".join(SCHEDULE_SCHEMA.names) == schedule
     incumbent = "task method seed cost_total wall_time_s trial_id best_val_loss test_loss_at_best"
-    assert " ".join(INCUMBENT.names) == incumbent
+    assert " ".join(INCUMBENT_SCHEMA.names) == incumbent
     assert hp_names(schema.names) == ["dropout"]
     assert metric_names(schema.names) == ["val_accuracy"]
 
@@ -63,9 +63,9 @@ def test_a_metric_may_not_take_a_known_name() -> None:
 @pytest.mark.parametrize("as_frame", [True, False])
 def test_round_trip_keeps_order_types_and_null(path: Path, as_frame: bool) -> None:
     rows = [dict(reversed(ROW.items())), ROW | {"value": 1, "parent_trial_id": "b", "scale": 0.25}]
-    write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE, path)
+    write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE_SCHEMA, path)
     frame = read_table(path, "schedule")
-    assert list(frame.columns) == SCHEDULE.names
+    assert list(frame.columns) == SCHEDULE_SCHEMA.names
     assert frame["value"].tolist() == [0.5, 1.0]
     assert frame["seed"].dtype == np.int64
     assert frame["scale"].isna().tolist() == [True, False]
@@ -77,13 +77,13 @@ def test_round_trip_keeps_order_types_and_null(path: Path, as_frame: bool) -> No
 @pytest.mark.parametrize("as_frame", [True, False])
 def test_nan_stays_nan_where_null_is_not_allowed(path: Path, as_frame: bool) -> None:
     rows = [ROW | {"value": np.nan}]
-    write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE, path)
+    write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE_SCHEMA, path)
     assert pq.read_table(path)["value"].null_count == 0
     assert np.isnan(read_table(path, "schedule")["value"][0])
 
 
 def test_a_table_may_be_empty(path: Path) -> None:
-    write_table([], SCHEDULE, path)
+    write_table([], SCHEDULE_SCHEMA, path)
     assert read_table(path, "schedule").empty
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_column_is_named_and_nothing_is_written(
 ) -> None:
     rows = [ROW | change]
     with pytest.raises(ValueError, match=f"schedule table: .*{message}"):
-        write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE, path)
+        write_table(pd.DataFrame(rows) if as_frame else rows, SCHEDULE_SCHEMA, path)
     assert list(path.parent.iterdir()) == []
 
 
@@ -113,7 +113,7 @@ def test_a_missing_column_is_named(path: Path) -> None:
     without = {name: value for name, value in ROW.items() if name != "hp"}
     for data in ([ROW, without], pd.DataFrame([without])):
         with pytest.raises(ValueError, match=r"missing column.*hp"):
-            write_table(data, SCHEDULE, path)
+            write_table(data, SCHEDULE_SCHEMA, path)
 
 
 def test_no_file_is_said(path: Path) -> None:
@@ -122,7 +122,7 @@ def test_no_file_is_said(path: Path) -> None:
 
 
 def test_every_truncation_is_one_clear_line(path: Path) -> None:
-    write_table([ROW], SCHEDULE, path)
+    write_table([ROW], SCHEDULE_SCHEMA, path)
     whole = path.read_bytes()
     for length in [0, 3, 4, 40, len(whole) // 2, len(whole) - 9, len(whole) - 1]:
         path.write_bytes(whole[:length])
@@ -132,7 +132,7 @@ def test_every_truncation_is_one_clear_line(path: Path) -> None:
 
 
 def test_a_flipped_bit_in_the_values_is_found(path: Path) -> None:
-    write_table([ROW | {"value": 0.123456789}], SCHEDULE, path)
+    write_table([ROW | {"value": 0.123456789}], SCHEDULE_SCHEMA, path)
     content = bytearray(path.read_bytes())
     content[content.index(np.float64(0.123456789).tobytes())] ^= 1
     path.write_bytes(content)
@@ -141,7 +141,7 @@ def test_a_flipped_bit_in_the_values_is_found(path: Path) -> None:
 
 
 def test_foreign_tables_and_other_versions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_table([ROW], SCHEDULE, path)
+    write_table([ROW], SCHEDULE_SCHEMA, path)
     with pytest.raises(ValueError, match="should be the reports table but is schedule"):
         read_table(path, "reports")
     with monkeypatch.context() as later:
@@ -154,14 +154,14 @@ def test_foreign_tables_and_other_versions_are_refused(path: Path, monkeypatch: 
 
 
 def test_a_table_with_other_columns_is_refused(path: Path) -> None:
-    fewer = pa.schema(list(SCHEDULE)[:-1], SCHEDULE.metadata)
+    fewer = pa.schema(list(SCHEDULE_SCHEMA)[:-1], SCHEDULE_SCHEMA.metadata)
     pq.write_table(fewer.empty_table(), path)
     with pytest.raises(ValueError, match="lacks columns"):
         read_table(path, "schedule")
 
 
 def test_a_failed_write_leaves_the_old_file(path: Path) -> None:
-    write_table([ROW], SCHEDULE, path)
+    write_table([ROW], SCHEDULE_SCHEMA, path)
     before = path.read_bytes()
 
     def fail_halfway() -> None:

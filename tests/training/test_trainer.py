@@ -256,7 +256,7 @@ def test_named_hyperparameters_override_the_start_and_others_keep_it(make_task: 
         ({"dropout": math.nan}, "nan of 'dropout' is outside"),
         ({"dropuot": 0.1}, "unknown hyperparameter 'dropuot'"),
         ({"lr": 0.1}, "cannot be tuned inside a run"),
-        ({"decay": "small"}, "'small', which is no number"),
+        ({"decay": "small"}, "'small', which is not a number"),
     ],
 )
 @pytest.mark.parametrize("algorithm", ["fixed", "stn"])

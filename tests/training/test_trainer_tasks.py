@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tune_stn.data import fashion_mnist
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.data.splits import Splits
 from tune_stn.tasks import Task, get_task
 from tune_stn.tasks.ridge import validation_loss

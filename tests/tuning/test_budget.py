@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tune_stn.tuning.budget import FAILURES_IN_A_ROW, BudgetStopper
-from tune_stn.tuning.journal import read_reports
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.journal import read_reports
+from tune_stn.tuning.recording.recorder import Recorder
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from tune_stn.space import Domain, Integer, LogUniform, Normal, SearchSpace, Uniform
+from tune_stn.space import Domain, Integer, LogInteger, LogUniform, Normal, SearchSpace, Uniform
 from tune_stn.tuning.start_values import LEAST_SPREAD, Report, StartDomains
 
 DOMAINS: list[Domain] = [
@@ -22,8 +22,8 @@ DOMAINS: list[Domain] = [
     Integer(0, 1),
     Integer(2, 24),
     Integer(0, 12, 3),
-    Integer(1, 1000, log=True),
-    Integer(8, 1024, step=8, log=True),
+    LogInteger(1, 1000),
+    LogInteger(8, 1024, step=8),
     Normal(3, 2),
     Normal(0, 1, 0.25),
 ]

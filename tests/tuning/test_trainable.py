@@ -16,7 +16,7 @@ import torch
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.tasks import get_task
 from tune_stn.training import CheckpointError
 from tune_stn.training.schedule_buffer import TRIAL

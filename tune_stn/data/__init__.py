@@ -4,7 +4,7 @@ from tune_stn.data.augment import Cutout, InputDropout, InputScale
 from tune_stn.data.batches import Batch
 from tune_stn.data.corpus import Vocabulary, read_words
 from tune_stn.data.dataset import DatasetSplit
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.data.splits import Split, Splits, random_splits
 from tune_stn.data.text import Text
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.checked import read_whole
-from tune_stn.data.errors import DataError
-from tune_stn.data.folders import cache_folder, env_folder, target_folder
+from tune_stn.data.source import DataError, cache_folder, env_folder, target_folder
 from tune_stn.data.splits import Split
 from tune_stn.files import whole_file
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tune_stn.checked import read_whole
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 EOS = "<eos>"  # ends every line
 MOST_BYTES = 2**30  # the words of such a text take tens of gigabytes

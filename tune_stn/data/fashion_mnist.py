@@ -7,9 +7,8 @@ from pathlib import Path
 import pooch
 from torch import Tensor
 
-from tune_stn.data.errors import DataError
-from tune_stn.data.folders import cache_folder, env_folder, target_folder
 from tune_stn.data.idx import read_idx
+from tune_stn.data.source import DataError, cache_folder, env_folder, target_folder
 from tune_stn.data.splits import Split
 
 CLASSES = 10

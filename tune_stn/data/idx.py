@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 
 _ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tune_stn.checked import read_whole
 from tune_stn.data.corpus import read_words
-from tune_stn.data.errors import DataError
-from tune_stn.data.folders import cache_folder, env_folder
+from tune_stn.data.source import DataError, cache_folder, env_folder
 
 _MOST_BYTES = 2**26  # the largest has 5 million
 SPLITS = ("train", "valid", "test")

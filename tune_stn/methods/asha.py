@@ -38,7 +38,7 @@ def plan(context: Context) -> Plan:
 
 
 class FiniteASHA(AsyncHyperBandScheduler):
-    """Ray's, which would make the cutoff of a rung NaN, and stop nobody there, for one trial that diverged at once."""
+    """Ray's ASHA with finite losses: one trial that diverges makes the cutoff of its rung NaN, which stops no trial."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         loss = min(result.get(METRIC, WORST), WORST)

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from tune_stn.methods.method import Context, Plan
+from tune_stn.methods.pbt import LEAST_POPULATION
 from tune_stn.methods.random import Draws
 from tune_stn.methods.stn import EPOCH_COST
 from tune_stn.tuning.scheduler import STNScheduler
 
-LEAST_POPULATION = 4  # a quartile of fewer is nobody
 COMPARISONS = 4  # in a full trial, at least
-# Of a trial: those since its last comparison, for whoever takes over from it there.
+# Of a trial: those since its last comparison, for the trial that takes over from it there.
 KEPT_CHECKPOINTS = 8
 
 

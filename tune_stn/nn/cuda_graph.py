@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-Function = Callable[..., tuple[Any, ...]]
+TensorFunction = Callable[..., tuple[Any, ...]]
 # Calls before the recording: in these, libraries make their workspaces and code is compiled.
 WARM_UP = 3
 
 
-class Recorded:
+class GraphedFunction:
     """A function of tensors that is recorded, for each set of shapes, after its first `WARM_UP` calls, and replayed.
 
     The function may also read and write what stays where it is, as parameters and running statistics do, and draw from
@@ -29,7 +29,7 @@ class Recorded:
             an earlier one gave.
     """
 
-    def __init__(self, function: Function, *, copies: bool = True) -> None:
+    def __init__(self, function: TensorFunction, *, copies: bool = True) -> None:
         self._function = function
         self._copies = copies
         self._stream: Any = None
@@ -44,7 +44,7 @@ class Recorded:
         if on_gpu and self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in given)
-        counted = is_in_torch_dispatch_mode()  # by somebody who would see no operation in a replay
+        counted = is_in_torch_dispatch_mode()  # e.g. by FlopCounterMode, which sees no operation in a replay
         if counted or (shapes not in self._recordings and self._calls.get(shapes, 0) < WARM_UP):
             self._calls[shapes] = self._calls.get(shapes, 0) + (not counted)
             with aside(self._stream):
@@ -86,7 +86,7 @@ def aside(stream: Any) -> Iterator[None]:
 
 
 def capture(
-    function: Function, given: Sequence[Tensor | None], stream: Any
+    function: TensorFunction, given: Sequence[Tensor | None], stream: Any
 ) -> tuple[Callable[[], object], tuple[Any, ...]]:
     """Record a call, which does nothing yet: what replays it, and what that will write to."""
     graph = torch.cuda.CUDAGraph()

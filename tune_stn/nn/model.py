@@ -259,7 +259,7 @@ class SelfTuningModel(nn.Module):
             )
 
     def mean_sample(self, *, keep_graph: bool = False) -> Sample:
-        """Everybody at the mean hyperparameters: one row, so that responses merge into plain layers.
+        """All examples at the mean hyperparameters, in one row, so that responses merge into plain layers.
 
         With `keep_graph` the response input carries gradients to the raw coordinates, as a hyper-step needs.
         """

@@ -64,7 +64,7 @@ class StochasticDepth(nn.Dropout):
 
 
 def locked_mask_shape(inputs: Tensor, batch_first: bool) -> tuple[int, ...]:
-    """One draw for each example and unit. Raises ValueError where there is no axis for either."""
+    """One draw for each example and unit. Raises ValueError where the input lacks one of the two axes."""
     if inputs.dim() < 3:
         raise ValueError(
             f"locked dropout got an input of shape {tuple(inputs.shape)}; accepted are (time, batch, features), or "

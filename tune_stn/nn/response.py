@@ -219,7 +219,7 @@ class ResponseLayer(Responding):
         return self._per_example(inputs, response_input, mask)
 
     def _merged(self, inputs: Tensor, response_input: Tensor, mask: Tensor | None) -> Tensor:
-        """Everybody shares one response input: one product with merged weights, as dear as the base layer."""
+        """All examples share one response input: one product with merged weights costs the same as the base layer."""
         merged = self.merged(response_input)
         weight = merged["weight"]
         assert weight is not None

@@ -95,7 +95,7 @@ def self_tuning(
     dropouts = _bindings("dropout", dropout, space)
     weight_dropouts = _bindings("weight_dropout", weight_dropout, space)
     for name in (weight_dropout or {}).values():
-        if name not in space.per_batch and name not in space.held:
+        if name not in space.per_batch and name not in space.fixed:
             raise ValueError(
                 f"weight_dropout binds {name!r}, which is drawn for each example, but all examples of a batch share "
                 f"the weights: name it in SearchSpace(..., per_batch=[{name!r}])"
@@ -168,6 +168,6 @@ def _without_response(
 
 def _bindings(keyword: str, bindings: Mapping[str, str] | None, space: SearchSpace) -> Patterns[str]:
     for name in (bindings or {}).values():
-        if name not in space and name not in space.held:
+        if name not in space and name not in space.fixed:
             raise ValueError(f"{keyword} binds the unknown hyperparameter {name!r}; the space has {', '.join(space)}")
     return Patterns(bindings or {}, keyword)

@@ -20,7 +20,7 @@ class Slot:
     Attributes:
         current: The sample inside `using`.
         replayed: The sample of the forward pass that a backward pass is going back through, if any.
-        called: Whether the network, or a method of it, was called since somebody set this to False.
+        called: Whether the network, or a method of it, was called since this was set to False.
         read: Names of the hyperparameters that a training loop was seen to read.
     """
 
@@ -92,16 +92,6 @@ class Slot:
                 leaf = forward_ad.unpack_dual(leaf).tangent  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                 leaf.register_hook(begin)  # type: ignore[no-untyped-call]
-
-
-def per_row(values: Tensor, like: Tensor, *, where: str) -> Tensor:
-    """Reshape `values` of shape `(rows,)` to broadcast over the first axis of `like`, of shape `(batch, ...)`.
-
-    Raises:
-        ValueError: there are several rows and their number is not the batch size of `like`.
-    """
-    check_rows(values.shape[0], like, where=where)
-    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 def check_rows(rows: int, like: Tensor, *, where: str) -> None:

@@ -15,8 +15,9 @@ and the response layers see it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Uniform:
     """A real number in [low, high]; with `step`, only the multiples of `step` in it.
 
     Raises:
-        ValueError: the interval is empty or not finite, or its ends are no multiples of `step`.
+        ValueError: the interval is empty or not finite, or its ends are not multiples of `step`.
     """
 
     low: float
@@ -67,8 +68,8 @@ class Uniform:
     def inverse(self, value: float) -> float:
         _check_member(self, value)
         if self.step is None:
-            return _logit(_off_the_edge((value - self.low) / (self.high - self.low)))
-        return _logit(_cell_centre(value, self.low, self.high, self.step))
+            return logit(_off_the_edge((value - self.low) / (self.high - self.low)))
+        return logit(_cell_centre(value, self.low, self.high, self.step))
 
     def contains(self, value: float) -> bool:
         return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
@@ -110,10 +111,10 @@ class LogUniform:
         _check_member(self, value)
         bottom, top = math.log(self.low), math.log(self.high)
         if self.step is None:
-            return _logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
+            return logit(_off_the_edge((math.log(value) - bottom) / (top - bottom)))
         # The middle of what is rounded to the value.
         first, last = max(value - self.step / 2, self.low), min(value + self.step / 2, self.high)
-        return _logit(((math.log(first) + math.log(last)) / 2 - bottom) / (top - bottom))
+        return logit(((math.log(first) + math.log(last)) / 2 - bottom) / (top - bottom))
 
     def contains(self, value: float) -> bool:
         return _is_between(value, self.low, self.high) and (self.step is None or _is_multiple(value, self.step))
@@ -127,19 +128,18 @@ class LogUniform:
 
 @dataclass(frozen=True)
 class Integer:
-    """An integer in {low, ..., high}, both ends included; `log` spaces it logarithmically.
+    """An integer in {low, ..., high}, both ends included.
 
-    Every integer owns an equal share of sigmoid(raw) (of the logarithm, if `log`), so both ends are reachable, and
-    a start value sits in the middle of its share, so it comes out as itself.
+    Every integer owns an equal share of sigmoid(raw), so both ends are reachable, and a start value sits in the middle
+    of its share, so it comes out as itself.
 
     Raises:
-        ValueError: the interval is empty, the ends are not integers or no multiples of `step`.
+        ValueError: the interval is empty, the ends are not integers or not multiples of `step`.
     """
 
     low: int
     high: int
     step: int = 1
-    log: bool = False
 
     def __post_init__(self) -> None:
         _check_interval(self)
@@ -148,25 +148,13 @@ class Integer:
                 f"an integer domain needs integer ends and steps, got [{self.low}, {self.high}] in steps of {self.step}"
             )
         _check_step(self)
-        if self.log and self.low <= 0:
-            raise ValueError(f"a log domain must be positive, got low={self.low}")
 
     def transform(self, raw: Tensor) -> Tensor:
-        share = torch.sigmoid(_exact(raw))
-        if not self.log:
-            return _pick_cell(share, self.low, self.high, self.step).to(raw.dtype)
-        bottom, top = math.log(self.low), math.log(self.high + self.step)
-        value = torch.exp(bottom + (top - bottom) * share)
-        # Clamped because exp(log(low)) may come out just under low, and sigmoid reaches 1.
-        return (torch.floor(value / self.step) * self.step).clamp(self.low, self.high).to(raw.dtype)
+        return _pick_cell(torch.sigmoid(_exact(raw)), self.low, self.high, self.step).to(raw.dtype)
 
     def inverse(self, value: float) -> float:
         _check_member(self, value)
-        if not self.log:
-            return _logit(_cell_centre(value, self.low, self.high, self.step))
-        bottom, top = math.log(self.low), math.log(self.high + self.step)
-        middle = (math.log(value) + math.log(value + self.step)) / 2
-        return _logit((middle - bottom) / (top - bottom))
+        return logit(_cell_centre(value, self.low, self.high, self.step))
 
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high and value % self.step == 0
@@ -175,8 +163,39 @@ class Integer:
         return min(max(_round_to(value, self.step), self.low), self.high)
 
     def describe(self) -> str:
-        scale = " on a log scale" if self.log else ""
-        return f"the integers {self.low} to {self.high}{scale}" + _step_words(None if self.step == 1 else self.step)
+        return f"the integers {self.low} to {self.high}" + _step_words(None if self.step == 1 else self.step)
+
+
+@dataclass(frozen=True)
+class LogInteger(Integer):
+    """An integer in {low, ..., high}, both ends included and positive, spaced logarithmically.
+
+    Every integer owns the share of sigmoid(raw) that its logarithm has of the interval.
+
+    Raises:
+        ValueError: As for `Integer`; or `low` is not positive.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0:
+            raise ValueError(f"a log domain must be positive, got low={self.low}")
+
+    def transform(self, raw: Tensor) -> Tensor:
+        bottom, top = math.log(self.low), math.log(self.high + self.step)
+        value = torch.exp(bottom + (top - bottom) * torch.sigmoid(_exact(raw)))
+        # Clamped because exp(log(low)) may come out just under low, and sigmoid reaches 1.
+        return (torch.floor(value / self.step) * self.step).clamp(self.low, self.high).to(raw.dtype)
+
+    def inverse(self, value: float) -> float:
+        _check_member(self, value)
+        bottom, top = math.log(self.low), math.log(self.high + self.step)
+        middle = (math.log(value) + math.log(value + self.step)) / 2
+        return logit((middle - bottom) / (top - bottom))
+
+    def describe(self) -> str:
+        scale = f"the integers {self.low} to {self.high} on a log scale"
+        return scale + _step_words(None if self.step == 1 else self.step)
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,35 @@ class Normal:
 
     def describe(self) -> str:
         return "any real number" + _step_words(self.step)
+
+
+# In files -----------------------------------------------------------------------------------------------------------
+
+KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Uniform, LogUniform, Integer, Normal)}
+
+
+def to_entry(domain: Uniform | LogUniform | Integer | Normal) -> tuple[str, dict[str, Any]]:
+    """The kind and the arguments of a domain, as files hold them: a `LogInteger` is an `Integer` with `log`."""
+    if isinstance(domain, Integer):
+        return "Integer", {**asdict(domain), "log": isinstance(domain, LogInteger)}
+    return type(domain).__name__, asdict(domain)
+
+
+def from_entry(kind: str, arguments: Mapping[str, Any]) -> Domain:
+    """The domain that `to_entry` was given.
+
+    Raises:
+        KeyError: There is no such kind.
+        TypeError: An argument is missing or unknown.
+        ValueError: The domain is empty.
+    """
+    arguments = dict(arguments)
+    made = LogInteger if kind == "Integer" and arguments.pop("log", False) else KINDS[kind]
+    domain: Domain = made(**arguments)
+    return domain
+
+
+# Shares of the interval ---------------------------------------------------------------------------------------------
 
 
 def _exact(raw: Tensor) -> Tensor:
@@ -262,7 +310,8 @@ def _off_the_edge(share: float) -> float:
     return 1 - EDGE if share > 1 - ON_THE_EDGE else share
 
 
-def _logit(share: float) -> float:
+def logit(share: float) -> float:
+    """The raw coordinate at which sigmoid(raw) is a share, strictly between 0 and 1."""
     return math.log(share) - math.log1p(-share)
 
 

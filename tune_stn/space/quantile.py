@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import torch
 
-from tune_stn.space.domains import Domain, Normal
+from tune_stn.space.domains import Domain, Normal, logit
 
 
 def quantile(domain: Domain, share: float) -> float:
@@ -17,7 +17,7 @@ def quantile(domain: Domain, share: float) -> float:
         domain: Domain of one hyperparameter.
         share: Share of the draws, strictly between 0 and 1.
     """
-    raw = NormalDist(domain.mean, domain.sd).inv_cdf(share) if isinstance(domain, Normal) else _logit(share)
+    raw = NormalDist(domain.mean, domain.sd).inv_cdf(share) if isinstance(domain, Normal) else logit(share)
     return float(domain.transform(torch.tensor(raw, dtype=torch.float64)))
 
 
@@ -31,7 +31,3 @@ def share_below(domain: Domain, value: float) -> float:
     """
     raw = domain.inverse(value)
     return NormalDist(domain.mean, domain.sd).cdf(raw) if isinstance(domain, Normal) else 1 / (1 + math.exp(-raw))
-
-
-def _logit(share: float) -> float:
-    return math.log(share) - math.log1p(-share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune_stn.space.domains import Domain, Integer, LogUniform, Normal, Uniform
+from tune_stn.space.domains import Domain, Integer, LogInteger, LogUniform, Normal, Uniform
 
 try:
     from ray import tune
@@ -25,14 +25,14 @@ def domain_to_ray(domain: Domain) -> Any:
         case LogUniform(low, high, float() | int() as step):
             return tune.qloguniform(low, high, step)
         # Ray's upper end is exclusive, except where it is quantized by more than 1.
-        case Integer(low, high, 1, False):
-            return tune.randint(low, high + 1)
-        case Integer(low, high, 1, True):
+        case LogInteger(low, high, 1):
             return tune.lograndint(low, high + 1)
-        case Integer(low, high, step, False):
-            return tune.qrandint(low, high, step)
-        case Integer(low, high, step, True):
+        case LogInteger(low, high, step):
             return tune.qlograndint(low, high, step)
+        case Integer(low, high, 1):
+            return tune.randint(low, high + 1)
+        case Integer(low, high, step):
+            return tune.qrandint(low, high, step)
         case Normal(mean, sd, None):
             return tune.randn(mean, sd)
         case Normal(mean, sd, float() | int() as step):
@@ -69,7 +69,7 @@ def _from_numeric(domain: ray_sample.Float | ray_sample.Integer) -> Domain:
     log = isinstance(sampler, ray_sample.LogUniform)
     if isinstance(domain, ray_sample.Integer):
         high = domain.upper if step not in (None, 1) else domain.upper - 1
-        return Integer(domain.lower, high, step or 1, log)
+        return (LogInteger if log else Integer)(domain.lower, high, step or 1)
     if isinstance(sampler, ray_sample.Normal):
         return Normal(sampler.mean, sampler.sd, step)
     return (LogUniform if log else Uniform)(domain.lower, domain.upper, step)

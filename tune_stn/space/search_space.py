@@ -37,12 +37,12 @@ class SearchSpace(Mapping[str, Domain]):
         domains: Name -> domain, in the order in which the tunable state holds them.
         per_batch: Names whose draw is shared by the examples of a batch, because the batch shares the thing they
             regulate (DropConnect, say). Default none: each example has draws of its own.
-        held: Name -> value of hyperparameters that are read, but not tuned by any method (see `hold`); they are not
+        fixed: Name -> value of hyperparameters that are read, but not tuned by any method (see `fix`); they are not
             among the domains. Default none.
 
     Raises:
-        ValueError: the space is empty, a name is no text to call a column by (`''`, `../x`), a name is both tuned and
-            held, `per_batch` names an unknown hyperparameter, or
+        ValueError: the space is empty, a name cannot be the name of a column (`''`, `../x`), a name is both tuned and
+            fixed, `per_batch` names an unknown hyperparameter, or
             a name means something that cannot be tuned by the gradient of the validation loss (learning rate,
             momentum, batch size).
         TypeError: a value is not a domain.
@@ -56,7 +56,7 @@ class SearchSpace(Mapping[str, Domain]):
         domains: Mapping[str, Domain],
         *,
         per_batch: Iterable[str] = (),
-        held: Mapping[str, float] | None = None,
+        fixed: Mapping[str, float] | None = None,
     ) -> None:
         if not domains:
             raise ValueError("the search space is empty: name at least one hyperparameter")
@@ -65,19 +65,19 @@ class SearchSpace(Mapping[str, Domain]):
             check_tunable(name)
             if not isinstance(domain, Domain):
                 raise TypeError(
-                    f"the domain of {name!r} is {domain!r}; accepted are Uniform, LogUniform, Integer and Normal, "
-                    "or Ray Tune's domains through SearchSpace.from_tune"
+                    f"the domain of {name!r} is {domain!r}; accepted are Uniform, LogUniform, Integer, LogInteger "
+                    "and Normal, or Ray Tune's domains through SearchSpace.from_tune"
                 )
         self._domains = dict(domains)
         self.per_batch = frozenset(per_batch)
         if unknown := self.per_batch - self._domains.keys():
             raise ValueError(f"per_batch names {sorted(unknown)}, not in the space: {list(self._domains)}")
-        self.held = dict(held or {})
-        if both := self.held.keys() & self._domains.keys():
-            raise ValueError(f"{sorted(both)[0]!r} is both tuned and held: leave it out of one of the two")
+        self.fixed = dict(fixed or {})
+        if both := self.fixed.keys() & self._domains.keys():
+            raise ValueError(f"{sorted(both)[0]!r} is both tuned and fixed: leave it out of one of the two")
 
-    def hold(self, values: Mapping[str, float]) -> SearchSpace:
-        """The space without these hyperparameters, which are held at these values instead.
+    def fix(self, values: Mapping[str, float]) -> SearchSpace:
+        """The space without these hyperparameters, which are fixed at these values instead.
 
         Raises:
             ValueError: a value is outside its domain, a name is unknown, or nothing would be left to tune.
@@ -86,11 +86,11 @@ class SearchSpace(Mapping[str, Domain]):
             if name not in self._domains:
                 raise ValueError(f"unknown hyperparameter {name!r}; accepted are {', '.join(self._domains)}")
             if not self._domains[name].contains(float(value)):
-                raise ValueError(f"held value {value:g} of {name!r} is outside {self._domains[name].describe()}")
+                raise ValueError(f"fixed value {value:g} of {name!r} is outside {self._domains[name].describe()}")
         domains = {name: domain for name, domain in self.items() if name not in values}
         if not domains:
-            raise ValueError("all hyperparameters would be held: leave at least one to tune")
-        return SearchSpace(domains, per_batch=self.per_batch - values.keys(), held={**self.held, **values})
+            raise ValueError("all hyperparameters would be fixed: leave at least one to tune")
+        return SearchSpace(domains, per_batch=self.per_batch - values.keys(), fixed={**self.fixed, **values})
 
     @classmethod
     def from_tune(cls, domains: Mapping[str, Any], *, per_batch: Iterable[str] = ()) -> SearchSpace:
@@ -128,18 +128,18 @@ class SearchSpace(Mapping[str, Domain]):
         for name, domain in self._domains.items():
             given: object = values[name]
             if isinstance(given, bool) or not isinstance(given, Real):  # numpy's numbers are fine
-                raise ValueError(f"start value of {name!r} is {given!r}, which is no number")
+                raise ValueError(f"start value of {name!r} is {given!r}, which is not a number")
             value = float(given)
             if not domain.contains(value):
                 raise ValueError(f"start value {value:g} of {name!r} is outside {domain.describe()}")
         return {name: float(values[name]) for name in self._domains}
 
     def __eq__(self, other: object) -> bool:
-        """Whether names, domains, what is drawn for the batch and what is held are the same, in whatever order."""
+        """Whether names, domains, what is drawn for the batch and what is fixed are the same, in whatever order."""
         if not isinstance(other, Mapping):
             return NotImplemented
-        per_batch, held = (other.per_batch, other.held) if isinstance(other, SearchSpace) else (frozenset(), {})
-        return (self._domains, self.per_batch, self.held) == (dict(other), per_batch, held)
+        per_batch, fixed = (other.per_batch, other.fixed) if isinstance(other, SearchSpace) else (frozenset(), {})
+        return (self._domains, self.per_batch, self.fixed) == (dict(other), per_batch, fixed)
 
     def __getitem__(self, name: str) -> Domain:
         return self._domains[name]
@@ -151,8 +151,8 @@ class SearchSpace(Mapping[str, Domain]):
         return len(self._domains)
 
     def __repr__(self) -> str:
-        held = f", held={self.held!r}" if self.held else ""
-        return f"SearchSpace({self._domains!r}, per_batch={sorted(self.per_batch)!r}{held})"
+        fixed = f", fixed={self.fixed!r}" if self.fixed else ""
+        return f"SearchSpace({self._domains!r}, per_batch={sorted(self.per_batch)!r}{fixed})"
 
 
 def check_name(name: object) -> None:

@@ -19,7 +19,7 @@ LEAST_SCALE, LARGEST_SCALE = 1e-2, 2.0
 # Where a domain has no end on a side, the number `nearest` is asked for stands in for infinity.
 FAR = 1e30
 # With relative steps, how much faster a raw coordinate moves near the ends of its domain than in the middle, at most.
-FASTEST = 10.0
+LARGEST_FACTOR = 10.0
 
 
 class Tunable(nn.Module):
@@ -70,12 +70,12 @@ class Tunable(nn.Module):
     def values(self, raw: Tensor) -> dict[str, Tensor]:
         """Values of raw coordinates of shape `(rows, n)`: name -> shape `(rows,)`, or `(1,)` if per batch; detached.
 
-        With those that are held, of shape `(1,)`.
+        With those that are fixed, of shape `(1,)`.
         """
         columns = dict(zip(self.space, raw.detach().unbind(-1), strict=True))
         columns |= {name: columns[name][:1] for name in self.space.per_batch}
         tuned = {name: domain.transform(columns[name]) for name, domain in self.space.items()}
-        return tuned | _held(self.space, raw)
+        return tuned | _fixed(self.space, raw)
 
     def mean_values(self) -> dict[str, float]:
         """The value of each hyperparameter at the mean of its perturbation: what schedules record."""
@@ -132,7 +132,7 @@ class Tunable(nn.Module):
         10, takes that slope out. It is 1 for a coordinate without ends.
         """
         share = torch.sigmoid(raw)
-        factor = (0.25 / (share * (1 - share))).clamp(max=FASTEST)
+        factor = (0.25 / (share * (1 - share))).clamp(max=LARGEST_FACTOR)
         bounded = (self.lowest > -FAR) & (self.highest < FAR)
         return torch.where(bounded, factor, torch.ones_like(factor))
 
@@ -141,7 +141,7 @@ class Tunable(nn.Module):
         return torch.log(self.scale() * math.sqrt(2 * math.pi * math.e)).sum()
 
     def constant_sample(self) -> Sample:
-        """Everybody at the mean, one row, with a zero response: what a plain network trains with."""
+        """All examples at the mean, in one row, with a zero response: the sample that a plain network trains with."""
         return Sample(self.values(self.raw[None]))
 
 
@@ -162,12 +162,14 @@ class Constants(nn.Module):
         return dict(zip(self.space, self.value.tolist(), strict=True))
 
     def constant_sample(self) -> Sample:
-        return Sample(dict(zip(self.space, self.value[:, None].unbind(0), strict=True)) | _held(self.space, self.value))
+        return Sample(
+            dict(zip(self.space, self.value[:, None].unbind(0), strict=True)) | _fixed(self.space, self.value)
+        )
 
 
-def _held(space: SearchSpace, like: Tensor) -> dict[str, Tensor]:
-    """Held values, each of shape `(1,)`."""
-    return {name: like.new_full((1,), value) for name, value in space.held.items()}
+def _fixed(space: SearchSpace, like: Tensor) -> dict[str, Tensor]:
+    """Fixed values, each of shape `(1,)`."""
+    return {name: like.new_full((1,), value) for name, value in space.fixed.items()}
 
 
 def inverse_softplus(value: float) -> float:

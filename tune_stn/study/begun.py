@@ -11,7 +11,7 @@ from typing import Any
 from tune_stn.checked import COUNT, TEXT, parse_json, read_whole
 from tune_stn.files import whole_file
 from tune_stn.study.seal import DONE, digest
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 BEGUN = "begun.json"
 VERSION = 1

@@ -32,11 +32,17 @@ from tune_stn.study.state import (
 )
 from tune_stn.tasks.task import Task
 from tune_stn.training.schedule_sources import read_frame
-from tune_stn.training.tables import INCUMBENT, hp_names, read_table, reports_schema, write_table
-from tune_stn.training.tables import SCHEDULE as SCHEDULE_SCHEMA
-from tune_stn.tuning.directory import Labels, labelled
-from tune_stn.tuning.journal import REPORTS, read_reports
-from tune_stn.tuning.recorded import Recorded, read_recorded, report_rows, schedule_rows
+from tune_stn.training.tables import (
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
+    hp_names,
+    read_table,
+    reports_schema,
+    write_table,
+)
+from tune_stn.tuning.recording.directory import Labels, labelled
+from tune_stn.tuning.recording.journal import REPORTS, read_reports
+from tune_stn.tuning.recording.tables import Recorded, read_recorded, report_rows, schedule_rows
 
 if TYPE_CHECKING:
     from tune_stn.study.run import Run
@@ -150,7 +156,7 @@ def _write(task: str, runs: Sequence[tuple[Labels, Path]], schema: pa.Schema, di
     frame, schedule = (pd.concat([one for one in each if len(one)] or each[:1]) for each in (reports, schedules))
     write_table(frame, schema, directory / "reports.parquet")
     write_table(schedule, SCHEDULE_SCHEMA, directory / "schedule.parquet")
-    write_table(best_so_far(frame), INCUMBENT, directory / "incumbent.parquet")
+    write_table(best_so_far(frame), INCUMBENT_SCHEMA, directory / "incumbent.parquet")
 
 
 def _recorded(folder: Path) -> tuple[Recorded, bool]:

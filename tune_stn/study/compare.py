@@ -30,8 +30,8 @@ from tune_stn.study.state import SPARE_FILE, state_folder
 from tune_stn.study.trust import check_sealed, goes_on
 from tune_stn.tasks.task import Task
 from tune_stn.tuning.cluster import Cluster
-from tune_stn.tuning.directory import write_study
 from tune_stn.tuning.ground import GroundLost, naming_a_lost_disk
+from tune_stn.tuning.recording.directory import write_study
 from tune_stn.tuning.signature import NoKey, own_key
 
 Say = Callable[[str], None]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from tune_stn.space.domains import Domain, Integer, LogUniform, Normal, Uniform
+from tune_stn.space.domains import Domain, Integer, LogInteger, LogUniform, Normal, Uniform, from_entry, to_entry
 
-_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Uniform, LogUniform, Integer, Normal)}
 # A normal domain has no ends; this many standard deviations on each side of its mean count as its width.
 _SPREAD = 2.0
 
@@ -23,11 +21,12 @@ def domains_entry(space: Mapping[str, Domain]) -> dict[str, dict[str, Any]]:
 
     A domain of a class that is not one of `tune_stn.space` is left out.
     """
-    return {
-        name: {"kind": type(domain).__name__, **asdict(domain)}
+    entries = {
+        name: to_entry(domain)
         for name, domain in space.items()
         if isinstance(domain, Uniform | LogUniform | Integer | Normal)
     }
+    return {name: {"kind": kind, **arguments} for name, (kind, arguments) in entries.items()}
 
 
 def read_domains(study: Mapping[str, Any]) -> dict[str, Domain]:
@@ -43,7 +42,7 @@ def read_domains(study: Mapping[str, Any]) -> dict[str, Domain]:
     for name, entry in entries.items():
         try:
             arguments = dict(entry)
-            domains[name] = _KINDS[arguments.pop("kind")](**arguments)
+            domains[name] = from_entry(arguments.pop("kind"), arguments)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"study.json is damaged: the domain of {name!r} is {entry!r}; restore it from a copy"
@@ -53,7 +52,7 @@ def read_domains(study: Mapping[str, Any]) -> dict[str, Domain]:
 
 def is_log(domain: Domain) -> bool:
     """Whether a domain spaces its values logarithmically."""
-    return isinstance(domain, LogUniform) or (isinstance(domain, Integer) and domain.log)
+    return isinstance(domain, LogUniform | LogInteger)
 
 
 def looks_log(domain: Domain | None, values: Sequence[float] | NDArray[Any]) -> bool:

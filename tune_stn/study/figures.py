@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from tune_stn.study.controls import FOLLOWED
 from tune_stn.study.domains import bounds_of, looks_log, read_domains
-from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.plots import AXIS_LABELS, MANY_RUNS, present_methods, scale_band
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
 from tune_stn.study.summary import final_values
-from tune_stn.training.tables import hp_names, metric_names
+from tune_stn.training.tables import RUN_COLUMNS, hp_names, metric_names
 
 LOSSES = {"best_val_loss": "validation loss", "test_loss_at_best": "test loss at the best validation loss"}
 _POINTS = 240  # of a curve at most: more than that cannot be told apart on a page
@@ -59,7 +59,7 @@ def with_metrics(results: Results) -> pd.DataFrame:
     numeric = results.reports.select_dtypes("number").columns
     # A trainable of one's own may report columns that have the names of the table's.
     metrics = [name for name in metric_names(numeric) if name not in results.incumbent.columns]
-    keys = [*RUN, "trial_id", "cost_total"]
+    keys = [*RUN_COLUMNS, "trial_id", "cost_total"]
     reports = results.reports.assign(best_val_loss=results.reports["val_loss"])[[*keys, "best_val_loss", *metrics]]
     return results.incumbent.merge(
         reports.drop_duplicates([*keys, "best_val_loss"]), on=[*keys, "best_val_loss"], how="left"
@@ -68,14 +68,14 @@ def with_metrics(results: Results) -> pd.DataFrame:
 
 def _curves(results: Results, found: pd.DataFrame, axis: str, measures: Sequence[str]) -> dict[str, Any]:
     """By method: the mean over its runs, a band of most of them, and each run where there are few in all."""
-    ends = results.reports.groupby(RUN)[axis].max()
-    with_runs = found.groupby(RUN).ngroups <= MANY_RUNS
+    ends = results.reports.groupby(RUN_COLUMNS)[axis].max()
+    with_runs = found.groupby(RUN_COLUMNS).ngroups <= MANY_RUNS
     curves = {}
     for method in present_methods(results):
         rows = found[found["method"] == method]
         points = _thinned(np.unique([*rows[axis], ends[results.study["task"], method].max()]))
         of_measure = {name: mean_curve(rows, points, axis, name) for name in measures}
-        runs: Any = rows.groupby(RUN) if with_runs else ()
+        runs: Any = rows.groupby(RUN_COLUMNS) if with_runs else ()
         curves[method] = {
             "x": _numbers(points),
             "y": {name: _numbers(curve["mean"]) for name, curve in of_measure.items()},
@@ -99,23 +99,23 @@ def _schedules(results: Results) -> list[dict[str, Any]]:
     """A panel for each hyperparameter, with the best trial of each run; a value holds until the next change."""
     domains = read_domains(results.study)
     methods = present_methods(results)
-    best = last_of_each_run(results.incumbent)[[*RUN, "trial_id"]]
-    rows = results.schedule.merge(best, on=[*RUN, "trial_id"])
-    last_steps = results.reports.groupby([*RUN, "trial_id"])["step"].max()
+    best = last_of_each_run(results.incumbent)[[*RUN_COLUMNS, "trial_id"]]
+    rows = results.schedule.merge(best, on=[*RUN_COLUMNS, "trial_id"])
+    last_steps = results.reports.groupby([*RUN_COLUMNS, "trial_id"])["step"].max()
     panels = []
     for name in hp_names(results.reports.columns):
         lines, own = [], rows[rows["hp"] == name]
-        of_trials: Any = own.groupby([*RUN, "trial_id"], sort=False)
+        of_trials: Any = own.groupby([*RUN_COLUMNS, "trial_id"], sort=False)
         for key, trial in of_trials:
             if key[1] not in methods:
                 continue
             kept = _thinned(np.arange(len(trial)))
             step = trial["step"].to_numpy()
             band = scale_band(trial, domains.get(name))
-            edges = {side: _held(edge, kept) for side, edge in zip(("low", "high"), band or (), strict=False)}
+            edges = {side: _to_the_end(edge, kept) for side, edge in zip(("low", "high"), band or (), strict=False)}
             end = max(step[-1], last_steps.get(key, 0))
             line = {"method": key[1], "seed": int(key[2]), "x": _numbers([*step[kept], end])}
-            lines.append(line | {"y": _held(trial["value"].to_numpy(), kept)} | edges)
+            lines.append(line | {"y": _to_the_end(trial["value"].to_numpy(), kept)} | edges)
         log = looks_log(domains.get(name), own["value"].to_numpy(dtype=np.float64))
         panels.append({"name": name, "log": log, "lines": lines})
     return panels
@@ -143,7 +143,7 @@ def _is_wide(found: pd.DataFrame, column: str, times: float) -> bool:
     return bool(len(found) and found[column].min() > 0 and found[column].max() > times * found[column].min())
 
 
-def _held(values: NDArray[np.float64], kept: NDArray[Any]) -> list[float | None]:
+def _to_the_end(values: NDArray[np.float64], kept: NDArray[Any]) -> list[float | None]:
     """The values that are kept, the last of them once more, for it holds to the end."""
     return _numbers([*values[kept], values[-1]])
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from tune_stn.space.domains import Domain, Integer, LogUniform, Uniform
 from tune_stn.study.domains import is_log, looks_log, place_of_raw, read_domains
-from tune_stn.study.incumbent import RUN, last_of_each_run
-from tune_stn.training.tables import hp_names
+from tune_stn.study.incumbent import last_of_each_run
+from tune_stn.training.tables import RUN_COLUMNS, hp_names
 
 if TYPE_CHECKING:
     from tune_stn.study.results import Results
@@ -70,11 +70,11 @@ def importance(results: Results) -> pd.DataFrame:
 
 
 def _of_schedules(results: Results, domains: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
-    best = last_of_each_run(results.incumbent)[[*RUN, "trial_id"]]
-    rows = results.schedule.merge(best, on=[*RUN, "trial_id"])
-    last_steps = results.reports.groupby([*RUN, "trial_id"])["step"].max()
+    best = last_of_each_run(results.incumbent)[[*RUN_COLUMNS, "trial_id"]]
+    rows = results.schedule.merge(best, on=[*RUN_COLUMNS, "trial_id"])
+    last_steps = results.reports.groupby([*RUN_COLUMNS, "trial_id"])["step"].max()
     shares = []
-    for key, trial in rows.groupby([*RUN, "trial_id"], sort=False):
+    for key, trial in rows.groupby([*RUN_COLUMNS, "trial_id"], sort=False):
         if not (trial["source"] == "stn").any() or trial["raw"].isna().any():
             continue
         raw, scale = (
@@ -125,7 +125,7 @@ def _of_random_trials(results: Results, domains: Mapping[str, Domain]) -> Iterat
     reports = results.reports[results.reports["method"] == SAMPLED]
     reports = reports[np.isfinite(reports["val_loss"])]
     columns = [f"hp/{name}" for name in names]
-    trials = reports.groupby([*RUN, "trial_id"])[["val_loss", *columns]].min().dropna()
+    trials = reports.groupby([*RUN_COLUMNS, "trial_id"])[["val_loss", *columns]].min().dropna()
     if len(names) < 2 or len(trials) < LEAST_TRIALS or find_spec("optuna") is None:
         return
     import optuna  # a second of imports
@@ -165,7 +165,7 @@ def _distribution(values: pd.Series, domain: Domain | None) -> Any:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if isinstance(domain, Integer):
-        return IntDistribution(domain.low, domain.high, log=domain.log, step=1 if domain.log else domain.step)
+        return IntDistribution(domain.low, domain.high, log=is_log(domain), step=1 if is_log(domain) else domain.step)
     if isinstance(domain, Uniform | LogUniform):
         return FloatDistribution(domain.low, domain.high, log=is_log(domain))
     return FloatDistribution(float(values.min()), float(values.max()), log=looks_log(domain, values.to_numpy()))

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-RUN = ["task", "method", "seed"]
-"""The columns that name one run: one method on one task at one seed, with all of its trials."""
+from tune_stn.training.tables import RUN_COLUMNS
 
 _ORDER = ["cost_total", "wall_time_s", "trial_id", "report_index"]
-_COLUMNS = [*RUN, "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"]
+_COLUMNS = [*RUN_COLUMNS, "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"]
 
 
 def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
@@ -21,7 +20,7 @@ def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
     never wins. The test loss is that of the winning report; it decides nothing.
 
     Args:
-        reports: The `reports` table; of its columns those of `RUN`, `cost_total`, `wall_time_s`, `trial_id`,
+        reports: The `reports` table; of its columns those of `RUN_COLUMNS`, `cost_total`, `wall_time_s`, `trial_id`,
             `report_index`, `val_loss` and `test_loss` are read.
 
     Returns:
@@ -31,14 +30,14 @@ def best_so_far(reports: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a column is missing, or a report has no `cost_total` and so no place in the order.
     """
-    missing = [name for name in [*RUN, *_ORDER, "val_loss", "test_loss"] if name not in reports]
+    missing = [name for name in [*RUN_COLUMNS, *_ORDER, "val_loss", "test_loss"] if name not in reports]
     if missing:
         raise ValueError(f"reports lack the column(s) {', '.join(missing)}")
     if reports["cost_total"].isna().any():
         raise ValueError("reports hold a row without cost_total: it has no place in the order of cost")
-    finite = reports[np.isfinite(reports["val_loss"])].sort_values([*RUN, *_ORDER], kind="stable")
-    best = finite.groupby(RUN)["val_loss"].cummin()
-    before = best.groupby([finite[name] for name in RUN]).shift()
+    finite = reports[np.isfinite(reports["val_loss"])].sort_values([*RUN_COLUMNS, *_ORDER], kind="stable")
+    best = finite.groupby(RUN_COLUMNS)["val_loss"].cummin()
+    before = best.groupby([finite[name] for name in RUN_COLUMNS]).shift()
     improved = finite[before.isna() | (finite["val_loss"] < before)]
     # A trainable may report columns of these very names.
     losses = {"best_val_loss": improved["val_loss"], "test_loss_at_best": improved["test_loss"]}
@@ -64,7 +63,7 @@ def value_at(
     Raises:
         ValueError: the rows belong to more than one run.
     """
-    if len(incumbent_run[RUN].drop_duplicates()) > 1:
+    if len(incumbent_run[RUN_COLUMNS].drop_duplicates()) > 1:
         raise ValueError("value_at reads one run; select one task, method and seed first")
     at = incumbent_run[axis].to_numpy(dtype=np.float64)
     values = np.append(np.nan, incumbent_run[column].to_numpy(dtype=np.float64))
@@ -73,4 +72,4 @@ def value_at(
 
 def last_of_each_run(incumbent: pd.DataFrame) -> pd.DataFrame:
     """The final incumbent of each run, one row per run: what the summary and the final values are about."""
-    return incumbent.groupby(RUN, as_index=False).tail(1).reset_index(drop=True)
+    return incumbent.groupby(RUN_COLUMNS, as_index=False).tail(1).reset_index(drop=True)

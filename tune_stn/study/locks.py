@@ -29,7 +29,7 @@ DEAD_S = 45.0  # without a beat, a holder on another machine is dead
 WAIT_S = 60.0  # for the process of a run whose study was killed to end
 
 
-class Held(ValueError):
+class Locked(ValueError):
     """Another process has the lock, or another user's file is in its place."""
 
 
@@ -38,9 +38,9 @@ def only_study(directory: Path) -> Iterator[None]:
     """Inside the block, no other study runs in a directory.
 
     Raises:
-        Held: One does; the message says which process, on which machine.
+        Locked: One does; the message says which process, on which machine.
     """
-    with _held(directory / STUDY_LOCK, f"out={directory}: a study is running there", "wait for its end, or stop it"):
+    with _locked(directory / STUDY_LOCK, f"out={directory}: a study is running there", "wait for its end, or stop it"):
         yield
 
 
@@ -49,20 +49,20 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Inside the block, no other process executes the run with this state folder; waits for one that is about to end.
 
     Raises:
-        Held: One does, and has not ended within `WAIT_S`; the message says which, on which machine.
+        Locked: One does, and has not ended within `WAIT_S`; the message says which, on which machine.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f"{folder.name}.lock")  # beside it, for a run that begins anew removes the folder
-    with _held(path, f"{folder} is still written to", "stop it, then resume the study", wait_s=WAIT_S):
+    with _locked(path, f"{folder} is still written to", "stop it, then resume the study", wait_s=WAIT_S):
         yield
 
 
 @contextmanager
-def _held(path: Path, what: str, advice: str, *, wait_s: float = 0.0) -> Iterator[None]:
+def _locked(path: Path, what: str, advice: str, *, wait_s: float = 0.0) -> Iterator[None]:
     until = time.monotonic() + wait_s
     while (descriptor := _take(path)) is None:
         if time.monotonic() >= until:
-            raise Held(f"{what} ({_holder(path)}); {advice}{_when_dead(path)}")
+            raise Locked(f"{what} ({_holder(path)}); {advice}{_when_dead(path)}")
         time.sleep(LOOK_EVERY_S)
     over, mine = threading.Event(), _content(descriptor)
     beats = threading.Thread(target=_beat, args=(descriptor, mine, over), daemon=True)
@@ -99,7 +99,7 @@ def _take(path: Path) -> int | None:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP):
                 raise
-            raise Held(f"{path} cannot be written to ({error.strerror}); remove it if no study is running") from None
+            raise Locked(f"{path} cannot be written to ({error.strerror}); remove it if no study is running") from None
         has_locks = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

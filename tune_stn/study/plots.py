@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from tune_stn.files import whole_file
 from tune_stn.space.domains import Domain
 from tune_stn.study.domains import looks_log, read_domains, values_of_raw
-from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_curve
 from tune_stn.study.summary import final_values
-from tune_stn.training.tables import hp_names
+from tune_stn.training.tables import RUN_COLUMNS, hp_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers, and Tol's muted colours beyond its eight.
 _COLOURS = {
@@ -86,7 +86,7 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     task = _only_task(results)
     figure = Picture(figsize=(8, 5), layout="constrained")
     axes = _plain(figure.add_subplot())
-    many = results.incumbent.groupby(RUN).ngroups > MANY_RUNS
+    many = results.incumbent.groupby(RUN_COLUMNS).ngroups > MANY_RUNS
     means, shade = {}, 0.06 if many else 0.12
     for method, colour in present_methods(results).items():
         if not many:
@@ -109,8 +109,8 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
 
 
 def _draw_runs(axes: Axes, results: Results, method: str, x: str, colour: str) -> None:
-    ends = results.reports.groupby(RUN)[x].max()
-    by_run: Any = results.incumbent[results.incumbent["method"] == method].groupby(RUN)
+    ends = results.reports.groupby(RUN_COLUMNS)[x].max()
+    by_run: Any = results.incumbent[results.incumbent["method"] == method].groupby(RUN_COLUMNS)
     for key, run in by_run:
         at, loss, end = run[x].to_numpy(), run["best_val_loss"].to_numpy(), ends.loc[key]
         axes.step([*at, end], [*loss, loss[-1]], where="post", color=colour, lw=0.8, alpha=0.45)
@@ -160,14 +160,14 @@ def plot_schedules(results: Results) -> Figure:
     names = hp_names(results.reports.columns)
     figure, panels = _panels(names, height=3.2)
     colours = present_methods(results)
-    best = set(last_of_each_run(results.incumbent)[[*RUN, "trial_id"]].itertuples(index=False, name=None))
-    last_step = results.reports.groupby([*RUN, "trial_id"])["step"].max()
+    best = set(last_of_each_run(results.incumbent)[[*RUN_COLUMNS, "trial_id"]].itertuples(index=False, name=None))
+    last_step = results.reports.groupby([*RUN_COLUMNS, "trial_id"])["step"].max()
     domains = read_domains(results.study)
     drawn: dict[str, list[float]] = {name: [] for name in names}
-    trial_of_row = pd.MultiIndex.from_frame(results.schedule[[*RUN, "trial_id"]])
+    trial_of_row = pd.MultiIndex.from_frame(results.schedule[[*RUN_COLUMNS, "trial_id"]])
     self_tuned = trial_of_row[results.schedule["source"] == "stn"].unique()
     shown = results.schedule[trial_of_row.isin(best) | trial_of_row.isin(self_tuned)]  # of thousands, most are neither
-    curves: Any = shown.groupby([*RUN, "trial_id", "hp"], sort=False)
+    curves: Any = shown.groupby([*RUN_COLUMNS, "trial_id", "hp"], sort=False)
     for (*trial, name), rows in curves:
         key, method = tuple(trial), trial[1]
         is_best = key in best

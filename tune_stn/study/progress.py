@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_stn.study.run import Run
-from tune_stn.tuning.journal import EVENT, FAILED, REPORTS, RESTARTED
+from tune_stn.tuning.recording.journal import EVENT, FAILED, REPORTS, RESTARTED
 
 EVERY_S = 10.0  # at most one line of a run's cost in this time, and as many times as long as runs go on
 SHOW_EVERY_S = 0.5

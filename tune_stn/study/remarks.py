@@ -14,11 +14,11 @@ from tune_stn.data.splits import Splits
 from tune_stn.nn.conversion import Conversion
 from tune_stn.space.search_space import SearchSpace
 from tune_stn.study.domains import bounds_of, place
-from tune_stn.study.incumbent import RUN
 from tune_stn.tasks.task import Task
+from tune_stn.training.tables import RUN_COLUMNS
 
 LENGTHS = ("total_steps", "T_max", "total_iters")  # of torch's learning-rate schedules, in steps of their own
-FAR = 1.5  # times the epochs of a run, from which on such a length is no slip of a few epochs
+FAR_LONGER = 1.5  # times the epochs of a run, from which on such a length is not off by a few epochs only
 SLACK = 0.05  # of pixels beyond [0, 1] that rounding and interpolation may make
 AT_THE_BOUND = 0.02  # of the width of a domain
 SHARE, FALL = 4, 0.01  # the last quarter of a run's epochs, and how much of the loss still fell in it
@@ -44,8 +44,8 @@ def after(space: SearchSpace, reports: pd.DataFrame, incumbent: pd.DataFrame) ->
         reports: The table of a study.
         incumbent: The table of a study, best-so-far.
     """
-    best = incumbent.drop_duplicates(RUN, keep="last")[[*RUN, "trial_id"]]
-    of_best: Any = reports.merge(best).groupby(RUN, sort=False)
+    best = incumbent.drop_duplicates(RUN_COLUMNS, keep="last")[[*RUN_COLUMNS, "trial_id"]]
+    of_best: Any = reports.merge(best).groupby(RUN_COLUMNS, sort=False)
     ends = {(str(method), int(seed)): rows for (_, method, seed), rows in of_best}
     return [*_of_bounds(space, ends), *_of_falling_losses(ends)]
 
@@ -67,7 +67,7 @@ def _of_lr_schedule(task: Task, splits: Splits) -> Iterator[str]:
     steps = training.epochs * splits.train.steps(training.batch_size)
     for name in LENGTHS:
         length = getattr(schedule, name, None)
-        if isinstance(length, (int, float)) and length > FAR * training.epochs:
+        if isinstance(length, (int, float)) and length > FAR_LONGER * training.epochs:
             words = f", which are the {steps} training steps of a run" if length == steps else ""
             yield (
                 f"lr_schedule: {type(schedule).__name__} has {name}={length:g}{words}, but it is stepped once an epoch "

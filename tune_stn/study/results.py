@@ -22,8 +22,8 @@ from tune_stn.study.incumbent import best_so_far
 from tune_stn.study.state import CLOCK
 from tune_stn.study.trained import Best, best_of
 from tune_stn.training.tables import (
-    INCUMBENT,
-    SCHEDULE,
+    INCUMBENT_SCHEMA,
+    SCHEDULE_SCHEMA,
     STUDY_SCHEMA_VERSION,
     choice_names,
     hp_names,
@@ -227,8 +227,8 @@ def export_results(results: Results, out: str | Path, format: str) -> list[Path]
     names = list(reports.columns)
     schemas = {
         "reports": reports_schema(metric_names(names), hp_names(names), choice_names(names)),
-        "schedule": SCHEDULE,
-        "incumbent": INCUMBENT,
+        "schedule": SCHEDULE_SCHEMA,
+        "incumbent": INCUMBENT_SCHEMA,
     }
     directory = Path(out)
     written = []

@@ -26,11 +26,11 @@ from tune_stn.training.tables import write_parquet
 from tune_stn.tuning.budget import BudgetStopper
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.failures import Failures, OnFailure
-from tune_stn.tuning.journal import ERRORS, REPORTS
-from tune_stn.tuning.ledger import ENDED
 from tune_stn.tuning.nodes import Watch
-from tune_stn.tuning.recorded import read_own_schedules, read_recorded, report_rows, schedule_rows
-from tune_stn.tuning.recorder import OnReport, Recorder
+from tune_stn.tuning.recording.journal import ERRORS, REPORTS
+from tune_stn.tuning.recording.ledger import ENDED
+from tune_stn.tuning.recording.recorder import OnReport, Recorder
+from tune_stn.tuning.recording.tables import read_own_schedules, read_recorded, report_rows, schedule_rows
 from tune_stn.tuning.shared_task import SharedTask, share
 from tune_stn.tuning.signature import SEALS, Sealer, check_state
 from tune_stn.tuning.slots import InSlots
@@ -174,8 +174,8 @@ def execute(
     Raises:
         NothingToFollow: the run that this one is made from has no result; nothing was started or written.
         NodesLost: no node of the cluster has had what a trial needs for some time; what was done is kept.
-        Interrupted: somebody pressed Ctrl-C; what was done is kept.
-        Held: another process executes the run, and goes on to.
+        Interrupted: The user pressed Ctrl-C; what was done is kept.
+        Locked: another process executes the run, and goes on to.
         NotSealed: Ray Tune's state of the run is not signed with the key.
         ValueError: the method cannot search the task's space.
     """

@@ -17,7 +17,7 @@ import pandas as pd
 from tune_stn.checked import parse_json, read_whole
 from tune_stn.files import whole_file
 from tune_stn.training.tables import read_table
-from tune_stn.tuning.journal import REPORTS
+from tune_stn.tuning.recording.journal import REPORTS
 
 SCHEDULE, DONE = "schedule.parquet", "done.json"
 RECORD_VERSION = 1

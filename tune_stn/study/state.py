@@ -10,7 +10,7 @@ from typing import Any
 
 from tune_stn.checked import read_whole
 from tune_stn.study.seal import has_unfit_files, read_done, rows_of_tables, why_unfit
-from tune_stn.tuning.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
+from tune_stn.tuning.recording.journal import ERRORS, EVENT, FAILED, REPORTS, RESTARTED, read_lines
 
 SPARE_FILE = ".spare"  # in the study's directory while it runs: room for the last words, should there be no other
 CLOCK = ("startup_s", "wall_time_s", "device_time_s", "slots", "slots_in_use")  # of a closing record, see `run.execute`

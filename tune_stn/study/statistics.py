@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from tune_stn.study.incumbent import RUN, last_of_each_run, value_at
+from tune_stn.study.incumbent import last_of_each_run, value_at
+from tune_stn.training.tables import RUN_COLUMNS
 
 _SIGN_PATTERNS = 2**16  # those of 16 pairs are all enumerated; of more pairs, as many are drawn
 LEAST_FOR_A_BAND = 5
@@ -81,7 +82,7 @@ def mean_curve(
         is cut to the shortest.
     """
     points = np.asarray(at, dtype=np.float64)
-    runs = [value_at(run, points, column, axis=axis) for _, run in incumbent.groupby(RUN)]
+    runs = [value_at(run, points, column, axis=axis) for _, run in incumbent.groupby(RUN_COLUMNS)]
     table = np.array(runs).reshape(len(runs), points.size)
     if len(runs) < LEAST_FOR_A_BAND:
         low = high = np.full(points.size, nan)

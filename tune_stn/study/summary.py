@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from tune_stn.study.controls import FOLLOWED, control_cells, control_words
-from tune_stn.study.incumbent import RUN, last_of_each_run
+from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval
-from tune_stn.training.tables import hp_names
+from tune_stn.training.tables import RUN_COLUMNS, hp_names
 
-_TRIAL = [*RUN, "trial_id"]
+_TRIAL = [*RUN_COLUMNS, "trial_id"]
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def _spent(reports: pd.DataFrame, followed: pd.DataFrame) -> dict[str, float]:
         followed: Reports of the method whose runs its own are made from; their totals begin there, but not device time,
             which is counted within each trial, as `cost` is.
     """
-    runs = reports.groupby(RUN)
+    runs = reports.groupby(RUN_COLUMNS)
     paid = pd.concat([reports, followed[followed["seed"].isin(reports["seed"])]])
     device = paid.groupby(_TRIAL)["device_time_s"].max()
     return {

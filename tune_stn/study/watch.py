@@ -36,7 +36,7 @@ def watch(
     """
     had_ended = True  # then one page is enough
     while True:
-        ended = not goes_on(directory)
+        ended = not is_running(directory)
         results = load_results(directory)
         page = write_report(results)
         done = len(list(directory.glob(f"state/*/{DONE}")))
@@ -49,7 +49,7 @@ def watch(
         sleep(min(every_s, AFTER_END_S) if ended else every_s)
 
 
-def goes_on(directory: Path) -> bool:
+def is_running(directory: Path) -> bool:
     """Whether a study, or the run of a recorder, runs, as far as its files say: one that was killed seems to."""
     if (directory / SPARE_FILE).exists() or is_behind(directory):
         return True

@@ -22,7 +22,7 @@ TASKS: Mapping[str, str] = {
 }
 
 
-def check_name(name: str) -> None:
+def check_task_name(name: str) -> None:
     """Refuse what names no task, whatever there is in modules of the user's own.
 
     Raises:

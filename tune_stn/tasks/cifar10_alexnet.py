@@ -15,7 +15,7 @@ from tune_stn.tasks.cifar10 import COLOUR, COLOUR_SPACE, load
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task, accuracy
 
-DROPOUTS = (*(f"dropout_conv_{i}" for i in range(1, 6)), "dropout_fc_1", "dropout_fc_2")
+DROPOUT_RATES = (*(f"dropout_conv_{i}" for i in range(1, 6)), "dropout_fc_1", "dropout_fc_2")
 
 
 def cifar10_alexnet(
@@ -32,7 +32,7 @@ def cifar10_alexnet(
     """
     check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, width=width)
     space: dict[str, Domain] = {
-        **{name: Uniform(0.0, 0.9) for name in DROPOUTS},
+        **{name: Uniform(0.0, 0.9) for name in DROPOUT_RATES},
         "input_dropout": Uniform(0.0, 1.0),
         "input_scale": Uniform(0.0, 0.3),
         **COLOUR_SPACE,
@@ -47,7 +47,7 @@ def cifar10_alexnet(
         data=lambda seed: load(train_images, valid_images, test_images, data_dir, seed),
         space=SearchSpace(space),
         start={**dict.fromkeys(space, 0.05), "cutout_length": 4, "cutout_holes": 1},
-        dropout={name: name for name in DROPOUTS},
+        dropout={name: name for name in DROPOUT_RATES},
         # Colour first, for it needs real pixels; input noise last, as in a layer of the network.
         augmentations=(COLOUR, Cutout(max_holes=4), InputScale(), InputDropout()),
         metrics={"accuracy": accuracy},

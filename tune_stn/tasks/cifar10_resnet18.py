@@ -62,13 +62,15 @@ class ResNet18(nn.Sequential):
         for i in range(4):
             for block in (1, 2):
                 stride = 2 if i > 0 and block == 1 else 1
-                layers[f"stage_{i + 1}_block_{block}"] = Block(channels, channels := width * 2**i, stride=stride)
+                layers[f"stage_{i + 1}_block_{block}"] = ResidualBlock(
+                    channels, channels := width * 2**i, stride=stride
+                )
         layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "dropout": nn.Dropout()}
         layers["output"] = nn.Linear(channels, CLASSES)
         super().__init__(layers)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
     def __init__(self, channels: int, out: int, *, stride: int) -> None:

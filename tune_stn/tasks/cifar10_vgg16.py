@@ -15,7 +15,7 @@ from tune_stn.tasks.task import Task, accuracy
 
 # Output channels of the convolutions, in units of the width; each stage ends with a pooling.
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
-DROPOUTS = (*(f"dropout_{i}" for i in range(14)), "dropout_fc_1", "dropout_fc_2")
+DROPOUT_RATES = (*(f"dropout_{i}" for i in range(14)), "dropout_fc_1", "dropout_fc_2")
 
 
 def cifar10_vgg16(
@@ -32,15 +32,15 @@ def cifar10_vgg16(
     convolutions whole channels are dropped.
     """
     check_sizes(train_images=train_images, valid_images=valid_images, test_images=test_images, width=width)
-    space: dict[str, Domain] = {**{name: Uniform(0.0, 0.95) for name in DROPOUTS}, **AUGMENTATION_SPACE}
+    space: dict[str, Domain] = {**{name: Uniform(0.0, 0.95) for name in DROPOUT_RATES}, **AUGMENTATION_SPACE}
     return Task(
         name="cifar10-vgg16",
         description="CIFAR-10, VGG16",
         model=lambda: vgg16(width).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         data=lambda seed: load(train_images, valid_images, test_images, data_dir, seed),
         space=SearchSpace(space),
-        start={**dict.fromkeys(DROPOUTS, 0.05), **AUGMENTATION_START},
-        dropout={name: name for name in DROPOUTS},
+        start={**dict.fromkeys(DROPOUT_RATES, 0.05), **AUGMENTATION_START},
+        dropout={name: name for name in DROPOUT_RATES},
         augmentations=AUGMENTATIONS,
         metrics={"accuracy": accuracy},
         training=TRAINING,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tune_stn.data.augment import InputScale
-from tune_stn.data.errors import DataError
+from tune_stn.data.source import DataError
 from tune_stn.data.splits import Splits, random_splits
 from tune_stn.nn.penalties import WeightDecay
 from tune_stn.space import LogUniform, SearchSpace, Uniform

@@ -102,7 +102,7 @@ def lstm_language_model(words: int, hidden: int, layers: int) -> dict[str, Any]:
     }
 
 
-def texts(
+def text_splits(
     words: Mapping[str, Sequence[str]], lengths: Mapping[str, int | None], vocabulary: int, window: int
 ) -> Splits:
     """Splits that go on from batch to batch, with `window` tokens a batch; the rest is as for `encoded`."""

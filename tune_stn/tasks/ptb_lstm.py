@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tune_stn.data import ptb
 from tune_stn.tasks.arguments import check_sizes
-from tune_stn.tasks.language import lstm_language_model, texts
+from tune_stn.tasks.language import lstm_language_model, text_splits
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -31,7 +31,7 @@ def ptb_lstm(
     return Task(
         name="ptb-lstm",
         description="Penn Treebank, LSTM",
-        data=lambda seed: texts(ptb.load(data_dir), lengths, vocabulary, window),
+        data=lambda seed: text_splits(ptb.load(data_dir), lengths, vocabulary, window),
         **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=200,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_stn.tasks.arguments import check_settings
-from tune_stn.tasks.builtin import TASKS, check_name
+from tune_stn.tasks.builtin import TASKS, check_task_name
 from tune_stn.tasks.own_code import OwnCodeError, is_refusal, own_code
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
@@ -49,7 +49,7 @@ def get_task(name: str | Task, **settings: Any) -> Task:
                 raise ValueError(f"{_named(given)} of task {name!r}: not accepted ({error})") from error
             raise OwnCodeError(f"the function of task {name!r}", error) from error
     if not isinstance(task, Task):
-        raise ValueError(f"{name!r} gave {type(task).__name__}, which is no tune_stn.Task")
+        raise ValueError(f"{name!r} gave {type(task).__name__}, which is not a tune_stn.Task")
     overrides = {key: value for key, value in settings.items() if key in training_names and key not in own}
     try:
         return replace(task, training=replace(task.training, **overrides)) if overrides else task
@@ -72,7 +72,7 @@ def setting_names(name: str) -> tuple[str, ...]:
 
 
 def _find(name: str) -> Callable[..., Task] | Task:
-    check_name(name)
+    check_task_name(name)
     if name in TASKS:
         file, _, function = TASKS[name].partition(":")
         built_in: Callable[..., Task] = getattr(importlib.import_module(f"tune_stn.tasks.{file}"), function)

@@ -56,7 +56,7 @@ def mean_over_examples(
     """Mark a loss or metric as a mean over the examples of its batch, or over what else `count` counts.
 
     It is then evaluated batch by batch. Anything else is evaluated once on the outputs of a whole split: an F1 or a
-    class-weighted loss of the split is no mean of those of its batches.
+    class-weighted loss of the split is not the mean of those of its batches.
 
     Args:
         function: The loss or metric, of `(outputs, targets)`.
@@ -178,7 +178,7 @@ class Task:
         read.update(*(reader.names for reader in self.augmentations))
         read.update(*(reader.names for reader in self.label_augmentations))
         read.update(*(reader.names for reader in self.penalties))
-        if unknown := sorted(read - set(self.space) - set(self.space.held)):
+        if unknown := sorted(read - set(self.space) - set(self.space.fixed)):
             raise ValueError(f"task {self.name!r} reads {unknown[0]!r}, not in its space: {', '.join(self.space)}")
         if unread := [name for name in self.space if name not in read]:
             raise ValueError(
@@ -188,15 +188,15 @@ class Task:
             )
 
     def tuning_only(self, *names: str) -> Task:
-        """The same task with these hyperparameters to tune, the others held at their start values.
+        """The same task with these hyperparameters to tune, the others fixed at their start values.
 
         Raises:
             ValueError: a name is not of the space, or none is given.
         """
         if unknown := [name for name in names if name not in self.space]:
             raise ValueError(f"unknown hyperparameter {unknown[0]!r}; task {self.name!r} has {', '.join(self.space)}")
-        held = {name: value for name, value in self.start.items() if name not in names}
-        return replace(self, space=self.space.hold(held), start={name: self.start[name] for name in names})
+        fixed = {name: value for name, value in self.start.items() if name not in names}
+        return replace(self, space=self.space.fix(fixed), start={name: self.start[name] for name in names})
 
 
 @mean_over_examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tune_stn.data import paradise_lost
 from tune_stn.tasks.arguments import check_sizes
-from tune_stn.tasks.language import lstm_language_model, texts
+from tune_stn.tasks.language import lstm_language_model, text_splits
 from tune_stn.tasks.settings import Training
 from tune_stn.tasks.task import Task
 
@@ -28,7 +28,7 @@ def text_lstm(
     return Task(
         name="text-lstm",
         description="Paradise Lost, LSTM",
-        data=lambda seed: texts(paradise_lost.load(), lengths, vocabulary, window),
+        data=lambda seed: text_splits(paradise_lost.load(), lengths, vocabulary, window),
         **lstm_language_model(vocabulary, hidden, layers),
         training=Training(
             epochs=30,

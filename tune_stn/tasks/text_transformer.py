@@ -109,7 +109,7 @@ class LanguageTransformer(nn.Module):
         self.embedding = nn.Embedding(words, width)
         self.position = nn.Parameter(torch.randn(window, width) * 0.02)
         self.dropout = nn.Dropout()
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.decoder = nn.Linear(width, words)
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(width))
@@ -125,7 +125,7 @@ class LanguageTransformer(nn.Module):
         return self.decoder(self.norm(hidden))  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Two residual branches: attention to what comes before, and a hidden layer; `(batch, time, width)`."""
 
     def __init__(self, width: int, heads: int) -> None:

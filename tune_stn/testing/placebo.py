@@ -68,7 +68,7 @@ def placebo(task: Task) -> Task:
         space=SearchSpace(
             dict.fromkeys(names, Uniform(0.0, HIGH)),
             per_batch=[name for name in names if name in task.space.per_batch],
-            held=task.space.held,
+            fixed=task.space.fixed,
         ),
         start=dict.fromkeys(names, START),
         augmentations=augmentations,

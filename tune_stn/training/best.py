@@ -11,7 +11,7 @@ from torch import Tensor
 from tune_stn.nn.model import SelfTuningModel
 
 
-class Best:
+class BestEpoch:
     """The epoch with the least validation loss so far.
 
     Args:

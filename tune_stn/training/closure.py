@@ -65,7 +65,7 @@ class Closure:
         return self
 
     def __len__(self) -> int:
-        """The number of examples; 1 where nobody knows, for the batch has one part."""
+        """The number of examples; 1 where it is unknown, for the batch has one part."""
         return examples(self.tensors, {}) if self.tensors else 1
 
     @property

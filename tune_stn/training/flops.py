@@ -13,31 +13,31 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tune_stn.nn.without_compiler import undecorated
 
 aten = torch.ops.aten
-Shape = torch.Size
+Size = torch.Size
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+def _attention(query: Size, key: Size, value: Size, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _attention_backward(of_output: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+def _attention_backward(of_output: Size, query: Size, key: Size, value: Size, *_: Any, **__: Any) -> int:
     return int(sdpa_backward_flop_count(of_output, query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _recurrent(inputs: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+def _recurrent(inputs: Size, weights: Sequence[Size], *_: Any, **__: Any) -> int:
     """Each matrix is multiplied once for each example and step; of biases there is no product."""
     return 2 * math.prod(inputs[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
 
 
-def _lstm(inputs: Shape, of_inputs: Shape, of_hidden: Shape, *_: Any, **__: Any) -> int:
+def _lstm(inputs: Size, of_inputs: Size, of_hidden: Size, *_: Any, **__: Any) -> int:
     return _recurrent(inputs, (of_inputs, of_hidden))
 
 
-def _lstm_backward(inputs: Shape, of_inputs: Shape, of_hidden: Shape, *_: Any, **__: Any) -> int:
+def _lstm_backward(inputs: Size, of_inputs: Size, of_hidden: Size, *_: Any, **__: Any) -> int:
     return 2 * _lstm(inputs, of_inputs, of_hidden)
 
 
-def _recurrent_backward(inputs: Shape, weights: Sequence[Shape], *rest: Any, **_: Any) -> int:
+def _recurrent_backward(inputs: Size, weights: Sequence[Size], *rest: Any, **_: Any) -> int:
     """Of the data always, of the weights if the last argument says so."""
     passes = 2 if rest[-1][3] else 1
     return passes * _recurrent(inputs, weights)

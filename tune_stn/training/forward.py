@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tune_stn.data.batches import Batch
 from tune_stn.nn.first_order import first_order, map_tensors, to_first_order
 from tune_stn.nn.lstm import ResponseLSTM
-from tune_stn.nn.lstm_autocast import lstms_run
-from tune_stn.nn.lstm_graph import Graphed
+from tune_stn.nn.lstm.autocast import lstms_run
+from tune_stn.nn.lstm.graph import Graphed
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.observe import Activations, observing
 from tune_stn.nn.penalties import NORMS

@@ -268,8 +268,8 @@ class Schedule:
         """Raise ValueError unless all names are of the space, and all values in their domains."""
         if unknown := [name for name in self.names if name not in space]:
             raise ValueError(
-                f"the schedule has {unknown[0]!r}, which is no hyperparameter of this task; it has {', '.join(space)}. "
-                "Schedule.select(...) leaves out what is not wanted"
+                f"the schedule has {unknown[0]!r}, which is not a hyperparameter of this task; it has "
+                f"{', '.join(space)}. Schedule.select(...) leaves out what is not wanted"
             )
         for name, column in zip(self.names, self.values.T, strict=True):
             for time, value in zip(self.times.tolist(), column.tolist(), strict=True):

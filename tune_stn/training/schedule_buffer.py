@@ -23,7 +23,7 @@ UNTIL, TRIAL = b"tune_stn.until_step", b"tune_stn.trial_id"
 
 @dataclass
 class ScheduleBuffer:
-    """Raw coordinates and scales at each recorded step; kept on their device until somebody looks.
+    """Raw coordinates and scales at each recorded step; kept on their device until they are read.
 
     Attributes:
         steps, epochs, sources: One entry for each record.

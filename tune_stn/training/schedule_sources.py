@@ -13,9 +13,8 @@ from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 from pyarrow.fs import FileSystem
 
 from tune_stn.checked import COUNT, FINITE, TEXT, Shape, is_unicode, parse_json, read_whole
-from tune_stn.training.tables import read_parquet, to_frame
+from tune_stn.training.tables import RUN_COLUMNS, read_parquet, to_frame
 
-RUN = ["task", "method", "seed"]
 # A row of these sources took effect after a step of its epoch; those of others, when their epoch began.
 AFTER_A_STEP = ("stn", "replay")
 COPIED = ("explore", "exploit")
@@ -23,7 +22,7 @@ LISTED = 6
 MOST_POLICY_BYTES = 2**26  # a hundred thousand changes
 _LINE: Shape = [(TEXT, COUNT, {})]  # texts, iterations and configs
 _CLOCKS = ("step", "epoch", "training_iteration")
-_LABELS = (*RUN, "trial_id")
+_LABELS = (*RUN_COLUMNS, "trial_id")
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
@@ -145,7 +144,7 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     chosen = frame
     for column, value in wanted.items():
         chosen = chosen[chosen[column] == value]
-    labels = [column for column in (*RUN, "trial_id") if column in frame]
+    labels = [column for column in (*RUN_COLUMNS, "trial_id") if column in frame]
     if not len(chosen):
         words = " and ".join(f"{column} {value!r}" for column, value in wanted.items())
         raise ValueError(f"the table has no rows{' of ' if words else ''}{words}, but of: {_trials(frame[labels])}")
@@ -158,7 +157,7 @@ def trial_rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         return _unbroken(chosen)
     if absent := [column for column in ("step", "source") if column not in frame]:
         raise ValueError(f"the table has the column 'parent_trial_id', but no {absent[0]!r} to tell the copies by")
-    run = [column for column in RUN if column in frame]
+    run = [column for column in RUN_COLUMNS if column in frame]
     of_run = (frame[run] == trials[run].iloc[0]).all(axis=1)
     return _lineage(frame[of_run].reset_index(drop=True), trials["trial_id"].iloc[0])
 

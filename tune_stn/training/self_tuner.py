@@ -84,7 +84,7 @@ class SelfTuner:
         since_hyper_step: Training steps since the last hyper-step.
 
     Raises:
-        TypeError: `net` is no self-tuning network, or a setting is the loop's own.
+        TypeError: `net` is not a self-tuning network, or a setting is the loop's own.
         ValueError: The algorithm is unknown or needs another response, a setting is outside what it accepts, or the
             optimizer does not hold the network's parameters.
 
@@ -189,7 +189,7 @@ class SelfTuner:
             The loss, detached.
 
         Raises:
-            TypeError: The closure is no function, or does not give a tensor of one number.
+            TypeError: The closure is not a function, or does not give a tensor of one number.
             RuntimeError: The network is in evaluation mode.
             ValueError: The closure did not call the network or its loss has no gradient; or a batch is to be
                 accumulated and its tensors are not given.
@@ -252,7 +252,7 @@ class SelfTuner:
         """Whether a hyper-step is to come now: `train_steps` training steps after the last, if the rule has one due."""
         return self.rule.tunes and self.since_hyper_step >= self.rule.training.train_steps and self.rule.due
 
-    # A loop of somebody else's, which does backward and step itself ---------------------------------------------------
+    # The loop of another library, which does backward and step itself -------------------------------------------------
 
     def training_sample(self) -> Sample | Draw:
         """What the rule trains the weights with, for one batch: `with net.using(tuner.training_sample()):` around it.

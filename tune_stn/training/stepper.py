@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tune_stn.data.batches import Batch
-from tune_stn.nn.cuda_graph import Recorded
+from tune_stn.nn.cuda_graph import GraphedFunction
 from tune_stn.nn.model import SelfTuningModel
 from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Tunable
@@ -51,7 +51,7 @@ class Stepper:
         self.groups = groups
         self.lr_schedules = dict(lr_schedules or {})
         self.processes = processes
-        self._recorded: dict[Any, Recorded] | None = None
+        self._recorded: dict[Any, GraphedFunction] | None = None
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
         """The parameters of the groups of these names; a group that the run has not is empty."""
@@ -90,7 +90,7 @@ class Stepper:
                 def of_tensors(inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, ...]:
                     return _gradients(losses, replace(like, inputs=inputs, targets=targets), parameters)
 
-                self._recorded[losses, to] = Recorded(of_tensors, copies=False)
+                self._recorded[losses, to] = GraphedFunction(of_tensors, copies=False)
             total, *gradients = self._recorded[losses, to](batch.inputs, batch.targets)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient

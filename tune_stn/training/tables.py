@@ -30,10 +30,11 @@ ALLOWED = {
 _NULLABLE = {"raw", "scale", "parent_trial_id"}  # methods that have none write null
 _TEXT = {"task", "method", "trial_id", "parent_trial_id", "hp", "status", "source"}
 _INTEGER = {"seed", "report_index", "epoch", "step"}
-_RUN = ("task", "method", "seed")
+RUN_COLUMNS = ["task", "method", "seed"]
+"""The columns that name one run: one method on one task at one seed, with all of its trials."""
 _REPORTS = (
     *(
-        *_RUN,
+        *RUN_COLUMNS,
         "trial_id",
         "report_index",
         "epoch",
@@ -46,7 +47,7 @@ _REPORTS = (
     *("train_loss", "val_loss", "test_loss"),
 )
 CHOICE = "choice/"
-"""Before the name of a hyperparameter that is no number, in the column with its value as text."""
+"""Before the name of a hyperparameter that is not a number, in the column with its value as text."""
 RESERVED = frozenset({*_REPORTS, *_TEXT, *_INTEGER, "segment", "reason"})
 """Names that no column of a trainable's own can have."""
 _ATTRIBUTES = b"PANDAS_ATTRS"  # where pandas writes `DataFrame.attrs`
@@ -70,15 +71,15 @@ def _schema(name: str, columns: Iterable[str]) -> pa.Schema:
     return pa.schema(fields, {_KEY_NAME: name.encode(), _KEY_VERSION: str(STUDY_SCHEMA_VERSION).encode()})
 
 
-SCHEDULE = _schema(
+SCHEDULE_SCHEMA = _schema(
     "schedule",
-    (*_RUN, "trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "raw", "scale", "source"),
+    (*RUN_COLUMNS, "trial_id", "parent_trial_id", "step", "epoch", "hp", "value", "raw", "scale", "source"),
 )
 """Value of every hyperparameter over training, long: one row per change of one hyperparameter."""
 
-INCUMBENT = _schema(
+INCUMBENT_SCHEMA = _schema(
     "incumbent",
-    (*_RUN, "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"),
+    (*RUN_COLUMNS, "cost_total", "wall_time_s", "trial_id", "best_val_loss", "test_loss_at_best"),
 )
 """Best-so-far, as `incumbent.best_so_far` gives it."""
 
@@ -92,8 +93,8 @@ def reports_schema(metrics: Sequence[str], hps: Sequence[str], choices: Sequence
     Args:
         metrics: Names of the task's own metrics, e.g. `val_accuracy`.
         hps: Names of the hyperparameters, without the `hp/` of their columns.
-        choices: Names of those that are no numbers, without the `choice/` of their columns; their values are text.
-            Default none.
+        choices: Names of hyperparameters that are not numbers, without the `choice/` of their columns; their values are
+            text. Default none.
 
     Raises:
         ValueError: a metric has the name of another column.
@@ -111,7 +112,7 @@ def hp_names(columns: Iterable[str]) -> list[str]:
 
 
 def choice_names(columns: Iterable[str]) -> list[str]:
-    """Names of the hyperparameters that are no numbers, among the columns of a `reports` table."""
+    """Names of the hyperparameters that are not numbers, among the columns of a `reports` table."""
     return [name.removeprefix(CHOICE) for name in columns if name.startswith(CHOICE)]
 
 
@@ -188,7 +189,7 @@ def read_table(path: Path, name: str) -> pd.DataFrame:
         reports = reports_schema(metric_names(names), hp_names(names), choice_names(names))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {advice}") from None
-    expected = {"reports": reports, "schedule": SCHEDULE, "incumbent": INCUMBENT}[name]
+    expected = {"reports": reports, "schedule": SCHEDULE_SCHEMA, "incumbent": INCUMBENT_SCHEMA}[name]
     if not table.schema.equals(expected):
         raise ValueError(f"{path} lacks columns of the {name} table, or has others; run the study again")
     try:

@@ -18,8 +18,8 @@ from tune_stn.nn.penalties import OptimizerWeightDecay
 from tune_stn.space.tunable import Constants, Tunable
 from tune_stn.tasks.arguments import check_splits
 from tune_stn.tasks.task import Task
-from tune_stn.training.best import Best
-from tune_stn.training.checkpoint import CheckpointError
+from tune_stn.training.best import BestEpoch
+from tune_stn.training.checkpoint import CheckpointError, taken_over
 from tune_stn.training.cost import CostMeter, make_meter
 from tune_stn.training.divergence import Restarts, why_diverged
 from tune_stn.training.evaluation import evaluate, hyper_report
@@ -35,7 +35,6 @@ from tune_stn.training.schedule_buffer import ScheduleBuffer
 from tune_stn.training.seeds import derive_seed, own_draws, stream
 from tune_stn.training.self_tuner import SelfTuner
 from tune_stn.training.stepper import make_stepper
-from tune_stn.training.take_over import taken_over
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ class Trainer:
         self.diverged: str | None = None
         self.restarted: str | None = None
         self.branch = ""
-        self._best = Best(keep=task.training.keep_best)
+        self._best = BestEpoch(keep=task.training.keep_best)
         self._restarts = Restarts(task.training.restarts)
 
     def record_steps(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from tune_stn.tuning.recorder import Recorder
+from tune_stn.tuning.recording.recorder import Recorder
 
 # A run in which nearly every trial fails would never spend its budget: it is given up after this many failures
 # without a success in between.

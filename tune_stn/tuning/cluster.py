@@ -316,7 +316,7 @@ def _check_address(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at an address: Ray itself tries for minutes, and then ends the process."""
+    """Raise OSError if no server listens at an address: Ray itself tries for minutes, and then ends the process."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 

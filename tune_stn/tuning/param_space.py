@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from ray import tune
@@ -12,7 +11,7 @@ from ray.tune.search import sample as ray_sample
 # Tune's own searchers find the domains of a nested param_space with this; the public API has nothing for it.
 from ray.tune.search.variant_generator import parse_spec_vars
 
-from tune_stn.space import Integer, LogUniform, Normal, Uniform
+from tune_stn.space.domains import KINDS, from_entry, to_entry
 from tune_stn.space.ray_domains import domain_from_ray, domain_to_ray
 from tune_stn.tasks.registry import get_task
 from tune_stn.tasks.task import Task
@@ -20,7 +19,6 @@ from tune_stn.tuning.trainable import OWN_KEYS
 
 # Tune shows a searcher (token, hash) in place of an object, or of a sampling function, in param_space.
 HIDDEN = ("__ref_ph", "__fn_ph")
-NUMERICAL: Mapping[str, Any] = {kind.__name__: kind for kind in (Uniform, LogUniform, Integer, Normal)}
 CONTAINERS: Mapping[str, Any] = {"choice": tune.choice, "list": list, "tuple": tuple}
 
 
@@ -90,7 +88,7 @@ def to_json(value: Any, name: str = "param_space") -> Any:
         return {"choice": [to_json(category, name) for category in value.categories]}
     if isinstance(value, ray_sample.Domain):
         domain: Any = domain_from_ray(name, value)
-        return {type(domain).__name__: asdict(domain)}
+        return dict([to_entry(domain)])
     if isinstance(value, dict):
         return {"dict": [[key, to_json(entry, str(key))] for key, entry in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -103,8 +101,8 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    if kind in NUMERICAL:
-        return domain_to_ray(NUMERICAL[kind](**content))
+    if kind in KINDS:
+        return domain_to_ray(from_entry(kind, content))
     if kind == "dict":
         return {key: from_json(entry) for key, entry in content}
     return CONTAINERS[kind]([from_json(entry) for entry in content])

@@ -25,7 +25,7 @@ class STNScheduler(TrialScheduler):
     (Jaderberg et al. 2017, arXiv 1711.09846). But no hyperparameter is mutated at random: the perturbation scales are
     widened, so that the gradient explores, and noise and data order are the trial's own from there on. A trial's own
     `cost` and schedule go on; its epoch is that of the one it took over from, so it ends where all end. A trial that
-    diverges ends itself, and nobody takes over from it.
+    diverges ends, and no other trial takes over from it.
 
     As everybody waits, results depend neither on the machine's timing nor on the number of slots, of which one is
     enough. A last trial that is left alone no longer waits. Trials that are added later are compared from the
@@ -160,13 +160,13 @@ class STNScheduler(TrialScheduler):
         return min(ready, key=lambda trial: trial.status != Trial.PAUSED, default=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing: nobody waits for a trial that has ended."""
+        """Does nothing: no trial waits for one that has ended."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing: nobody waits for a trial that has ended."""
+        """Does nothing: no trial waits for one that has ended."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing: nobody waits for a trial that has ended."""
+        """Does nothing: no trial waits for one that has ended."""
 
     def debug_string(self) -> str:
         return f"STNScheduler: {self._metric} compared every {self.interval:g} of {self.time_attr}"

@@ -44,7 +44,7 @@ TRAPPED_PROGRESS, TRAPPED_GAIN, TRAPPED_GAP = 0.5, 0.2, 0.1
 # Then hyperparameters fall, at so many times the speed.
 ESCAPE = 2.0
 # In runs of fewer measurements than 60, though, a step that has not been seen to be too long is not taken.
-FASTEST = 0.3
+LARGEST_STEP = 0.3
 
 
 class ProgressRatio(Fixed):
@@ -142,8 +142,8 @@ class ProgressRatio(Fixed):
             return pressure, 0.0  # the averages still hold the initial weights
         assert self.first is not None
         progress = difference(torch.tensor(self.first), after[1].cpu()).nan_to_num(1.0)
-        trapped = share_below(TRAPPED_PROGRESS, float(progress))
-        trapped *= share_below(TRAPPED_GAIN, abs(train_gain)) * share_below(TRAPPED_GAP, gap)
+        trapped = ramp_down(TRAPPED_PROGRESS, float(progress))
+        trapped *= ramp_down(TRAPPED_GAIN, abs(train_gain)) * ramp_down(TRAPPED_GAP, gap)
         return pressure, trapped
 
     def direction(self, batch: AnyBatch) -> Tensor:
@@ -174,7 +174,7 @@ class ProgressRatio(Fixed):
     def speed(self) -> float:
         """Largest step of a raw coordinate."""
         speed = SPEED * self.training.step_size(self.measurements)
-        return min(speed, FASTEST) if self.training.hyper_lr == "auto" else speed
+        return min(speed, LARGEST_STEP) if self.training.hyper_lr == "auto" else speed
 
     @staticmethod
     def window(share: float, of: int) -> float:
@@ -200,6 +200,6 @@ def difference(one: Tensor, other: Tensor) -> Tensor:
     return (2 * (one - other) / (one.abs() + other.abs())).float().cpu()
 
 
-def share_below(bound: float, value: float) -> float:
+def ramp_down(bound: float, value: float) -> float:
     """1 at 0 and below, 0 at the bound and above, straight in between."""
     return min(1.0, max(0.0, 1 - value / bound))
