@@ -105,7 +105,7 @@ def serve(descriptor: int, session: str = "") -> None:
 
     Args:
         descriptor: File descriptor of a listening Unix socket.
-        session: As for `fork_server`. Default none.
+        session: Folder of the sessions of the Ray to end with this process; see `fork_server`. Default none.
     """
     for name in MODULES:
         importlib.import_module(name)
