@@ -22,7 +22,7 @@ from tune_stn.study.mend import Mending
 from tune_stn.study.progress import Progress
 from tune_stn.study.results import Results
 from tune_stn.study.run import Interrupted, NothingToFollow, Run
-from tune_stn.study.side_by_side import DEATHS, Pool, Waiting, begin, ready, run_side_by_side, without_task
+from tune_stn.study.side_by_side import DEATHS, Pool, Waiting, begin, run_side_by_side, without_task
 from tune_stn.tasks import Task, get_task
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.ground import GroundLost
@@ -157,16 +157,6 @@ def pool(waiting: Sequence[Waiting], size: int, ray: FakeRay, said: list[str]) -
 
 def task_error(cause: Exception) -> RayTaskError:
     return RayTaskError("execute", "Traceback ...", cause)
-
-
-@pytest.mark.parametrize(
-    ("runs", "slots", "limited", "more"),
-    [(2, 1, False, 1), (16, 1, False, 2), (17, 1, False, 3), (9, 2, False, 0), (9, 1, True, 0)],
-)
-def test_some_runs_wait_for_a_slot_unless_more_than_slots_limits_them(
-    runs: int, slots: int, limited: bool, more: int
-) -> None:
-    assert ready(runs, slots, limited=limited) == more
 
 
 def test_the_study_is_told_once_when_the_first_process_has_nothing_left_to_do(

@@ -29,7 +29,7 @@ def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         function: One of torch's own functions; it is given back as it is where the version of torch is not a known one.
     """
-    return _without(function, inspect.unwrap(function)) if _is_known() else function
+    return _without(function, inspect.unwrap(function)) if torch_is_known() else function
 
 
 def light(kind: type[Optimizer]) -> type[Optimizer]:
@@ -42,7 +42,7 @@ def light(kind: type[Optimizer]) -> type[Optimizer]:
     Returns:
         A subclass of the same name.
     """
-    return _light(kind) if _is_known() and kind.__module__.startswith("torch.optim.") else kind
+    return _light(kind) if torch_is_known() and kind.__module__.startswith("torch.optim.") else kind
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def tangents() -> Iterator[None]:
     Torch gets the shape of their tangent from a reference function in Python, which keeps the compiler out of itself,
     and loads a library of symbolic mathematics for integers that are symbols. Nothing is compiled, so none are.
     """
-    answered = _references() if _is_known() and not compiler_is_loaded() else ()
+    answered = _references() if torch_is_known() and not compiler_is_loaded() else ()
     for function in answered:  # torch asks for what the compiler makes of a function before it loads the compiler
         function.__dynamo_disable = _shape_of_both
     try:
@@ -81,7 +81,7 @@ def _references() -> tuple[Any, ...]:
     return tuple(inspect.getclosurevars(decorator).nonlocals["fn"] for decorator in decorators)
 
 
-def _is_known() -> bool:
+def torch_is_known() -> bool:
     return torch.__version__.startswith(tuple(f"{version}." for version in KNOWN))
 
 

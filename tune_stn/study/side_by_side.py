@@ -1,9 +1,8 @@
-"""The runs of a study side by side: as many as the cluster has slots for and a few that wait for one, each in a process
-of its own; or where there is room for one alone, one after the other."""
+"""The runs of a study side by side: as many as the cluster has slots for, each in a process of its own. Where there is
+room for one alone, one after the other."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -31,7 +30,6 @@ from tune_stn.tuning.shared_task import SharedTask, share
 
 LOOK_EVERY_S = 0.5  # at the journals of the runs that go on
 STOP_S = 60.0  # for runs to save their state when the study is interrupted
-RUNS_PER_READY = 8  # that have slots: so many have one more beside them, whose first trial begins as soon as one ends
 STARTING = os.cpu_count() or 1  # processes of runs at a time: if all began at once, none would be ready before the last
 DEATHS = 3  # of a run's process before the study gives the run up
 ROUNDS_IN_ORDER = 3  # while more runs wait than these times those that go on, they begin in the order of the study
@@ -110,8 +108,6 @@ def run_side_by_side(
 ) -> str:
     """Execute runs, as many at a time as the cluster has room for. Needs a session.
 
-    A few more have begun and wait for room, in Ray's queue: a slot is not empty while the next run starts.
-
     Args:
         waiting: The runs, in the order of their study. One that follows another run begins when that has ended.
         cluster: Where to run.
@@ -146,24 +142,13 @@ def run_side_by_side(
     actor = ray.remote(num_cpus=0, max_restarts=0)(Runner).options(scheduling_strategy=here)
     pool = Pool(
         waiting,
-        number + ready(number, slots, limited=cluster.max_concurrent is not None),
+        number,
         progress,
         new_runner=partial(actor.remote, given, dict(settings), os.getcwd()),
         how={"cluster": cluster, "slots": slots, "retry_failed": retry_failed, "key": key},
         when_idle=when_idle,
     )
     return pool.work()
-
-
-def ready(runs: int, slots: int, *, limited: bool) -> int:
-    """How many runs begin beyond those that have room, where nothing but Ray's room keeps them from training.
-
-    Args:
-        runs: Runs that have room.
-        slots: Trials at a time of each. With several, a run could get one before the others, and go another way.
-        limited: Whether trials are limited by more than the cluster's room.
-    """
-    return 0 if limited or slots > 1 else math.ceil(runs / RUNS_PER_READY)
 
 
 def _one_after_the_other(
