@@ -139,5 +139,5 @@ def test_learning_rate_is_refused_before_its_domain_is_looked_at() -> None:
 
 
 def test_a_domain_of_somebody_else_has_no_ray_form() -> None:
-    with pytest.raises(TypeError, match="no Ray Tune domain is known"):
+    with pytest.raises(ValueError, match="no Ray Tune domain is known"):
         domain_to_ray(object())  # type: ignore[arg-type]

@@ -26,12 +26,13 @@ from tune_stn.nn.norm import (
     ResponseNorm,
     ResponseRMSNorm,
 )
-from tune_stn.nn.penalties import OptimizerWeightDecay, WeightDecay
+from tune_stn.nn.penalties import ActivationNorm, OptimizerWeightDecay, TemporalActivationNorm, WeightDecay
 from tune_stn.nn.response import Responding, ResponseLayer, ResponseSize
 from tune_stn.nn.self_tuning import self_tuning
 from tune_stn.nn.slot import Slot
 
 __all__ = [
+    "ActivationNorm",
     "AlphaDropout",
     "BranchDropout",
     "ChannelAlphaDropout",
@@ -60,6 +61,7 @@ __all__ = [
     "SequenceDropout",
     "Slot",
     "StochasticDepth",
+    "TemporalActivationNorm",
     "UnitDropout",
     "WeightDecay",
     "self_tuning",

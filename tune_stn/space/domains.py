@@ -8,6 +8,9 @@ Each domain is a frozen dataclass with the same five methods, written for tensor
 * `nearest(value)` -> the member nearest to a finite number;
 * `describe()` -> the domain in words, for error messages.
 
+Random draws are uniform in `sigmoid(raw)` (`Normal` has a law of its own), and Ray Tune has a domain with the same law
+(`space/ray_domains.py`): a domain that it has none for works in loops of one's own alone.
+
 The raw coordinate is lambda of Self-Tuning Networks (arXiv 1903.03088, section 4.2): the perturbation is Gaussian in it
 and the response layers see it.
 """

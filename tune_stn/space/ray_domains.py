@@ -14,7 +14,11 @@ except ImportError as error:
 
 
 def domain_to_ray(domain: Domain) -> Any:
-    """The Ray Tune domain with the same members and, up to Ray's rounding at the ends, the same distribution."""
+    """The Ray Tune domain with the same members and, up to Ray's rounding at the ends, the same distribution.
+
+    Raises:
+        ValueError: The domain is of a class that is none of ours.
+    """
     match domain:
         case Uniform(low, high, None):
             return tune.uniform(low, high)
@@ -37,7 +41,10 @@ def domain_to_ray(domain: Domain) -> Any:
             return tune.randn(mean, sd)
         case Normal(mean, sd, float() | int() as step):
             return tune.qrandn(mean, sd, step)
-    raise TypeError(f"no Ray Tune domain is known for {domain!r}")
+    raise ValueError(
+        f"no Ray Tune domain is known for {domain!r}, so no Ray Tune run can draw from it; accepted are Uniform, "
+        "LogUniform, Integer, LogInteger and Normal"
+    )
 
 
 def domain_from_ray(name: str, domain: Any) -> Domain:

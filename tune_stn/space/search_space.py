@@ -107,7 +107,12 @@ class SearchSpace(Mapping[str, Domain]):
         return cls({name: domain_from_ray(name, d) for name, d in domains.items()}, per_batch=per_batch)
 
     def to_tune(self) -> dict[str, Any]:
-        """The same space as Ray Tune domains. Raises ImportError where Ray is not installed."""
+        """The same space as Ray Tune domains.
+
+        Raises:
+            ValueError: a domain is of a class of your own, which Ray Tune has no domain for.
+            ImportError: Ray is not installed.
+        """
         from tune_stn.space.ray_domains import domain_to_ray
 
         return {name: domain_to_ray(domain) for name, domain in self.items()}

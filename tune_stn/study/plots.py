@@ -235,7 +235,7 @@ PLOTS: Mapping[str, Callable[[Results], Figure]] = {
 
 
 def write_plots(results: Results, directory: Path) -> list[Path]:
-    """Write the four pictures as PNG files into `directory`, made where missing; returns their paths."""
+    """Write all pictures as PNG files into `directory`, made where missing; returns their paths."""
     figures = {
         "best_so_far_cost": plot_best_so_far(results, "cost_total"),
         "best_so_far_wall_time": plot_best_so_far(results, "wall_time_s"),
