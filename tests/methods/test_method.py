@@ -20,7 +20,8 @@ from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
 
 SELF_TUNING = ["stn", "delta-stn", "auto", "stn-population"]
-BASELINES = ["fixed", "random", "grid", "tpe", "gp-bo", "hyperband", "asha", "median", "pbt", "pb2"]
+BASELINES = ["fixed", "random", "early-dropout", "late-dropout", "grid", "tpe", "gp-bo"]
+BASELINES += ["hyperband", "asha", "median", "pbt", "pb2"]
 CONTROLS = ["frozen", "progress-ratio", "replayed", "last-values"]
 
 
@@ -43,7 +44,7 @@ def test_every_file_is_of_a_method_and_loaded_when_that_plans(monkeypatch: pytes
 
     def load(name: str) -> SimpleNamespace:
         loaded.append(name)
-        return SimpleNamespace(plan=str, replayed=str, last_values=str)
+        return SimpleNamespace(plan=str, replayed=str, last_values=str, early=str, late=str)
 
     given = context()
     monkeypatch.setattr(tune_stn.methods.importlib, "import_module", load)
@@ -108,7 +109,7 @@ def test_start_point_is_the_tasks_with_integers_as_such() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("undrawn")
 def test_baselines_spend_the_budget_and_try_the_start_values_first(cluster: Cluster, tmp_path: Path) -> None:
-    methods, budget = ["grid", "tpe", "asha", "median", "pb2"], 14.0
+    methods, budget = ["grid", "early-dropout", "tpe", "asha", "median", "pb2"], 14.0
     task = get_task("digits-mlp", epochs=4, train_images=100, hidden=16)
     splits = task.data(3)  # which come along: a worker need not import what the digits are in
     one = replace(cluster, max_concurrent=1)  # in one process, where trials are never paused

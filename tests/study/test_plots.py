@@ -30,10 +30,10 @@ def thick(axes: Axes, colour: str) -> list[np.ndarray]:
 
 def test_colours_are_fixed_and_all_different() -> None:
     builtin = ["stn", "delta-stn", "stn-population", "fixed", "random", "grid", "tpe", "gp-bo"]
-    builtin += ["hyperband", "asha", "median", "pbt", "pb2"]
+    builtin += ["early-dropout", "late-dropout", "hyperband", "asha", "median", "pbt", "pb2"]
     builtin += ["auto", "frozen", "progress-ratio", "replayed", "last-values"]
     colours = method_colours([*builtin, "mine", "yours"])
-    assert len(set(colours.values())) == 20
+    assert len(set(colours.values())) == 22
     assert method_colours(["pbt", "stn"]) == {"pbt": colours["pbt"], "stn": colours["stn"]}
 
 

@@ -45,6 +45,18 @@ _ALL = (  # in the order of lists and legends
     ),
     Method("fixed", "one plain trial at the task's start values", "fixed", _planned_in("fixed")),
     Method("random", "random search over full trials", "fixed", _planned_in("random")),
+    Method(
+        "early-dropout",
+        "random search over full trials with dropout in the first half of the epochs only",
+        "fixed",
+        _planned_in("dropout_schedule", "early"),
+    ),
+    Method(
+        "late-dropout",
+        "random search over full trials with dropout in the second half of the epochs only",
+        "fixed",
+        _planned_in("dropout_schedule", "late"),
+    ),
     Method("grid", "grid search over full trials, in an order drawn from the seed", "fixed", _planned_in("grid")),
     Method("tpe", "tree-structured Parzen estimator over full trials", "fixed", _planned_in("tpe")),
     Method(

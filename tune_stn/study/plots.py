@@ -33,6 +33,8 @@ _COLOURS = {
     "stn-population": "#56B4E9",
     "fixed": "#7F7F7F",
     "random": "#E69F00",
+    "early-dropout": "#CC6677",
+    "late-dropout": "#AA7744",
     "grid": "#999933",
     "tpe": "#009E73",
     "gp-bo": "#117733",
@@ -46,7 +48,7 @@ _COLOURS = {
     "replayed": "#6699CC",
     "last-values": "#DDCC77",
 }
-_SPARE = ["#CC6677", "#AA7744", "#B2B200", "#4B0092", "#F4A6C0"]
+_SPARE = ["#B2B200", "#4B0092", "#F4A6C0"]
 NOT_PERTURBED = ("auto", "progress-ratio", "frozen")  # methods that have a scale but train at the very values
 MANY_RUNS = 30  # more than that hide each other
 AXIS_LABELS = {

@@ -23,7 +23,8 @@ SLACK = 0.05  # of pixels beyond [0, 1] that rounding and interpolation may make
 AT_THE_BOUND = 0.02  # of the width of a domain
 SHARE, FALL = 4, 0.01  # the last quarter of a run's epochs, and how much of the loss still fell in it
 EXAMPLES = 64
-HELD = ("fixed", "frozen", "replay", "replayed", "last-values")  # methods that choose no value themselves
+# Methods that choose no last value themselves.
+HELD = ("fixed", "frozen", "replay", "replayed", "last-values", "early-dropout")
 
 
 def before(task: Task, splits: Splits) -> list[str]:
