@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_damaged_inputs_are_refused_in_the_readers_own_words() -> None:
     """In a process of its own, for its memory is limited."""
     command = [sys.executable, str(Path(__file__).parent), "--inputs", "20"]

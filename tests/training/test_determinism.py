@@ -15,9 +15,11 @@ import torch
 from tune_stn.tasks import get_task
 from tune_stn.training import Trainer
 
+pytestmark = pytest.mark.slow  # two threads on busy cores wait for each other
+
 EPOCHS = 2
 # Large enough that torch shares its sums out among threads.
-SETTINGS = {"epochs": EPOCHS, "warmup_epochs": 0, "train_images": 300, "hidden": 256}
+SETTINGS = {"epochs": EPOCHS, "warmup_epochs": 0, "train_images": 100, "hidden": 256}
 ALONE = """
 import json, runpy, sys, torch
 torch.set_num_threads(int(sys.argv[1]))

@@ -17,6 +17,8 @@ from tune_stn.nn import OptimizerWeightDecay, SelfTuningModel, WeightDecay, self
 from tune_stn.space import LogUniform, SearchSpace
 from tune_stn.training.self_tuner import SelfTuner
 
+pytestmark = pytest.mark.slow
+
 PROCESSES, STEPS = 2, 11  # of a run of a hundred: two hyper-steps of "auto"
 SPACE = SearchSpace({"decay": LogUniform(1e-4, 1.0), "own": LogUniform(1e-4, 1.0)})
 

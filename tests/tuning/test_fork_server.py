@@ -22,7 +22,10 @@ import ray
 from tune_stn.tuning.cluster import Cluster
 from tune_stn.tuning.fork_server import CLIENT, MODULES, READY, fork_server, is_possible
 
-pytestmark = pytest.mark.skipif(not is_possible(), reason="only Linux forks a process that has torch loaded")
+pytestmark = [
+    pytest.mark.skipif(not is_possible(), reason="only Linux forks a process that has torch loaded"),
+    pytest.mark.slow,
+]
 
 SCRIPT = """
 import json, os, random, sys, threading
@@ -88,7 +91,6 @@ def test_a_fork_is_what_a_new_process_would_be(command: list[str], script: Path)
     assert errors == "to stderr\n"
 
 
-@pytest.mark.slow
 def test_a_worker_of_other_settings_than_the_first_loads_ray_itself(script: Path) -> None:
     script.write_text("import json, os, sys; print(json.dumps([os.environ['RAY_MINE'], 'ray' in sys.modules]))")
     with fork_server() as python:
@@ -103,7 +105,6 @@ def test_forks_draw_different_numbers(command: list[str], script: Path) -> None:
     assert all(one != other for one, other in zip(first["draws"], second["draws"], strict=True))
 
 
-@pytest.mark.slow
 def test_without_a_server_the_script_is_run_all_the_same(script: Path) -> None:
     """It is gone with its folder; or it dies at its imports, when requests wait for it already."""
     with fork_server() as python:
@@ -112,7 +113,6 @@ def test_without_a_server_the_script_is_run_all_the_same(script: Path) -> None:
     assert (found["arguments"], found["variable"], found["loaded"]) == ([str(script), "a"], "mine", False)
 
 
-@pytest.mark.slow
 def test_a_server_that_dies_at_its_imports_leaves_no_request_waiting(
     script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -197,7 +197,6 @@ def test_a_worker_looks_for_no_garbage_in_what_it_was_forked_with(cluster: Clust
     assert found["loaded"] == {"__main__": True, "ray": False, **dict.fromkeys(MODULES, False)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_script_is_run_once_at_most(heard: bool, script: Path, tmp_path: Path) -> None:
     """By whoever hears of it: what the server may have forked, the client does not run, too."""

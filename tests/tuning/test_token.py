@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import os, stat, sys
 {before}
@@ -36,6 +38,7 @@ def run(before: str = "", **more: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_fresh_secret_for_the_owner_alone_that_does_not_outlive_the_process() -> None:
     mode, path, address, permissions, length = run()
     assert mode == "token"
