@@ -32,11 +32,11 @@ from tune_stn.study.statistics import differences_to_best, paired_difference
 from tune_stn.study.summary import format_summary, summary
 from tune_stn.tuning.cluster import Cluster
 
-# What each run may spend (plain-epoch equivalents), seeds, and settings of the task. A budget is six to seven
-# self-tuning runs: 25 and 7 full trials of a baseline.
+# What each run may spend (plain-epoch equivalents), seeds, and settings of the task. A budget is twelve and five
+# self-tuning runs: 16 and 7 full trials of a baseline.
 SIZES: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
     "digits-mlp": {
-        "cpu": (1000, 10, {}),
+        "cpu": (960, 10, {}),
         "smoke": (5, 2, {"epochs": 3, "warmup_epochs": 1}),
     },
     "fashion-mnist-cnn": {
