@@ -187,7 +187,7 @@ LATE = """
 import sys, time
 from contextlib import ExitStack
 from tune_stn.tuning import ground
-ground.LEAVE_S = .05
+ground.END_S, ground.END_LOST_S = .5, .2
 with ExitStack() as stack:
     see = stack.enter_context(ground.ended_when_late())
     stack.callback(time.sleep, float(sys.argv[1]))  # as Ray's end does
@@ -211,6 +211,11 @@ def test_a_block_that_is_not_left_in_time_is_ended(arguments: list[str], code: i
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == code
     assert done.stderr.startswith(first)
+
+
+def test_a_lost_ray_ends_a_study_within_a_minute() -> None:
+    noticed = ground.PATIENCE_S + ground.LOOK_EVERY_S + ground.KNOCK_S
+    assert noticed + ground.TRIES * ground.LEAVE_S + ground.END_LOST_S < 60
 
 
 # SIGTERM ------------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ LONGEST_LOOK_S = 12.0
 # How a client of HTTP/2, which gRPC is over, begins: 24 bytes, and settings. Whoever listens there says something, be
 # it that it wants TLS. A process that is stopped says nothing, though the system accepts connections for it.
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-LONG_TRIES = 9  # for Ray to end, which takes seconds
-LEAVE_S, TRIES = 5.0, 4  # for the main thread to come back from what it waits for, and how often it is told
+LEAVE_S, TRIES = 5.0, 3  # for the main thread to come back from what it waits for, and how often it is told
+END_S, END_LOST_S = 45.0, 10.0  # for Ray to end, which takes seconds, and where a loss is known: all within a minute
 LOST_SIGNAL = signal.SIGUSR2
 
 Servers = Mapping[str, tuple[str, int]]
@@ -182,7 +182,7 @@ def ended_when_late() -> Iterator[Callable[..., None]]:
 
     def see(kind: object, error: BaseException | None, trace: object) -> None:
         lost = isinstance(error, GroundLost)
-        seconds, late = (TRIES if lost else LONG_TRIES) * LEAVE_S, "Ray did not end: one of its servers hangs"
+        seconds, late = END_LOST_S if lost else END_S, "Ray did not end: one of its servers hangs"
         words = str(error) if lost else f"{late}; what was done is kept: {RESUME}"
         timers.append(threading.Timer(seconds, _end, [words]))
         timers[-1].daemon = True
