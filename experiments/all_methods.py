@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pages import RESULTS, markdown
 
 from tune_stn.methods import METHODS
 from tune_stn.study.compare import compare
@@ -29,7 +32,7 @@ from tune_stn.study.plots import plot_best_so_far
 from tune_stn.study.results import Results
 from tune_stn.study.speed_up import speed_up
 from tune_stn.study.statistics import differences_to_best, paired_difference
-from tune_stn.study.summary import format_summary, summary
+from tune_stn.study.summary import format_summary, summary, with_interval
 from tune_stn.tuning.cluster import Cluster
 
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task. A budget is twelve and five
@@ -124,6 +127,74 @@ def against_restarts(results: Results) -> pd.DataFrame:
         difference = paired_difference(pairs["stn-population"], pairs["stn"])
         rows.append({"column": column, **pairs.mean(), **vars(difference)})
     return pd.DataFrame(rows)
+
+
+def short_table() -> str:
+    """All methods on both tasks, as short as can be."""
+    tables = {task: methods_of(task) for task in SIZES}
+    rows = []
+    for method in tables["digits-mlp"].index:
+        cells = [method]
+        for table in tables.values():
+            row = table.loc[method]
+            cells.append(with_interval(*(row[f"best_val_loss{end}"] for end in ("", "_low", "_high"))))
+            cells.append("" if pd.isna(row["mean"]) else f"{row['mean']:+.4f}, p = {row['p_value']:.3f}")
+        rows.append(cells)
+    header = ["method"]
+    for task, table in tables.items():
+        header += [f"{task} ({table['seeds'].max()} seeds) [95 %]", "minus the best's, paired"]
+    return markdown(header, rows)
+
+
+def long_table(task: str) -> str:
+    rows = []
+    for method, row in methods_of(task).iterrows():
+        cells = [str(method), f"{row['seeds']}", f"{row['trials'] / row['seeds']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        difference = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+        cells.append("" if pd.isna(row["mean"]) else difference)
+        rows.append([*cells, *(f"{row[column]:.0f}" for column in ("cost", "wall_time_s"))])
+    header = ["method", "seeds", "trials a seed", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown([*header, "val. loss minus the best's, paired [95 %]", "cost", "wall s"], rows)
+
+
+def methods_of(task: str) -> pd.DataFrame:
+    """A row for each method, with its paired difference to the best one."""
+    folder = RESULTS / "all_methods" / task
+    table = pd.read_csv(folder / "summary.csv", index_col="method")
+    return table.join(pd.read_csv(folder / "differences.csv", index_col="method")[["mean", "low", "high", "p_value"]])
+
+
+def speed_up_table() -> str:
+    rows = []
+    for task in SIZES:
+        for row in pd.read_csv(RESULTS / "all_methods" / task / "speed_up.csv").to_dict("records"):
+            reached = f"{row['reached']} of {row['n']}"
+            ratios = [f"{row[name]:.1f}" for name in ("median", "median_until_found")]
+            means = "never" if pd.isna(row["of_means"]) else f"{row['of_means']:.1f}"
+            rows.append([task, row["method"], row["baseline"], reached, *ratios, means])
+    header = ["task", "method", "best baseline", "seeds at which it is reached", "median speed-up"]
+    return markdown([*header, "counting what it spent until it found its best", "of the mean curves"], rows)
+
+
+def population_table() -> str:
+    rows = []
+    for task in SIZES:
+        for row in pd.read_csv(RESULTS / "all_methods" / task / "population.csv").to_dict("records"):
+            what = {"best_val_loss": "best val. loss", "test_loss_at_best": "its test loss"}[row["column"]]
+            cells = [task, what, f"{row['stn-population']:.4f}", f"{row['stn']:.4f}"]
+            difference = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+            rows.append([*cells, difference])
+    return markdown(["task", "", "population", "restarts", "population minus restarts, paired [95 %]"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "all-methods": short_table,
+    **{f"all-methods {task}": partial(long_table, task) for task in SIZES},
+    "speed-up": speed_up_table,
+    "population": population_table,
+}
 
 
 if __name__ == "__main__":

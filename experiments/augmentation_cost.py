@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 from torch import Tensor
 
 from tune_stn.data.augment import (
@@ -165,6 +166,24 @@ def seconds(step: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "augmentation_cost" / "cpu.csv")
+    table = table[table["what"] != "plain step"]
+    rows = []
+    for what, group in table.groupby("what", sort=False):
+        by_threads = group.set_index("threads")
+        cells = [
+            f"{row['percent_of_step']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+            for _, row in by_threads.iterrows()
+        ]
+        rows.append([str(what), *cells])
+    threads = [f"% of a step, {count} thread(s) (quartiles)" for count in table["threads"].unique()]
+    return markdown(["augmentation", *threads], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"augmentation-cost": page_table}
 
 
 if __name__ == "__main__":

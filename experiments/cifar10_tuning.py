@@ -20,15 +20,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from comparison import run, write
+from pages import RESULTS, markdown, paired
 
 from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.results import Results
-from tune_stn.study.summary import summary
+from tune_stn.study.summary import summary, with_interval
 from tune_stn.training.tables import RUN_COLUMNS
 
 TASK = "cifar10-alexnet"
@@ -90,6 +92,35 @@ def table(results: Results) -> pd.DataFrame:
     final = last_of_each_run(results.incumbent)[keys].merge(results.reports.drop_duplicates(keys), on=keys)
     accuracies = final.groupby(["task", "method"], as_index=False)[["val_accuracy", "test_accuracy"]].mean()
     return summary(results).merge(accuracies, how="left")
+
+
+def page_table() -> str:
+    """The layout of table 2 of the STN paper, its right half."""
+    return vision_table(RESULTS / "cifar10_tuning" / "cpu")
+
+
+def vision_table(folder: Path) -> str:
+    differences = pd.read_csv(folder / "differences.csv", index_col="method")
+    rows = []
+    for row in pd.read_csv(folder / "table.csv").to_dict("records"):
+        cells = [row["method"], f"{row['seeds']}", f"{row['trials'] / row['seeds']:.0f}", f"{row['cost']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        cells += [f"{100 * row[f'{split}_accuracy']:.1f}" for split in ("val", "test")]
+        rows.append([*cells, paired(differences.reindex([row["method"]]).iloc[0])])  # the best has no difference
+    header = [
+        "method",
+        "seeds",
+        "trials a seed",
+        "cost",
+        "best val. loss [95 %]",
+        "its test loss [95 %]",
+        "val. acc., %",
+    ]
+    return markdown([*header, "test acc., %", "val. loss minus the best's, paired [95 %]"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"cifar10-tuning": page_table}
 
 
 if __name__ == "__main__":

@@ -16,11 +16,16 @@ where it was cut off.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cifar10_tuning
+import pandas as pd
+from cifar10_tuning import vision_table
 from comparison import run, write
+from pages import RESULTS, markdown
 
 METHODS = ("random", "gp-bo", "stn", "delta-stn")
 SEEDS = cifar10_tuning.SEEDS
@@ -83,6 +88,28 @@ def main() -> None:
             out=arguments.out / (Path("cifar10_tuning") / size if shared else Path("delta_stn") / f"{network}-{size}"),
         )
         write(results, cifar10_tuning.table(results), arguments.results / f"{network}-{size}")
+
+
+def page_table() -> str:
+    """The layout of the Delta-STN paper's table: validation loss, and test loss there."""
+    tables = {network: pd.read_csv(RESULTS / "delta_stn" / f"{network}-cpu" / "table.csv") for network in NETWORKS}
+    rows = []
+    for method in ("random", "gp-bo", "stn", "delta-stn"):
+        cells = [method]
+        for table in tables.values():
+            row, least = table.set_index("method").loc[method], table["best_val_loss"].min()
+            losses = f"{row['best_val_loss']:.4f} ({row['test_loss_at_best']:.4f})"
+            cells.append(f"**{losses}**" if row["best_val_loss"] == least else losses)
+        rows.append(cells)
+    return markdown(
+        ["val. loss (test loss)", *(f"{name}, {t['seeds'].max()} seeds" for name, t in tables.items())], rows
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "delta-stn": page_table,
+    **{f"delta-stn {name}": partial(vision_table, RESULTS / "delta_stn" / f"{name}-cpu") for name in NETWORKS},
+}
 
 
 if __name__ == "__main__":

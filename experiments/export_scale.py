@@ -21,13 +21,14 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pages import RESULTS, markdown
 
 from tune_stn.methods import get_method
 from tune_stn.study.collect import write_tables
@@ -156,6 +157,20 @@ def peak_mb() -> float:
     """Of this process since it began."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "export_scale" / "stages.csv")
+    rows = [
+        [row["stage"], *(f"{row[column]:.1f}" for column in ("seconds", "cpu_seconds")), f"{row['peak_mb']:.0f}"]
+        for row in table.to_dict("records")
+    ]
+    parquet = table[table["stage"] != "export csv"]
+    rows.append(["all but CSV", *(f"{parquet[column].sum():.1f}" for column in ("seconds", "cpu_seconds")), ""])
+    return markdown(["", "s", "s of CPU", "peak memory so far, MB"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"export-scale": page_table}
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
+from pages import RESULTS, markdown
 from provenance import provenance
 
 METHODS, BUDGET = "auto,pbt,replayed", 40
@@ -713,6 +714,21 @@ def counts(found: pd.DataFrame, expected: pd.DataFrame) -> dict[str, int]:
     doubled = found.duplicated(key).sum() + found.duplicated([*key[:3], "report_index"]).sum()
     absent = set(map(tuple, expected[key].to_numpy())) - set(map(tuple, found[key].to_numpy()))
     return {"reports": len(found), "lost": len(absent) + gaps, "doubled": int(doubled)}
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "faults" / "rounds.csv")
+    rows = []
+    for kind in dict.fromkeys(table["kind"]):
+        rounds = table[table["kind"] == kind]
+        counts = [str((rounds["outcome"] == outcome).sum()) for outcome in ("equal", "refused")]
+        other = ", ".join(rounds.loc[~rounds["outcome"].isin(["equal", "refused"]), "outcome"])
+        rows.append([kind, str(len(rounds)), *counts, other, f"{rounds['seconds'].max():.0f}"])
+    header = ["fault", "rounds", "ended with the undisturbed tables", "refused by a line that says why", "other"]
+    return markdown([*header, "s at most"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"faults": page_table}
 
 
 if __name__ == "__main__":

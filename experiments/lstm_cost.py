@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 from step_cost import peak_memory, seconds
 from torch import Tensor, nn
 
@@ -164,6 +165,19 @@ def machine(device: str, *, small: bool) -> tuple[float, float]:
     multiply = min(seconds(lambda: left @ right, device) for _ in range(10))
     copy = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
     return 2 * n**3 / multiply, 2 * 4 * source.numel() / copy
+
+
+def page_table() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "lstm_cost" / "cpu.csv").to_dict("records"):
+        spread = f"{row['over_plain']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+        ratios = [f"{row[name]:.2f}" for name in ("operations_over_plain", "memory_over_plain", "share_of_floor")]
+        rows.append([row["size"], f"{row['threads']}", row["layer"], spread, *ratios])
+    header = ["time x batch x hidden", "threads", "layer", "time over nn.LSTM (quartiles)", "operations", "peak memory"]
+    return markdown([*header, "share of the floor"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"lstm-cost": page_table}
 
 
 if __name__ == "__main__":

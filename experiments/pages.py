@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
@@ -34,3 +40,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def paired(difference: Any) -> str:
+    """Of a row with `mean`, `low`, `high` and `p_value`; empty for the one that the others are compared with."""
+    if pd.isna(difference["mean"]):
+        return ""
+    ends = f"[{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    return f"{difference['mean']:+.4f} {ends}, p = {difference['p_value']:.2f}"

@@ -22,13 +22,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pages import RESULTS, markdown, paired
 from ptb_tuning import PTB_SMALL, SEEDS, SMALL, SMOKE
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
@@ -38,6 +39,7 @@ from tune_stn.methods.method import Context, Method, Plan, start_point
 from tune_stn.study.compare import run_study
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval, paired_difference
+from tune_stn.study.summary import with_interval
 from tune_stn.tasks import Task, get_task
 from tune_stn.training.schedule import Schedule
 from tune_stn.tuning.cluster import Cluster
@@ -249,6 +251,27 @@ def plot(schedules: dict[int, Schedule], best: float) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
+
+
+def page_table() -> str:
+    """The layout of table 1 of the STN paper."""
+    rows = []
+    for row in pd.read_csv(RESULTS / "ptb_schedule" / "ptb-lstm-cpu" / "table.csv").to_dict("records"):
+        cells = [row["row"], f"{row['rate']:.2f}", f"{row['cost']:.0f}"]
+        for column in ("val_perplexity", "test_perplexity"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        for split in ("val", "test"):
+            difference, low, high, p = (row[f"{split}_minus_fixed{end}"] for end in ("", "_low", "_high", "_p"))
+            cells.append(paired({"mean": difference, "low": low, "high": high, "p_value": p}))
+        rows.append(cells)
+    header = ["output dropout", "its last rate", "cost", "val. perplexity [95 %]", "test perplexity [95 %]"]
+    return markdown(
+        [*header, "val. loss minus the fixed one's, paired [95 %]", "test loss minus the fixed one's, paired [95 %]"],
+        rows,
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"ptb-schedule": page_table}
 
 
 if __name__ == "__main__":

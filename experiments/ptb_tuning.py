@@ -20,16 +20,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from comparison import run, write
+from pages import RESULTS, markdown, paired
 
 from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.results import Results
 from tune_stn.study.statistics import mean_interval
+from tune_stn.study.summary import with_interval
 
 METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo", "tpe", "hyperband")
 # What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
@@ -97,6 +100,23 @@ def table(results: Results) -> pd.DataFrame:
                 row |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high}
         rows.append(row)
     return pd.DataFrame(rows).sort_values("val_loss")
+
+
+def page_table() -> str:
+    """The layout of table 2 of the STN paper, its left half."""
+    folder = RESULTS / "ptb_tuning" / "ptb-lstm-cpu"
+    differences = pd.read_csv(folder / "differences.csv", index_col="method")
+    rows = []
+    for row in pd.read_csv(folder / "table.csv").to_dict("records"):
+        cells = [row["method"], f"{row['trials']:.0f}", f"{row['cost']:.0f}"]
+        for column in ("val_perplexity", "test_perplexity", "val_loss", "test_loss"):
+            cells.append(with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high"))))
+        rows.append([*cells, paired(differences.reindex([row["method"]]).iloc[0])])  # the best has no difference
+    header = ["method", "trials a seed", "cost", "val. perplexity [95 %]", "test perplexity [95 %]", "val. loss [95 %]"]
+    return markdown([*header, "test loss [95 %]", "val. loss minus the best's, paired [95 %]"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"ptb-tuning": page_table}
 
 
 if __name__ == "__main__":

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from pages import RESULTS, markdown
 
 from tune_stn.methods import get_method
 from tune_stn.study.compare import run_study
 from tune_stn.study.incumbent import last_of_each_run
-from tune_stn.study.results import export_results
+from tune_stn.study.results import export_results, load_results
+from tune_stn.study.statistics import mean_interval
+from tune_stn.study.summary import with_interval
 from tune_stn.tasks import get_task
 from tune_stn.tuning.cluster import Cluster
 
@@ -76,6 +81,28 @@ def main() -> None:
             print(
                 f"{name:10} best validation loss (over unregularised) by seed: {each}  mean ratio {ratios.mean():.3f}"
             )
+
+
+def page_table() -> str:
+    folders = sorted((RESULTS / "regularisation_gain").iterdir())
+    losses = {}
+    for folder in folders:
+        final = last_of_each_run(load_results(folder).incumbent).set_index("seed")
+        losses[folder.name] = final[["best_val_loss", "test_loss_at_best"]]
+    names = {"fixed": "no regularisation", "stn": "STN", "delta-stn": "Delta-STN"}
+    rows = []
+    for name in [name for name in names if name in losses]:
+        val, test = losses[name]["best_val_loss"], losses[name]["test_loss_at_best"]
+        ratio = val / losses["fixed"]["best_val_loss"]
+        interval = mean_interval(ratio.to_numpy())
+        each = ", ".join(f"{loss:.4f}" for loss in val)
+        rows.append([names[name], each, f"{val.mean():.4f}", f"{test.mean():.4f}"])
+        rows[-1].append("1" if name == "fixed" else with_interval(interval.mean, interval.low, interval.high))
+    header = ["", "best val. loss by seed", "mean", "its test loss, mean", "val. loss over unregularised [95 %]"]
+    return markdown(header, rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"regularisation-gain": page_table}
 
 
 if __name__ == "__main__":

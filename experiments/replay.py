@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 from torch import Tensor, nn
 
 from tune_stn.data.augment import Augmentation
@@ -36,6 +37,7 @@ from tune_stn.data.batches import steps_per_epoch
 from tune_stn.space import SearchSpace
 from tune_stn.space.sample import Sample
 from tune_stn.study.statistics import mean_interval, paired_difference
+from tune_stn.study.summary import with_interval
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
 from tune_stn.training.schedule import Schedule
@@ -222,6 +224,25 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
                 row |= {f"{column}_minus_fixed_high": difference.high, f"{column}_p": difference.p_value}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def page_table() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "replay" / "summary.csv").to_dict("records"):
+        cells = [row["row"], f"{row['cost']:.0f}"]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
+        for column in ("best_val_loss", "test_loss_at_best"):
+            difference, low, high = (row[f"{column}_minus_fixed{end}"] for end in ("", "_low", "_high"))
+            cells.append("" if pd.isna(difference) else f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+        rows.append(cells)
+    header = ["dropout rate", "cost", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown(
+        [*header, "val. loss minus the fixed one's, paired", "test loss minus the fixed one's, paired"], rows
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"replay": page_table}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,8 +21,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 
 from tune_stn.study.statistics import mean_interval, paired_difference
+from tune_stn.study.summary import with_interval
 from tune_stn.tasks import get_task
 from tune_stn.training import Trainer
 
@@ -126,6 +128,30 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
                     row |= {f"{column}_minus_full_high": difference.high, f"{column}_p": difference.p_value}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "response_size" / "summary.csv", dtype={"response": str})
+    rows = []
+    for row in table.sort_values(["task", "algorithm", "best_val_loss"]).to_dict("records"):
+        part = "" if row["share"] == 1 else f", {row['share']:g} of a batch"
+        cells = [
+            f"{row['task']} ({row['seeds']} seeds)",
+            row["algorithm"],
+            f"{row['response']}{part}",
+            f"{row['cost']:.0f}",
+        ]
+        for column in ("best_val_loss", "test_loss_at_best"):
+            cells.append(with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"]))
+        difference, p = row["best_val_loss_minus_full"], row["best_val_loss_p"]
+        low, high = row["best_val_loss_minus_full_low"], row["best_val_loss_minus_full_high"]
+        cells.append("" if pd.isna(difference) else f"{difference:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.2f}")
+        rows.append(cells)
+    header = ["task", "algorithm", "response", "cost", "best val. loss [95 %]", "its test loss [95 %]"]
+    return markdown([*header, "val. loss minus full's, paired [95 %]"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"response-size": page_table}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The tables and the picture of the update rules, from what experiments/rules.py wrote.
 
-It reads experiments/results/rules/SETTING.parquet and writes README.md, curves.png and summary.md, the table of the
-project's README, beside them; the tables go to the terminal too. An arm that was not run is named as such.
+It reads experiments/results/rules/SETTING.parquet and writes README.md and curves.png beside them; the tables go to the
+terminal too. An arm that was not run is named as such.
 
     python experiments/rules_tables.py
     python experiments/rules_tables.py --smoke-test   # trains the smoke runs of rules.py first, in a new folder
@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,6 @@ def main() -> None:
         curves.savefig(results / "curves.png", dpi=110)
     parts = sections(tables)
     (results / "README.md").write_text(page(parts, tables, curves is not None))
-    (results / "summary.md").write_text(summary(tables) + "\n")
     print("\n\n".join(text(part) for part in parts))
 
 
@@ -659,6 +658,14 @@ def text(section: Section) -> str:
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     left = [row[0] for row in section.rows if row not in rows]
     return "\n".join([*lines, *([f"Not run: {', '.join(left)}."] if left else []), *section.notes])
+
+
+def short_table() -> str:
+    """`summary` of the committed runs."""
+    return summary(load(RESULTS))
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"rules": short_table}
 
 
 if __name__ == "__main__":

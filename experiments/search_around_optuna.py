@@ -21,7 +21,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
 from multiprocessing import get_context
@@ -32,6 +32,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -41,6 +42,7 @@ from tune_stn.study.plots import plot_best_so_far
 from tune_stn.study.results import Results
 from tune_stn.study.speed_up import speed_up
 from tune_stn.study.statistics import mean_interval, paired_difference
+from tune_stn.study.summary import with_interval
 from tune_stn.tasks import get_task
 from tune_stn.training import Trainer
 from tune_stn.tuning.search import STNSearch
@@ -202,6 +204,23 @@ def summarise(incumbent: pd.DataFrame, budget: float) -> pd.DataFrame:
             row |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
             rows.append(row | {"p_value": difference.p_value})
     return pd.DataFrame(rows)
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "search_around_optuna" / "summary.csv")
+    rows = []
+    for row in table.to_dict("records"):
+        what = {"best_val_loss": "best val. loss", "test_loss_at_best": "its test loss"}[row["what"]]
+        cells = [f"{row['cost']:.0f}", what]
+        for side in ("stn inside tpe", "tpe"):
+            cells.append(with_interval(*(row[f"{side}{end}"] for end in ("", " low", " high"))))
+        difference = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
+        rows.append([*cells, difference])
+    header = ["cost", f"{table['seeds'].max()} seeds", "STN inside TPE [95 %]", "TPE alone [95 %]"]
+    return markdown([*header, "difference, paired [95 %]"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"search-around-optuna": page_table}
 
 
 if __name__ == "__main__":

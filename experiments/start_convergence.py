@@ -12,6 +12,7 @@ seed, and spread.csv how far apart they are: the range and the standard deviatio
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pages import RESULTS, markdown
 from replay import STUDIED, one_dropout
 
 from tune_stn.tasks import get_task
@@ -82,6 +84,19 @@ def draw(epochs: pd.DataFrame) -> Figure:
     panels[0].set_ylabel("dropout rate before the last layer")
     panels[0].legend(frameon=False)
     return figure
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "start_convergence" / "spread.csv")
+    shown = sorted({0, table["epoch"].max() // 4, table["epoch"].max() // 2, table["epoch"].max()})
+    rows = [
+        [f"seed {seed}", *(f"{group.set_index('epoch')['range'][epoch]:.3f}" for epoch in shown)]
+        for seed, group in table.groupby("seed")
+    ]
+    return markdown(["range of the five values", *(f"epoch {epoch}" for epoch in shown)], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"start-convergence": page_table}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ experiments/results/start_values.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 
 from tune_stn.tasks import Task, get_task
 from tune_stn.training import Trainer
@@ -123,6 +124,22 @@ def train(name: str, settings: dict[str, Any], form: tuple[str, str, bool], star
         **{f"start/{key}": value for key, value in start.items()},
         **{key: value for key, value in reports[-1].items() if key.startswith("hp/")},
     }
+
+
+def page_table() -> str:
+    runs = pd.read_csv(RESULTS / "start_values" / "runs.csv")
+    rows = []
+    for (task, algorithm, response, given), group in runs.groupby(
+        ["task", "algorithm", "response", "input"], sort=False
+    ):
+        losses = group["best_val_loss"]
+        cells = [task, algorithm, response, given, str(len(group)), f"{losses.median():.3f}", f"{losses.max():.3f}"]
+        rows.append([*cells, str(group["restarts"].sum()), str(group["diverged"].sum())])
+    header = ["task", "algorithm", "response", "its input", "starts", "median best val. loss", "worst"]
+    return markdown([*header, "restarted", "diverged"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"start-values": page_table}
 
 
 if __name__ == "__main__":

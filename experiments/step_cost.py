@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -44,6 +45,15 @@ FORMS = [
     ("delta-stn", "full", 0.25),
     ("delta-stn", "auto", 0.25),
 ]
+
+# Name -> how tables call it.
+NETWORKS = {
+    "mlp": "MLP, 1200 wide",
+    "cnn": "CNN",
+    "lstm-small": "LSTM 35x20x200",
+    "lstm-large": "LSTM 70x40x650",
+    "transformer": "transformer block",
+}
 
 
 def main() -> None:
@@ -229,6 +239,41 @@ def seconds(step: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def page_table() -> str:
+    table = pd.read_csv(RESULTS / "step_cost" / "cpu.csv")
+    rows = []
+    for (model, threads, step), group in table.groupby(["model", "threads", "step"], sort=False):
+        by_form = group.set_index(["response", "share"])
+        cells = [str(model), str(threads), str(step)]
+        for form in (("full", 1.0), ("8", 1.0), ("gate", 1.0), ("full", 0.25), ("auto", 1.0), ("auto", 0.25)):
+            if form not in by_form.index:
+                cells.append("")
+                continue
+            row = by_form.loc[form]
+            spread = f"{row['quartile_1']:.2f} to {row['quartile_3']:.2f}"
+            cells.append(f"{row['over_plain']:.2f} ({spread}); {row['memory_over_plain']:.2f}")
+        rows.append([*cells[:-2], cells[-2] or cells[-1]])
+    header = ["network", "threads", "step", "full", "rank 8", "gate-only", "full, quarter batch", "automatic"]
+    note = "Median of time over a plain step (quartiles); then peak memory over that of a plain step."
+    rounds, torch_version = table.loc[0, ["rounds", "torch"]]
+    return f"{markdown(header, rows)}\n\n{note} CPU, {rounds} rounds (large LSTM: a sixth), torch {torch_version}."
+
+
+def short_table() -> str:
+    table = pd.read_csv(RESULTS / "step_cost" / "cpu.csv")
+    table = table[(table["response"] == "auto") & (table["step"] != "hyper-step")]
+    rows = []
+    for (step, share), group in table.groupby(["step", "share"], sort=False):
+        part = "" if share == 1 else f", response step on {share:g} of the batch"
+        for threads, one in group.groupby("threads"):
+            ratios = one.set_index("model")["over_plain"]
+            rows.append([f"{step}{part}", str(threads), *(f"{ratios[name]:.2f}" for name in NETWORKS)])
+    return markdown(["", "threads", *NETWORKS.values()], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"step-cost": page_table, "step-cost-short": short_table}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pages import RESULTS, markdown
 
 from tune_stn.data.splits import Split, Splits
 from tune_stn.tasks import Task, get_task
@@ -199,6 +200,18 @@ def summarise(epochs: pd.DataFrame, count: int, threads: int) -> pd.DataFrame:
     row |= {"images": count, "threads": threads, "load": os.getloadavg()[0], "cpus": os.cpu_count()}
     row |= {"machine": platform.machine(), "torch": torch.__version__, "ray": metadata.version("ray")}
     return pd.DataFrame([row])
+
+
+def page_table() -> str:
+    row = pd.read_csv(RESULTS / "tune_overhead" / "summary.csv").iloc[0]
+    rows = []
+    for side, what in (("plain", "beside it, in turns"), ("alone", "without Ray in memory")):
+        ends = (100 * row[f"over_{side}{end}"] for end in ("", "_quartile_1", "_quartile_3"))
+        rows.append([f"the same loop {what}", "{:.2f} ({:.2f} to {:.2f})".format(*ends), f"{row[f'{side}_s']:.2f}"])
+    return markdown(["against", "an epoch under Tune takes more, % (quartiles)", "its epoch, s"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"tune-overhead": page_table}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from unittest import mock
 import pandas as pd
 import torch
 from lstm_cost import machine
+from pages import RESULTS, markdown
 from step_cost import first_batch, peak_memory, seconds, step_flops, train_step
 from torch import Tensor
 
@@ -210,6 +211,30 @@ def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def steps_table() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "vision_cost" / "cpu-steps.csv").to_dict("records"):
+        spread = f"{row['over_plain']:.2f} ({row['quartile_1']:.2f} to {row['quartile_3']:.2f})"
+        cells = [row["network"], f"{row['threads']}", row["algorithm"], f"{row['images_per_second']:,.0f}", spread]
+        shares = [f"{100 * row[f'share_of_{what}']:.0f}" for what in ("matrix_rate", "bandwidth")]
+        rows.append([*cells, *shares, f"{row['memory_mib']:.0f}"])
+    header = ["network", "threads", "step", "images a second", "time over plain (quartiles)", "% of the matrix rate"]
+    return markdown([*header, "% of the bandwidth", "peak memory, MiB"], rows)
+
+
+def epochs_table() -> str:
+    rows = []
+    for row in pd.read_csv(RESULTS / "vision_cost" / "cpu-epochs.csv").to_dict("records"):
+        cells = [row["network"], f"{row['threads']}", row["algorithm"], f"{row['images']:,}", f"{row['seconds']:.1f}"]
+        parts = [row["share_of_data"], row["share_of_augmentation"]]
+        rows.append([*cells, *(f"{100 * part:.1f}" for part in (*parts, sum(parts)))])
+    header = ["network", "threads", "algorithm", "images", "s an epoch", "data, %", "augmentation, %", "together, %"]
+    return markdown(header, rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"vision-steps": steps_table, "vision-epochs": epochs_table}
 
 
 if __name__ == "__main__":

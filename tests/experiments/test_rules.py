@@ -225,7 +225,7 @@ def test_every_section(tables: ModuleType, run_script: Callable[..., None], tmp_
 
 def test_the_short_table_is_that_of_the_committed_runs(tables: ModuleType) -> None:
     made = tables.summary(tables.load(tables.RESULTS))
-    assert (tables.RESULTS / "summary.md").read_text() == f"{made}\n"
+    assert tables.TABLES["rules"]() == made
     assert made.count("\n| ") == 1 + len(tables.SETTINGS)
 
 
