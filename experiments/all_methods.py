@@ -15,87 +15,40 @@ Goes on where it was cut off: finished runs are never run twice. `--methods` doe
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from comparison import Study, main
 from pages import RESULTS, markdown
 
 from tune_stn.methods import METHODS
-from tune_stn.study.compare import compare
 from tune_stn.study.incumbent import last_of_each_run
 from tune_stn.study.plots import plot_best_so_far
 from tune_stn.study.results import Results
 from tune_stn.study.speed_up import speed_up
 from tune_stn.study.statistics import differences_to_best, paired_difference
 from tune_stn.study.summary import format_summary, summary, with_interval
-from tune_stn.tuning.cluster import Cluster
 
-# What each run may spend (plain-epoch equivalents), seeds, and settings of the task. A budget is twelve and five
-# self-tuning runs: 16 and 7 full trials of a baseline.
-SIZES: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
+# A budget is twelve and five self-tuning runs: 16 and 7 full trials of a baseline.
+TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1, "train_steps": 1}
+# Batches of 64, so that 2,500 images give as many steps in 30 epochs as the 5,000 of other experiments here.
+SMALL = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30}
+FULL = {"train_images": 50_000, "valid_images": 10_000, "test_images": 10_000, "epochs": 100}
+STUDIES = {
     "digits-mlp": {
-        "cpu": (960, 10, {}),
-        "smoke": (5, 2, {"epochs": 3, "warmup_epochs": 1}),
+        "cpu": Study(960, range(10), {}),
+        "smoke": Study(5, range(2), {"epochs": 3, "warmup_epochs": 1}),
     },
     "fashion-mnist-cnn": {
-        # Batches of 64, so that 2,500 images give as many steps in 30 epochs as the 5,000 of other experiments here.
-        "cpu": (
-            200,
-            3,
-            {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30},
-        ),
-        "full": (2000, 5, {"train_images": 50_000, "valid_images": 10_000, "test_images": 10_000, "epochs": 100}),
-        "smoke": (
-            9,
-            2,
-            {
-                "train_images": 128,
-                "valid_images": 128,
-                "test_images": 128,
-                "epochs": 2,
-                "warmup_epochs": 1,
-                "train_steps": 1,
-            },
-        ),
+        "cpu": Study(200, range(3), SMALL),
+        "full": Study(2000, range(5), FULL),
+        "smoke": Study(9, range(2), TINY),
     },
 }
 SELF_TUNING = ("auto", "stn", "delta-stn", "stn-population")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=SIZES, default="digits-mlp")
-    parser.add_argument("--size", choices=("cpu", "full"), default="cpu")
-    parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: all")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--out", type=Path, default=Path("runs/all_methods"))
-    parser.add_argument("--gpus-per-trial", type=float, default=0)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "all_methods")
-    arguments = parser.parse_args()
-    size = "smoke" if arguments.smoke_test else arguments.size
-    if size not in SIZES[arguments.task]:
-        parser.error(f"--size {size}: {arguments.task} has {', '.join(SIZES[arguments.task])}")
-    budget, seeds, settings = SIZES[arguments.task][size]
-
-    results = compare(
-        arguments.task,
-        arguments.methods.split(","),
-        budget=budget,
-        seeds=arguments.seeds or seeds,
-        out=arguments.out / arguments.task,
-        resume=True,
-        settings=settings,
-        cluster=Cluster(gpus_per_trial=arguments.gpus_per_trial),
-        say=print,
-    )
-
-    write(results, arguments.results / arguments.task)
 
 
 def write(results: Results, folder: Path) -> None:
@@ -131,7 +84,7 @@ def against_restarts(results: Results) -> pd.DataFrame:
 
 def short_table() -> str:
     """All methods on both tasks, as short as can be."""
-    tables = {task: methods_of(task) for task in SIZES}
+    tables = {task: methods_of(task) for task in STUDIES}
     rows = []
     for method in tables["digits-mlp"].index:
         cells = [method]
@@ -161,15 +114,15 @@ def long_table(task: str) -> str:
 
 def methods_of(task: str) -> pd.DataFrame:
     """A row for each method, with its paired difference to the best one."""
-    folder = RESULTS / "all_methods" / task
+    folder = RESULTS / "all_methods" / f"{task}-cpu"
     table = pd.read_csv(folder / "summary.csv", index_col="method")
     return table.join(pd.read_csv(folder / "differences.csv", index_col="method")[["mean", "low", "high", "p_value"]])
 
 
 def speed_up_table() -> str:
     rows = []
-    for task in SIZES:
-        for row in pd.read_csv(RESULTS / "all_methods" / task / "speed_up.csv").to_dict("records"):
+    for task in STUDIES:
+        for row in pd.read_csv(RESULTS / "all_methods" / f"{task}-cpu" / "speed_up.csv").to_dict("records"):
             reached = f"{row['reached']} of {row['n']}"
             ratios = [f"{row[name]:.1f}" for name in ("median", "median_until_found")]
             means = "never" if pd.isna(row["of_means"]) else f"{row['of_means']:.1f}"
@@ -180,8 +133,8 @@ def speed_up_table() -> str:
 
 def population_table() -> str:
     rows = []
-    for task in SIZES:
-        for row in pd.read_csv(RESULTS / "all_methods" / task / "population.csv").to_dict("records"):
+    for task in STUDIES:
+        for row in pd.read_csv(RESULTS / "all_methods" / f"{task}-cpu" / "population.csv").to_dict("records"):
             what = {"best_val_loss": "best val. loss", "test_loss_at_best": "its test loss"}[row["column"]]
             cells = [task, what, f"{row['stn-population']:.4f}", f"{row['stn']:.4f}"]
             difference = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], p = {row['p_value']:.3f}"
@@ -191,11 +144,11 @@ def population_table() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "all-methods": short_table,
-    **{f"all-methods {task}": partial(long_table, task) for task in SIZES},
+    **{f"all-methods {task}": partial(long_table, task) for task in STUDIES},
     "speed-up": speed_up_table,
     "population": population_table,
 }
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, METHODS, STUDIES, write)

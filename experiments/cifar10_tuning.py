@@ -2,7 +2,7 @@
 
 The right half of table 2 of arXiv 1903.03088: seven dropouts, input dropout, input scale, four colour jitters and two
 integers of cutout, tuned by STN, Delta-STN, random and grid search and Bayesian optimisation. Each may spend the same,
-and tries the task's start values first. Writes to experiments/results/cifar10_tuning/<size>: the table with 95 %
+and tries the task's start values first. Writes to experiments/results/cifar10_tuning: the table with 95 %
 intervals over seeds, differences to the best method, best-so-far, and the schedule of each seed's best STN trial with a
 plot.
 
@@ -18,14 +18,12 @@ was cut off.
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from comparison import run, write
+from comparison import Study, main, write_table
 from pages import RESULTS, markdown, paired
 
 from tune_stn.study.incumbent import last_of_each_run
@@ -51,42 +49,18 @@ SMOKE = {
     **{"train_images": 128, "valid_images": 128, "test_images": 128, "width": 2},
     **{"epochs": 2, "warmup_epochs": 1, "train_steps": 1},
 }
-# What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
-SIZES: dict[str, tuple[float, int, dict[str, Any]]] = {
-    "cpu": (160, 3, SMALL),
-    "full": (3000, 3, {}),
-    "smoke": (6, 1, SMOKE),
+SIZES = {
+    "cpu": Study(160, SEEDS[:3], SMALL),
+    "full": Study(3000, SEEDS[:3], {}),
+    "smoke": Study(6, SEEDS[:1], SMOKE),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="folder of CIFAR-10; default: $TUNE_STN_DATA/cifar10")
-    parser.add_argument("--size", choices=("cpu", "full"), default="cpu")
-    parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: all of the table")
-    parser.add_argument("--one-trial", action="store_true", help="one trial of each method, to its end")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--gpus-per-trial", type=float, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/cifar10_tuning"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "cifar10_tuning")
-    arguments = parser.parse_args()
-    size = "smoke" if arguments.smoke_test else arguments.size
-    budget, seeds, settings = SIZES[size]
-    name = f"{size}{'-one' if arguments.one_trial else ''}"
-    results = run(
-        TASK,
-        arguments.methods.split(","),
-        budget=math.inf if arguments.one_trial else budget,
-        seeds=SEEDS[: arguments.seeds or seeds],
-        settings={**settings, **({"data_dir": arguments.data_dir} if arguments.data_dir else {})},
-        gpus_per_trial=arguments.gpus_per_trial,
-        out=arguments.out / name,
-    )
-    write(results, table(results), arguments.results / name)
+def write(results: Results, folder: Path) -> None:
+    write_table(results, with_accuracies(results), folder)
 
 
-def table(results: Results) -> pd.DataFrame:
+def with_accuracies(results: Results) -> pd.DataFrame:
     """`summary`, and the accuracies where the validation loss is best: means over seeds."""
     keys = [*RUN_COLUMNS, "trial_id", "cost_total"]
     final = last_of_each_run(results.incumbent)[keys].merge(results.reports.drop_duplicates(keys), on=keys)
@@ -96,7 +70,7 @@ def table(results: Results) -> pd.DataFrame:
 
 def page_table() -> str:
     """The layout of table 2 of the STN paper, its right half."""
-    return vision_table(RESULTS / "cifar10_tuning" / "cpu")
+    return vision_table(RESULTS / "cifar10_tuning" / f"{TASK}-cpu")
 
 
 def vision_table(folder: Path) -> str:
@@ -124,4 +98,4 @@ TABLES: Mapping[str, Callable[[], str]] = {"cifar10-tuning": page_table}
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, METHODS, {TASK: SIZES}, write, with_data=[TASK])

@@ -5,9 +5,9 @@ After the table of arXiv 2010.13514: an MLP and a CNN on Fashion-MNIST, AlexNet,
 first. Writes to experiments/results/delta_stn/<network>-<size> what `cifar10_tuning.py` writes. AlexNet is its study:
 at one size the two scripts share their runs.
 
-    python experiments/delta_stn.py --cifar10 FOLDER                  # subsets of the images; two hours on 2 cores
-    python experiments/delta_stn.py --cifar10 FOLDER --size full --gpus-per-trial 0.25
-    python experiments/delta_stn.py --networks fashion-mnist-mlp --smoke-test
+    python experiments/delta_stn.py --data-dir FOLDER                  # subsets of the images; two hours on 2 cores
+    python experiments/delta_stn.py --data-dir FOLDER --size full --gpus-per-trial 0.25
+    python experiments/delta_stn.py --task fashion-mnist-mlp --smoke-test
 
 Fashion-MNIST is looked for where `tune-stn data fashion-mnist` puts it and in the folder of the Debian package. Goes on
 where it was cut off.
@@ -15,79 +15,43 @@ where it was cut off.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import cifar10_tuning
 import pandas as pd
-from cifar10_tuning import vision_table
-from comparison import run, write
+from cifar10_tuning import SEEDS, SIZES, vision_table, write
+from comparison import Study, main
 from pages import RESULTS, markdown
 
 METHODS = ("random", "gp-bo", "stn", "delta-stn")
-SEEDS = cifar10_tuning.SEEDS
 FASHION = {"train_images": 2500, "valid_images": 2500, "test_images": 1000, "batch_size": 64, "epochs": 30}
 CIFAR = {"train_images": 2500, "valid_images": 1500, "test_images": 1000, "batch_size": 32, "warmup_epochs": 2}
 TINY = {"train_images": 128, "valid_images": 128, "test_images": 128, "epochs": 2, "warmup_epochs": 1, "train_steps": 1}
-# What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
-NETWORKS: dict[str, dict[str, tuple[float, int, dict[str, Any]]]] = {
+NETWORKS: Mapping[str, Mapping[str, Study]] = {
     "fashion-mnist-mlp": {
-        "cpu": (100, 3, {**FASHION, "hidden": 300}),
-        "full": (3000, 3, {}),
-        "smoke": (3, 1, {**TINY, "hidden": 16}),
+        "cpu": Study(100, SEEDS[:3], {**FASHION, "hidden": 300}),
+        "full": Study(3000, SEEDS[:3], {}),
+        "smoke": Study(3, SEEDS[:1], {**TINY, "hidden": 16}),
     },
     "fashion-mnist-cnn": {
-        "cpu": (100, 3, FASHION),
-        "full": (3000, 3, {}),
-        "smoke": (6, 1, {**TINY, "hidden": 16}),
+        "cpu": Study(100, SEEDS[:3], FASHION),
+        "full": Study(3000, SEEDS[:3], {}),
+        "smoke": Study(6, SEEDS[:1], {**TINY, "hidden": 16}),
     },
-    "cifar10-alexnet": cifar10_tuning.SIZES,
+    "cifar10-alexnet": {size: replace(study, shared_with="cifar10_tuning") for size, study in SIZES.items()},
     "cifar10-vgg16": {
         # Without batch norm, narrower or at the paper's rate this depth hardly learns from so few images.
-        "cpu": (45, 3, {**CIFAR, "width": 12, "lr": 0.02, "epochs": 20}),
-        "full": (3000, 3, {}),
-        "smoke": (6, 1, {**TINY, "width": 2}),
+        "cpu": Study(45, SEEDS[:3], {**CIFAR, "width": 12, "lr": 0.02, "epochs": 20}),
+        "full": Study(3000, SEEDS[:3], {}),
+        "smoke": Study(6, SEEDS[:1], {**TINY, "width": 2}),
     },
     "cifar10-resnet18": {
-        "cpu": (30, 3, {**CIFAR, "width": 8, "epochs": 10}),
-        "full": (3000, 3, {}),
-        "smoke": (6, 1, {**TINY, "width": 2}),
+        "cpu": Study(30, SEEDS[:3], {**CIFAR, "width": 8, "epochs": 10}),
+        "full": Study(3000, SEEDS[:3], {}),
+        "smoke": Study(6, SEEDS[:1], {**TINY, "width": 2}),
     },
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", help="folder of CIFAR-10; default: $TUNE_STN_DATA/cifar10")
-    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
-    parser.add_argument("--size", choices=("cpu", "full"), default="cpu")
-    parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: all of the table")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--gpus-per-trial", type=float, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "delta_stn")
-    arguments = parser.parse_args()
-    size = "smoke" if arguments.smoke_test else arguments.size
-    for network in arguments.networks:
-        budget, seeds, settings = NETWORKS[network][size]
-        shared = network == cifar10_tuning.TASK
-        if network.startswith("cifar10") and arguments.cifar10:
-            settings = {**settings, "data_dir": arguments.cifar10}
-        print(f"\n{network}")
-        results = run(
-            network,
-            arguments.methods.split(","),
-            budget=budget,
-            seeds=SEEDS[: arguments.seeds or seeds],
-            settings=settings,
-            gpus_per_trial=arguments.gpus_per_trial,
-            out=arguments.out / (Path("cifar10_tuning") / size if shared else Path("delta_stn") / f"{network}-{size}"),
-        )
-        write(results, cifar10_tuning.table(results), arguments.results / f"{network}-{size}")
 
 
 def page_table() -> str:
@@ -113,4 +77,4 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, METHODS, NETWORKS, write, with_data=[name for name in NETWORKS if "cifar10" in name])

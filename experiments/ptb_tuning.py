@@ -18,15 +18,13 @@ FOLDER has train.txt, valid.txt and test.txt of Mikolov's version. Goes on where
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from comparison import run, write
+from comparison import Study, main, write_table
 from pages import RESULTS, markdown, paired
 
 from tune_stn.study.incumbent import last_of_each_run
@@ -35,7 +33,6 @@ from tune_stn.study.statistics import mean_interval
 from tune_stn.study.summary import with_interval
 
 METHODS = ("stn", "delta-stn", "random", "grid", "gp-bo", "tpe", "hyperband")
-# What each run may spend (plain-epoch equivalents), seeds, and settings of the task.
 # Of 85 batches an epoch; the paper has 331: so hyper-steps are larger, and the perturbation is narrower, which lets
 # responses settle sooner.
 SMALL: dict[str, Any] = {"window": 35, "hidden": 96, "batch_size": 10, "lr": 10.0, "hyper_lr": 0.03, "scale": 0.5}
@@ -43,47 +40,25 @@ SMALL: dict[str, Any] = {"window": 35, "hidden": 96, "batch_size": 10, "lr": 10.
 SEEDS = [3, 4, 5, 6, 7, 8, 9]
 PTB_SMALL = {"train_tokens": 30_000, "valid_tokens": 10_000, "test_tokens": 10_000, "vocabulary": 1500}
 SMOKE: dict[str, Any] = {"hidden": 8, "batch_size": 10, "vocabulary": 50, "train_tokens": 1000, "epochs": 2}
-SIZES: dict[str, tuple[float, int, dict[str, Any]]] = {
-    "cpu": (200, 3, {**SMALL, "epochs": 30}),
-    "full": (2000, 3, {}),
-    "smoke": (2, 2, {**SMOKE, "warmup_epochs": 0}),
+TASKS = {
+    "ptb-lstm": {
+        "cpu": Study(200, SEEDS[:3], {**SMALL, **PTB_SMALL, "epochs": 30}),
+        "full": Study(2000, SEEDS[:3], {}),
+        "smoke": Study(2, SEEDS[:2], {**SMOKE, "warmup_epochs": 0}),
+    },
+    "text-lstm": {
+        "cpu": Study(200, SEEDS[:3], {**SMALL, "epochs": 30}),
+        "full": Study(2000, SEEDS[:3], {}),
+        "smoke": Study(2, SEEDS[:2], {**SMOKE, "warmup_epochs": 0}),
+    },
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("ptb-lstm", "text-lstm"), default="ptb-lstm")
-    parser.add_argument("--data-dir", help="folder of Penn Treebank; default: $TUNE_STN_DATA/ptb")
-    parser.add_argument("--size", choices=("cpu", "full"), default="cpu")
-    parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: all of the table")
-    parser.add_argument("--one-trial", action="store_true", help="one trial of each method, to its end")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--gpus-per-trial", type=float, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/ptb_tuning"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ptb_tuning")
-    arguments = parser.parse_args()
-    size = "smoke" if arguments.smoke_test else arguments.size
-    budget, seeds, settings = SIZES[size]
-    if arguments.task == "ptb-lstm":
-        # The folder is in the environment of this machine, not in the tables of the results.
-        settings = {**settings, **(PTB_SMALL if size == "cpu" else {})}
-        if arguments.data_dir:
-            settings["data_dir"] = arguments.data_dir
-    name = f"{arguments.task}-{size}{'-one' if arguments.one_trial else ''}"
-    results = run(
-        arguments.task,
-        arguments.methods.split(","),
-        budget=math.inf if arguments.one_trial else budget,
-        seeds=SEEDS[: arguments.seeds or seeds],
-        settings=settings,
-        gpus_per_trial=arguments.gpus_per_trial,
-        out=arguments.out / name,
-    )
-    write(results, table(results), arguments.results / name)
+def write(results: Results, folder: Path) -> None:
+    write_table(results, with_perplexities(results), folder)
 
 
-def table(results: Results) -> pd.DataFrame:
+def with_perplexities(results: Results) -> pd.DataFrame:
     """A row for each method, the best validation loss first; test figures at the best validation epoch."""
     final = last_of_each_run(results.incumbent)
     spent = results.reports.groupby(["method", "seed"], as_index=False)[["cost_total", "device_time_s"]].max()
@@ -120,4 +95,4 @@ TABLES: Mapping[str, Callable[[], str]] = {"ptb-tuning": page_table}
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, METHODS, TASKS, write, tasks=["ptb-lstm"], with_data=["ptb-lstm"])

@@ -31,7 +31,7 @@ def has_fashion_mnist() -> bool:
 def test_cifar10_tuning(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--smoke-test", "--methods", "stn,random", "--data-dir", str(CIFAR10)]
     run_script("cifar10_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
-    folder = tmp_path / "results" / "smoke"
+    folder = tmp_path / "results" / "cifar10-alexnet-smoke"
     table = pd.read_csv(folder / "table.csv")
     assert set(table["method"]) == {"stn", "random"}
     assert table["val_accuracy"].between(0, 1).all()
@@ -44,7 +44,7 @@ def test_cifar10_tuning(run_script: RunScript, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.skipif(not has_fashion_mnist(), reason="needs the real data: apt-get install dataset-fashion-mnist")
 def test_delta_stn(run_script: RunScript, tmp_path: Path) -> None:
-    arguments = ["--smoke-test", "--networks", "fashion-mnist-mlp", "--methods", "delta-stn"]
+    arguments = ["--smoke-test", "--task", "fashion-mnist-mlp", "--methods", "delta-stn"]
     run_script("delta_stn.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
     folder = tmp_path / "results" / "fashion-mnist-mlp-smoke"
     table = pd.read_csv(folder / "table.csv").set_index("method")
