@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from pages import RESULTS, markdown
+from step_cost import seconds
 from torch import Tensor
 
 from tune_stn.data.augment import (
@@ -156,16 +156,6 @@ def plain_step(task: Task, inputs: Tensor, targets: Tensor) -> Callable[[], obje
         optimizer.step()
 
     return step
-
-
-def seconds(step: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def page_table() -> str:

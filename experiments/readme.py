@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from comparison import best_of
 from pages import RESULTS
 
 from tune_stn.study.plots import plot_schedules
@@ -49,7 +50,8 @@ def main() -> None:
         return
     figures = RESULTS / "figures"
     figures.mkdir(exist_ok=True)
-    plot_schedules(load_results(RESULTS / "regularisation_gain" / "stn")).savefig(figures / "schedule.png", dpi=90)
+    best = best_of(load_results(RESULTS / "regularisation_gain" / "fashion-mnist-cnn-cpu"), "auto")
+    plot_schedules(best).savefig(figures / "schedule.png", dpi=90)
 
 
 def tables() -> dict[str, Callable[[], str]]:

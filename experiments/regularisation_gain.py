@@ -75,9 +75,9 @@ def table_of(results: Results) -> str:
         ratio = mean_interval((losses[method] / losses["none"]).to_numpy())
         each = ", ".join(f"{loss:.4f}" for loss in losses[method])
         test = final.loc[final["method"] == method, "test_loss_at_best"].mean()
-        rows.append([METHODS[method].description, each, f"{losses[method].mean():.4f}", f"{test:.4f}"])
+        rows.append([method, each, f"{losses[method].mean():.4f}", f"{test:.4f}"])
         rows[-1].append("1" if method == "none" else with_interval(ratio.mean, ratio.low, ratio.high))
-    header = ["", "best val. loss by seed", "mean", "its test loss, mean", "val. loss over unregularised [95 %]"]
+    header = ["method", "best val. loss by seed", "mean", "its test loss, mean", "val. loss over unregularised [95 %]"]
     return markdown(header, rows)
 
 

@@ -51,7 +51,7 @@ WITH_A_TEST = (
     "docs/how-to/replay.md",
     "docs/tutorial.md",
 )
-STUDY = ROOT / "experiments" / "results" / "regularisation_gain" / "stn"
+STUDY = ROOT / "experiments" / "results" / "regularisation_gain" / "fashion-mnist-cnn-cpu"
 
 
 @pytest.fixture

@@ -31,6 +31,12 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def sections(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    return importlib.import_module("rules_sections")
+
+
+@pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(EXPERIMENTS)
     return importlib.import_module("rules_verdicts")
@@ -165,27 +171,27 @@ def test_best_of_the_random_settings(verdicts: ModuleType) -> None:
     assert verdicts.best_of(runs, 24)[0] == pytest.approx(0.94)
 
 
-def test_the_best_run_that_fits_into_the_cost_of_sixteen_plain_runs(tables: ModuleType) -> None:
+def test_the_best_run_that_fits_into_the_cost_of_sixteen_plain_runs(sections: ModuleType) -> None:
     """A run of auto costs 1.3 plain runs here, so twelve fit, the last of them the best; better ones do not."""
     made = [row(f"outside/{way}-{number}", 0, 0.01 * number) for way in ("plain", "auto") for number in range(16)]
     runs = pd.DataFrame(made)
     runs.loc[runs["arm"].str.startswith("outside/auto"), "cost"] = 130.0
     runs.loc[runs["arm"] == "outside/auto-11", "lr"] = 0.3
-    found = {way: tables.best_within(runs, way) for way in ("plain", "auto", "random")}
+    found = {way: sections.best_within(runs, way) for way in ("plain", "auto", "random")}
     assert found["plain"].loc[0].to_dict() == pytest.approx(
         {"runs": 16, "val_loss": 0.85, "test_loss": 1.05, "lr": 0.1}
     )
     assert found["auto"].loc[0].to_dict() == pytest.approx({"runs": 12, "val_loss": 0.89, "test_loss": 1.09, "lr": 0.3})
     assert not len(found["random"])
-    assert not len(tables.best_within(runs[runs["arm"] != "outside/plain-3"], "plain"))  # their cost is not used up
-    row_of_auto = tables.outside({"digits": runs}).rows[1]
+    assert not len(sections.best_within(runs[runs["arm"] != "outside/plain-3"], "plain"))  # their cost is not used up
+    row_of_auto = sections.outside({"digits": runs}).rows[1]
     assert row_of_auto[:4] == ["digits", "auto", "1", "12"]
 
 
-def test_a_gain_with_a_worse_test_loss_is_marked(tables: ModuleType) -> None:
+def test_a_gain_with_a_worse_test_loss_is_marked(sections: ModuleType) -> None:
     runs = frame()
     runs.loc[runs["arm"] == "auto", "test_loss"] += 0.2
-    section = tables.losses({"digits": runs})
+    section = sections.losses({"digits": runs})
     cells = dict(zip(section.header, section.rows[0], strict=True))
     assert cells["auto"] == "0.9250 (1.3250)†"
     assert cells["plain, start values"] == "1.0250 (1.2250)"
