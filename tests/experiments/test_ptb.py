@@ -38,7 +38,10 @@ def test_one_trial_to_its_end(run_script: RunScript, tmp_path: Path) -> None:
     arguments = ["--task", "text-lstm", "--smoke-test", "--seeds", "1", "--methods", "stn", "--one-trial"]
     run_script("ptb_tuning.py", *arguments, "--out", str(tmp_path), "--results", str(tmp_path / "results"))
     assert pd.read_csv(tmp_path / "results" / "text-lstm-smoke-one" / "table.csv")["trials"].tolist() == [1]
-    assert load_results(tmp_path / "ptb_tuning" / "text-lstm-smoke-one").reports["epoch"].tolist() == [1, 2]  # whatever they cost
+    assert load_results(tmp_path / "ptb_tuning" / "text-lstm-smoke-one").reports["epoch"].tolist() == [
+        1,
+        2,
+    ]  # whatever they cost
 
 
 @pytest.mark.ray

@@ -169,6 +169,19 @@ def test_no_layer_needs_to_respond(make_task: Any) -> None:
     assert trainer.diverged is None
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("network", ["mlp", "cnn", "batch-norm"])
+def test_without_hyper_steps_it_is_plain_training(make_task: Any, network: str) -> None:
+    """The control `frozen`: its measurements leave weights, statistics of batch norms and draws alone."""
+    epochs = 8
+    task = make_task(network, epochs=epochs, warmup_epochs=epochs)
+    plain, frozen = (Trainer(task, algorithm=name) for name in ("fixed", "auto"))
+    for _ in range(epochs):
+        expected, found = (trainer.run_epoch() for trainer in (plain, frozen))
+        for name in ("train_loss", "val_loss", "test_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-10)
+
+
 def random_images(seed: int) -> Splits:
     """Of the shape of Fashion-MNIST."""
     generator = torch.Generator().manual_seed(seed)
