@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -88,6 +89,23 @@ def test_of_many_runs_the_means_alone_are_shown_and_all_of_their_ends(
         np.testing.assert_array_equal(mean, same)
         assert low < mean[-1, 1] < high
         assert mean[0, 0] < axes.get_xlim()[1]
+
+
+def test_a_run_that_follows_another_one_does_not_widen_the_frame(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "MANY_RUNS", 0)
+    low, high = plot_best_so_far(results).axes[0].get_ylim()
+    late = {}
+    for name in ("incumbent", "reports"):
+        frame = getattr(results, name)
+        rows = frame[frame["method"] == "random"].copy()
+        rows["cost_total"] += results.reports["cost_total"].max()
+        late[name] = pd.concat([frame, rows.assign(method="replayed")], ignore_index=True)
+    late["incumbent"].loc[late["incumbent"]["method"] == "replayed", "best_val_loss"] += 100.0
+    followed = plot_best_so_far(replace(results, **late)).axes[0].get_ylim()
+    assert followed[1] < 100 < high + 100
+    assert followed[0] == pytest.approx(low, abs=high - low)
 
 
 def test_schedules_show_the_best_trial_and_every_self_tuned_one(results: Results) -> None:

@@ -99,7 +99,7 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
         axes.step(points, curve["mean"], where="post", color=colour, lw=2)
         axes.fill_between(points, curve["low"], curve["high"], step="post", color=colour, alpha=shade, linewidth=0)
     if many:
-        _frame_second_half(axes, pd.concat(means.values()), results.reports[x].max() / 2, x)
+        _frame_second_half(axes, list(means.values()), results.reports[x].max() / 2, x)
     else:
         _limit(axes, results, x)
     axes.set(xlabel=AXIS_LABELS[x], ylabel="best validation loss so far")
@@ -119,8 +119,12 @@ def _draw_runs(axes: Axes, results: Results, method: str, x: str, colour: str) -
         axes.plot(end, loss[-1], ".", color=colour, alpha=0.6)
 
 
-def _frame_second_half(axes: Axes, means: pd.DataFrame, half: float, x: str) -> None:
-    """Frame what means there are from half of the axis on, and how they come there."""
+def _frame_second_half(axes: Axes, curves: list[pd.DataFrame], half: float, x: str) -> None:
+    """Frame the means from half of the axis on, and how they come there.
+
+    A run that follows another one begins late, as high as all begin: it is in the frame from where it has come down.
+    """
+    means = pd.concat([curve for curve in curves if curve[x].min() < half] or curves)
     values = means.loc[means[x] >= half, "mean"]
     low, high = values.min(), values.max()
     axes.set_xscale("log")
