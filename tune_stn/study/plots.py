@@ -89,8 +89,9 @@ def plot_best_so_far(results: Results, x: str = "cost_total") -> Figure:
     figure = Picture(figsize=(8, 5), layout="constrained")
     axes = _plain(figure.add_subplot())
     many = results.incumbent.groupby(RUN_COLUMNS).ngroups > MANY_RUNS
-    means, shade = {}, 0.06 if many else 0.12
-    for method, colour in present_methods(results).items():
+    methods = present_methods(results)
+    means, shade = {}, min(0.12, 0.4 / max(1, len(methods)))  # of many bands on each other the lines are still seen
+    for method, colour in methods.items():
         if not many:
             _draw_runs(axes, results, method, x, colour)
         runs = results.incumbent[results.incumbent["method"] == method]
