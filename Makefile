@@ -43,7 +43,8 @@ docs: $(READY)
 
 # What to run all day: lint, types and the quick tests, without Ray.
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not ray and not own_ray and not slow"
+	$(BIN)/python -m pytest -n 2 --ignore tests/experiments --ignore tests/integrations \
+	  -m "not ray and not own_ray and not slow and not browser"
 
 # The wheel, in an empty environment and away from the sources: its commands, its data, and a run.
 wheel:

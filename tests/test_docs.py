@@ -34,6 +34,7 @@ def test_the_page_of_the_tables_is_that_of_the_schemas() -> None:
     subprocess.run([sys.executable, ROOT / "docs" / "schema.py", "--check"], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_documentation_builds_without_a_broken_link(tmp_path: Path) -> None:
     for needed in ("mkdocs", "material", "mkdocstrings"):
         if importlib.util.find_spec(needed) is None:

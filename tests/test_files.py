@@ -76,6 +76,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 def test_everything_is_written_through_it() -> None:
     """A call that writes to a path lies in a `with` of `whole_file` or of a folder that is temporary."""
     found = set()

@@ -202,6 +202,7 @@ def test_imports_point_downward() -> None:
     assert [wrong for module, path in MODULES.items() for wrong in wrong_imports(module, path.read_text())] == []
 
 
+@pytest.mark.slow
 def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() -> None:
     found = set()
     for module, path in MODULES.items():
@@ -212,6 +213,7 @@ def test_below_the_layers_of_ray_only_functions_import_the_file_that_needs_it() 
     assert found == {"tune_stn.space.search_space"}
 
 
+@pytest.mark.slow
 def test_libraries_that_only_some_methods_need_are_imported_by_files_of_methods_alone() -> None:
     """Which are loaded when a run is planned."""
     late = {"tune_stn.methods.optuna": "optuna", "tune_stn.methods.pb2": "sklearn"}

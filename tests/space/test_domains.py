@@ -148,6 +148,7 @@ def test_shape_is_kept(domain: Domain) -> None:
 # There and back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(domain=uniforms() | log_uniforms(), share=st.floats(1e-5, 1 - 1e-5))
 def test_continuous_value_comes_out_as_itself(domain: Uniform | LogUniform, share: float) -> None:

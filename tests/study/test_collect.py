@@ -141,6 +141,7 @@ def half_finished(directory: Path, *, earlier_version: bool = False) -> None:
     (directory / "study.json").write_text(json.dumps(study))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("earlier_version", [False, True])
 def test_a_study_that_runs_is_read_and_says_what_is_missing(tmp_path: Path, earlier_version: bool) -> None:

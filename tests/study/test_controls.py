@@ -137,6 +137,7 @@ def controlled(make_study: Callable[..., Path]) -> Results:
     return replace(results, study=json.loads(json.dumps(results.study)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_terminal_and_report_say_the_same(controlled: Results) -> None:
     pd.testing.assert_frame_equal(controlled.controls, control_shares(controlled.incumbent))
@@ -151,6 +152,7 @@ def test_terminal_and_report_say_the_same(controlled: Results) -> None:
     assert any("add last-values,progress-ratio to the methods" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_studies_without_self_tuning_say_nothing(make_study: Callable[..., Path]) -> None:
     results = load_results(make_study(kinds={"fixed": "constant", "random": "constant"}))

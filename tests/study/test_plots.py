@@ -148,6 +148,7 @@ def test_final_values_have_a_dot_per_run(results: Results) -> None:
         assert [label.get_text() for label in axes.get_yticklabels()] == results.study["methods"]
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(make_study: Callable[..., Path], tmp_path: Path) -> None:
     study = make_study(kinds={"$\\frac$": "constant", "_mine": "constant"}, hps=("_a", "$b$"), task="$t_$")
     paths = write_plots(load_results(study), tmp_path / "plots")

@@ -93,6 +93,7 @@ def test_it_says_what_the_terminal_says(results: Results) -> None:
         assert said in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_missing_runs_and_trials_that_diverged_or_were_started_again_are_named(make_study: Callable[..., Path]) -> None:
     results = load_results(make_study(missing=[{"method": "pbt", "seed": 2, "reason": "worker died"}]))
@@ -107,6 +108,7 @@ def test_missing_runs_and_trials_that_diverged_or_were_started_again_are_named(m
     assert "stn1no finite validation loss" in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_everything_from_the_user_is_escaped(make_study: Callable[..., Path]) -> None:
     missing = [{"method": EVIL, "seed": 1, "reason": EVIL}]

@@ -43,6 +43,7 @@ def test_pages_are_written_until_the_study_has_ended_and_once_more(make_study: C
     assert {line.split(" ", 1)[1] for line in said} == {f"{page}: 1 of 9 runs have ended, {len(found.reports)} reports"}
 
 
+@pytest.mark.slow
 def test_of_a_study_that_had_ended_there_is_one_page(make_study: Callable[..., Path]) -> None:
     said: list[str] = []
     watch(make_study(), 30.0, said.append, sleep=lambda seconds: pytest.fail("it waited"))

@@ -34,6 +34,7 @@ def task() -> Task:
     return get_task("digits-mlp", epochs=EPOCHS)
 
 
+@pytest.mark.slow
 def test_a_fixed_run_is_the_same_whatever_the_values(task: Task) -> None:
     """Such values that no unit happens to be dropped; at the upper end of the domain one may be, and little changes."""
     sham = placebo(task)

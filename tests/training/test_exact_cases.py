@@ -163,6 +163,7 @@ PRINTED = {
 TRUTH = {-1.0: (0.7311, -0.1966), 1.0: (0.2689, -0.1966)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "start"), list(PRINTED))
 def test_one_dimensional_ridge_at_scale_one(algorithm: str, start: float) -> None:
     """Fixed points to 1e-8 of their closed forms, and to the four printed digits."""
@@ -171,6 +172,7 @@ def test_one_dimensional_ridge_at_scale_one(algorithm: str, start: float) -> Non
     assert found == pytest.approx(PRINTED[algorithm, start], abs=6e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "start"), list(PRINTED))
 def test_one_dimensional_ridge_at_a_small_scale_is_the_truth(algorithm: str, start: float) -> None:
     """Both rules within 1.3e-3 of the best response and its derivative (reference: the same bound)."""

@@ -52,6 +52,7 @@ def test_bfloat16_trains_and_all_that_is_kept_is_float32(make_task: Any, algorit
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "algorithm", "size"),
     # Every two of network, rule and size meet.

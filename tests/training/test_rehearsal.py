@@ -79,6 +79,7 @@ def test_what_another_rule_does_as_well_is_not_done_twice(monkeypatch: pytest.Mo
     assert made[2:] == ["fixed"]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_a_rehearsal() -> None:
     task = replace(TASK, loss=Counted())
     without = {name: Trainer(task, algorithm=name, seed=3).run_epoch() for name in RULES}

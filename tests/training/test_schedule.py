@@ -110,6 +110,7 @@ def test_per_epoch_takes_what_is_in_force_when_the_epoch_begins() -> None:
     assert STEPS.per_epoch(10) == make([0, 1], [[0.1, 1.0], [0.4, 3.0]], "epoch")
 
 
+@pytest.mark.slow
 @given(schedules().filter(lambda s: s.unit == "step" and s.interpolation == "previous"), st.integers(1, 9))
 def test_known_epochs_are_as_good_as_their_length(schedule: Schedule, length: int) -> None:
     known = replace(schedule, epochs=-(-schedule.times // length))
@@ -194,6 +195,7 @@ def test_check_names_what_a_space_does_not_have() -> None:
 # Frames and files ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(schedules())
 def test_a_frame_brings_everything_back(schedule: Schedule) -> None:

@@ -138,6 +138,7 @@ def test_the_same_steps_as_in_the_built_in_loop_bit_for_bit(algorithm: str, told
 # A loop of somebody else's --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", list(RULES))
 def test_backward_and_step_may_be_another_loops(algorithm: str) -> None:
     mine, other = (tuner_of(algorithm, hyper_lr=0.05, steps=40) for _ in range(2))

@@ -92,6 +92,7 @@ def test_only_what_asks_for_it_is_recorded(make_task: Any, replays: Any) -> None
     assert replays.recorded == 0
 
 
+@pytest.mark.slow
 def test_a_carried_state_goes_through_python(replays: Any) -> None:
     """There, what is replayed are the loops over time."""
     tokens = {"train_tokens": 2000, "valid_tokens": 500, "test_tokens": 200}

@@ -182,6 +182,7 @@ def test_texts_that_a_spreadsheet_would_run_come_after_an_apostrophe() -> None:
     assert escaped["b"].equals(frame["b"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "change"),
     [(1, lambda old: bytes([old[0] ^ 4])), (15, lambda old: bytes(len(old))), (512, lambda old: bytes(len(old)))],

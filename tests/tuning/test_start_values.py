@@ -70,6 +70,7 @@ def test_the_mixture_has_the_moments_of_its_formula() -> None:
     assert draws.var() == pytest.approx((2 / 3 * 1 + 1 / 3 * 4 + 2) + 2, rel=0.08)
 
 
+@pytest.mark.slow
 def test_trials_that_agree_leave_their_own_scale_and_a_single_one_too() -> None:
     same = [Report(loss, {"a": 5.0}, {"a": 0.5}) for loss in (0.1, 0.2, 0.3)]
     for draws in (drawn_near(*same), drawn_near(same[0])):

@@ -126,6 +126,7 @@ def test_copies_of_a_model_share_what_is_recorded(graphed: Graphed) -> None:
     assert copy.deepcopy(graphed) is graphed
 
 
+@pytest.mark.slow
 def test_steps_are_fused_inside_code_that_is_not_compiled() -> None:
     """An LSTM inside a compiled network is kept out of it; its steps are compiled all the same, each once a form."""
     from torch._dynamo.utils import counters
