@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: install demo test check fuzz wheel minimum lint docs clean
+.PHONY: install demo test pytest check fuzz wheel minimum lint docs clean
 
 install: $(READY)
 
@@ -28,8 +28,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests that use Ray mostly wait for its processes: they share one of two processes, the others run beside them.
-test: lint
+# Tests that use Ray mostly wait for its processes: they share one of two processes, the others and lint run beside them.
+test: $(READY)
+	$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 # A thousand damaged inputs for every reader; `make test` reads a few of each.
